@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* file.h: the bytes of a node as open handles see them: the stack blob <- sealed stages <- open stage, shared by all handles of one (ino, incarnation). Joins tree, blobs and stages for
+ * fs/ (handles) and sync/ (commits). Commit points (see semantics.md): RELEASE of the last write handle, a freeze by rename or link or fsync, a quiet point (30 s), at the
+ * latest 5 min after the oldest write. Freezing fixes the extent list only.
+ *
+ * The cache as a whole is opened and closed here too. */
+#pragma once
+#include "cache/blob.h"
+#include "cache/stage.h"
+#include "cache/tree.h"
+
+enum close_level { CLOSE_FAST = 0, CLOSE_LOCAL = 1, CLOSE_SERVER = 2 };
+struct cache {                        /* owned parts, open between cache_open and cache_close */
+        struct tree *tree; struct blobs *blobs; struct stages *stages; struct files *files;
+        struct clock *clock; struct rng *rng; struct counters *counters;
+};
+struct cache_config {
+        const char *dir;              /* made if missing (0700); one process at a time: -EBUSY */
+        uint64_t limit_bytes, free_floor_bytes;
+        uint32_t uid, gid;
+        struct clock *clock; struct rng *rng; struct counters *counters;
+        struct executor *workers;
+        bool read_only;
+};
+/* Locks, checks, opens all, recovers stages (unknown ones go to lost+found/ of the tree or dir; nothing is deleted), starts the 1 s flusher thread. A damaged tree file is moved
+ * aside and rebuilt from stages. ret_note: one line for the user about what was recovered, or empty. */
+int cache_open(const struct cache_config *c, struct cache **ret, char *ret_note, size_t n) _must_check_;
+/* Freezes every open stage, makes all local, stops threads. */
+void cache_close(struct cache *c);
+int cache_sync(struct cache *c) _must_check_;   /* everything accepted is durable (local) on return */
+
+struct file;
+/* One reference per open handle. write: counts as a write handle until file_release. truncate: O_TRUNC as part of it. The content is the tree row's; incarnation must be the row's (-ESTALE). */
+int file_open(struct cache *c, uint64_t ino, uint16_t incarnation, bool write, bool truncate, struct file **ret) _must_check_;
+/* ret_committed: this was the last write handle and a generation was queued (1 SQL transaction). Never blocks on network. */
+void file_release(struct file *f, bool write);
+uint64_t file_ino(const struct file *f);
+bool file_is_open(struct cache *c, uint64_t ino);       /* any handle or open stage */
+bool file_is_open_for_write(struct cache *c, uint64_t ino);
+/* The size and mtime that stat must show, if an open stage knows better than the row. */
+bool file_overlay(struct cache *c, uint64_t ino, uint64_t *ret_size, int64_t *ret_mtime_ns, int64_t *ret_ctime_ns);
+
+/* Completion form as blob_read: bytes, or -EINPROGRESS and done comes. */
+struct file_read {
+        struct file *file; uint64_t off; void *buf; size_t n; int64_t deadline_ms;
+        void (*done)(struct file_read *r, ssize_t result); void *owner;
+        struct blob_read inner; void *priv; int state;
+};
+ssize_t file_read(struct file_read *r) _must_check_;
+void file_read_cancel(struct file_read *r);
+/* Accepted (survives kill -9) on return. 0 SQL, 0 HTTP. append: at the end, atomically. -EINPROGRESS: no room now: nothing was written; w->done comes when there is room (0: call
+ * again) or with -ENOSPC (offline or stuck), -EINTR. -EIO after a failed write of this generation. */
+struct file_write {
+        struct file *file; uint64_t off; const void *buf; size_t n; bool append; int64_t deadline_ms;
+        void (*done)(struct file_write *w, int result); void *owner; struct file_write *next, *prev; int state;
+};
+ssize_t file_write(struct file_write *w) _must_check_;
+void file_write_cancel(struct file_write *w);
+int file_truncate(struct cache *c, uint64_t ino, uint64_t size) _must_check_;  /* also without a handle: then it is a commit point */
+enum file_alloc { FILE_ALLOC_EXTEND = 1, FILE_ALLOC_KEEP = 2, FILE_ALLOC_PUNCH = 3, FILE_ALLOC_ZERO = 4, FILE_ALLOC_ZERO_KEEP = 5 };
+int file_allocate(struct file *f, enum file_alloc how, uint64_t off, uint64_t n) _must_check_;
+int file_seek(struct file *f, bool data, uint64_t off, uint64_t *ret) _must_check_;  /* SEEK_DATA, SEEK_HOLE; -ENXIO */
+int file_set_mtime(struct cache *c, uint64_t ino, int64_t mtime_ns) _must_check_;    /* explicit times win over those of earlier writes; goes to tree_setattr too */
+/* fsync: stage bytes and log synced, then the tree. Level local. Also freezes when the mount has close=server. */
+int file_sync(struct file *f) _must_check_;
+/* A commit point now, if there is anything: rename, link, quiet point. ret_gen: the generation that carries it, 0: nothing was dirty. */
+int file_freeze(struct cache *c, uint64_t ino, uint64_t *ret_gen) _must_check_;
+/* The error that close must report (a write of this generation failed); cleared by reporting it once. */
+int file_take_error(struct file *f) _must_check_;
+/* ---- engine ---- */
+/* Operations that the server accepted: stages become blobs; open handles go on with the same bytes. */
+void file_committed(struct cache *c, const struct tree_done *done, size_t n);
+/* Local content of gen goes to another node (conflict copy): done by tree_resolve's new row; moves the stage's identity. */
+int file_reassign(struct cache *c, uint64_t gen, uint64_t new_ino) _must_check_;
+void cache_set_source(struct cache *c, struct source *s);
+void cache_set_listener(struct cache *c, struct listener *l);      /* up to 4, before threads start */
+/* Freezes stages that are quiet or old; returns ms until the next is due. Called by the engine's tick. */
+int64_t file_quiet_points(struct cache *c);
+/* Offline or stuck: writers that wait for room get -ENOSPC. */
+void cache_set_online(struct cache *c, bool online);
+struct cache_totals { uint64_t bytes, limit_bytes, dirty_bytes, pending_files, pending_bytes; int64_t oldest_pending_ns; /* real; 0: none */ };
+int cache_totals(struct cache *c, struct cache_totals *ret) _must_check_; /* open dirty files count as pending */
+/* 0 when no local change is left that the server does not have, waiting on a condition until deadline_ms: -ETIMEDOUT. */
+int cache_wait_drained(struct cache *c, int64_t deadline_ms) _must_check_;

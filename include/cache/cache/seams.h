@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* seams.h: the two structs through which cache/ calls out, and nothing else. */
+#pragma once
+#include "base/model.h"
+
+/* One wish for bytes that are not here. Made and owned by the cache (blob.c); the source answers it.
+ * Either a range of a content (with list pages if the list is unknown) or single blocks by hash. */
+struct fetch {
+        struct content content;          /* zero root and size: by hash only */
+        uint64_t offset, bytes;          /* range of the content wanted */
+        bool pages;                      /* all list pages too */
+        const struct digest *hashes; size_t n_hashes; /* blocks wanted; with a known list always this form */
+        bool prefetch;                   /* nobody waits */
+        /* called by the source, from its own thread, no lock held: */
+        /* A block or list page, not yet verified (the callee checks SHA-256 and returns -EBADMSG if wrong; the source then counts it and goes on). */
+        int (*block)(struct fetch *f, const struct digest *hash, const void *p, size_t n);
+        /* Exactly once, last. err 0: everything that exists was given; -EHOSTDOWN, -ETIMEDOUT, -EKEYREJECTED, -ENOENT (the server does not have it),
+         * -ECANCELED. */
+        void (*done)(struct fetch *f, int err);
+        void *owner, *priv;              /* blob.c's; the source's */
+};
+struct source {
+        /* 0: done will come. -EHOSTDOWN at once if known to be offline; -ENOMEM. Never blocks, never calls back from inside. */
+        int (*fetch)(struct source *s, struct fetch *f);
+        void (*cancel)(struct source *s, struct fetch *f); /* done still comes */
+};
+
+/* What changed without the kernel knowing it: by applied events, resolutions and merges; given after the commit. */
+enum note_kind {
+        NOTE_ENTRY = 1,  /* (parent, name) now means something else, or nothing: cached entry or negative entry is wrong */
+        NOTE_ATTR = 2,   /* attributes of ino changed, not its bytes */
+        NOTE_CONTENT = 3,/* bytes (and attributes) of ino changed: drop pages */
+        NOTE_LIST = 4,   /* directory ino has other children: drop its cached listing */
+};
+struct note { enum note_kind kind; uint64_t ino; const char *name; size_t name_bytes; }; /* ENTRY: ino is the parent */
+
+struct listener {
+        /* Notes of one committed transaction, in order; copied by the callee; any thread; the callee only queues, takes RANK_QUEUE at most. */
+        void (*notes)(struct listener *l, const struct note *notes, size_t n);
+        /* Something for the engine: an outbox row came, a stage wants to go up early, room is short. Queues only. */
+        void (*wake)(struct listener *l);
+};

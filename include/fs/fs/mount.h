@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* mount.h: the FUSE side: turns kernel requests into reads and changes of the cache, and the cache's notes into kernel invalidations. Knows nothing of sync/. */
+#pragma once
+#include "cache/file.h"
+
+struct mount;
+struct mount_config {
+        struct cache *cache;
+        const char *mountpoint;       /* absolute */
+        const char *source_name;      /* shown in /proc/mounts: the URL */
+        bool ro, allow_other, default_permissions, fastperm, debug;
+        bool owner_stored;            /* false: everything belongs to uid, gid */
+        uint32_t uid, gid;
+        enum close_level close_level;
+        int64_t net_timeout_ms;
+        unsigned threads;             /* 0: 8 */
+        /* close=server: waits until ino's pending work is on the server; 0, -ETIMEDOUT, -EHOSTDOWN, -EINTR. Given by cli/. */
+        struct clock *clock; struct counters *counters;
+        void (*statfs)(void *arg, uint64_t *ret_total_bytes, uint64_t *ret_free_bytes); void *statfs_arg; /* quota; NULL: large numbers */
+};
+/* Checks the mount point (exists, a directory, empty unless nonempty is asked; a stale FUSE mount there (ENOTCONN) is detached), mounts, starts workers and the notifier thread.
+ * -ENOTEMPTY, -ENOTDIR, -ENOENT, -EBUSY (a live mount is there), -EPERM (fuse not permitted), with one clear line in ret_why. */
+int mount_start(struct mount *m, char *ret_why, size_t n) _must_check_;
+/* mount_new makes the object and its listener (to be added to the cache before threads start); nothing is mounted yet. */
+int mount_new(const struct mount_config *config, struct mount **ret) _must_check_;
+struct listener *mount_listener(struct mount *m);
+/* Blocks until unmounted (fusermount3 -u, umount(2)) or mount_stop from another thread or a signal handler's helper. */
+int mount_wait(struct mount *m) _must_check_;
+/* Unmounts (lazily if busy when `lazy`), wakes mount_wait. -EBUSY. */
+int mount_stop(struct mount *m, bool lazy) _must_check_;
+void mount_free(struct mount *m);                  /* joins */
