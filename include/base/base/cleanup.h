@@ -44,6 +44,10 @@ static inline int steal_fd(int *fd) {
         struct type
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
-#define MIN(a, b) ({ __typeof__(a) a_ = (a); __typeof__(b) b_ = (b); a_ < b_ ? a_ : b_; })
-#define MAX(a, b) ({ __typeof__(a) a_ = (a); __typeof__(b) b_ = (b); a_ > b_ ? a_ : b_; })
+#define MIN_(a, b, n) ({ __typeof__(a) a_##n = (a); __typeof__(b) b_##n = (b); a_##n < b_##n ? a_##n : b_##n; })
+#define MIN_N_(a, b, n) MIN_(a, b, n)
+#define MIN(a, b) MIN_N_(a, b, __COUNTER__) /* may be nested */
+#define MAX_(a, b, n) ({ __typeof__(a) a_##n = (a); __typeof__(b) b_##n = (b); a_##n > b_##n ? a_##n : b_##n; })
+#define MAX_N_(a, b, n) MAX_(a, b, n)
+#define MAX(a, b) MAX_N_(a, b, __COUNTER__)
 #define container_of(p, type, member) ((type *)((char *)(p) - offsetof(type, member)))

@@ -32,4 +32,4 @@ static inline void cleanup_lock_p(struct lock **l) { if (*l) lock_drop(*l); }
 #define LOCK_PASTE_(a, b) a##b
 #define LOCK_NAME_(n) LOCK_PASTE_(lock_scope_, n)
 /* Holds l until the end of the scope. */
-#define LOCK_SCOPE(l) _cleanup_(cleanup_lock_p) struct lock *LOCK_NAME_(__LINE__) = (lock_take(l), (l))
+#define LOCK_SCOPE(l) _unused_ _cleanup_(cleanup_lock_p) struct lock *LOCK_NAME_(__LINE__) = (lock_take(l), (l))
