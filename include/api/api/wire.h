@@ -18,7 +18,13 @@
  *        the claims under an upload session (30 days).
  *   POST /v1/workspaces/W/read     READ*                       -> BLOCK* STATUS: for each READ the list pages (if asked) and the blocks of the range, each hash once, in order;
  *        an item that does not fit any more (BATCH_BYTES_MAX) or does not exist is named in STATUS.
- * JSON is given instead for `Accept: application/json` on snapshot, dirs and events. */
+ * JSON is given instead for `Accept: application/json` on snapshot, dirs and events.
+ *
+ * Accounts, JSON both ways (session.c is the client's side):
+ *   POST /v1/login    {"user", "password", "device"}  -> {"token", "expires_in" (seconds), "refresh_token", "device_id", "user"}; 401 UNAUTHORIZED
+ *   POST /v1/refresh  {"refresh_token"}               -> the same; the old refresh token is used up; 401 UNAUTHORIZED: revoked or expired
+ *   GET  /v1/workspaces/W                             -> {"name", "id", "role", "epoch", "seq", "quota_bytes", "used_bytes"}; 404 NOT_FOUND, 403 FORBIDDEN
+ *   GET  /v1                                          -> {"name": "tarn", "version", "features": [...], "limits": {...}} (no token needed) */
 #pragma once
 #include "base/buf.h"
 #include "base/model.h"
@@ -74,7 +80,8 @@ int wire_pack_event(struct buf *b, const struct event *e) _must_check_;
 int wire_unpack_event(const void *p, size_t n, struct arena *a, struct event *ret) _must_check_;
 int wire_pack_result(struct buf *b, const struct op_result *r) _must_check_;
 int wire_unpack_result(const void *p, size_t n, struct arena *a, struct op_result *ret) _must_check_;
-/* SHA-256 over the operation's canonical encoding (and its inline bytes): the digest stored with an operation id. */
+/* SHA-256 over the operation's canonical encoding: the digest stored with an operation id. Without `after` (an order of delivery, which shrinks as predecessors are
+ * answered) and without OPF_INLINE (a retry may send the bytes as blocks; content.root covers them and the server checks it). */
 int wire_op_digest(const struct op *op, struct digest *ret) _must_check_;
 
 /* Reads a body frame by frame. Returns 1 and the frame, 0 at the clean end, -EPROTO (truncated, oversized), -EPROTONOSUPPORT (kind). */
@@ -87,7 +94,7 @@ int wire_get_page(const struct frame *f, struct wire_page *ret) _must_check_;
 int wire_get_listed(const struct frame *f, struct wire_listed *ret) _must_check_;
 int wire_get_cursor(const struct frame *f, struct arena *a, struct wire_cursor *ret) _must_check_;
 int wire_get_event(const struct frame *f, struct arena *a, struct event *ret) _must_check_;
-int wire_get_op(const struct frame *f, struct arena *a, struct op *ret) _must_check_;   /* inline bytes: the DATA frame after it, set by the caller */
+int wire_get_op(const struct frame *f, struct arena *a, struct op *ret) _must_check_;   /* inline bytes: the DATA frame after it, set by the caller; names are bounded, not checked: name_check them */
 int wire_get_result(const struct frame *f, struct arena *a, struct op_result *ret) _must_check_;
 int wire_get_hashes(const struct frame *f, const struct digest **ret, size_t *ret_n) _must_check_; /* borrowed from the payload */
 int wire_get_block(const struct frame *f, struct wire_block *ret) _must_check_;

@@ -6,6 +6,7 @@
  * A *node* is known by an id that never changes. A *name* (entry) is a (parent, name) -> node row apart from the node.
  * A *content version* and a *placement* are named by the id of the operation that made them. */
 #pragma once
+#include <linux/limits.h> /* XATTR_NAME_MAX: 255 */
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -15,7 +16,6 @@
 #define DIGEST_BYTES 32
 #define NAME_BYTES_MAX 255u
 #define SYMLINK_BYTES_MAX 4095u
-#define XATTR_NAME_MAX 255u
 #define XATTR_VALUE_MAX 65536u
 #define XATTR_TOTAL_MAX 131072u  /* of one node, names and values */
 #define BATCH_BYTES_MAX (8u << 20)  /* body of one commit, put or packed read answer */
