@@ -15,6 +15,7 @@
 #define ERR_PROTOCOL EPROTO      /* the other side broke the contract */
 #define ERR_BUSY EBUSY           /* somebody else owns it (lock file, mount point) */
 #define ERR_RETRY EAGAIN         /* server asked to come back later (429, 503) */
+#define ERR_TLS ENOKEY           /* the server could not prove who it is (certificate) */
 
 /* Name of an errno, e.g. "ESTALE"; "E?" for an unknown one. Takes either sign. Static string, any thread. */
 const char *err_name(int err);
