@@ -72,15 +72,20 @@ int json_get_bool(const json_t *o, const char *key, bool *ret) {
         return 0;
 }
 
+struct dump { struct buf *buf; int error; };
+
 static int dump_to_buf(const char *p, size_t n, void *arg) {
-        return buf_add(arg, p, n);
+        struct dump *d = arg;
+        d->error = buf_add(d->buf, p, n);
+        return d->error;
 }
 
 int json_to_buf(const json_t *j, struct buf *b) {
+        struct dump d = { b, 0 };
         size_t before = b->bytes;
-        if (json_dump_callback(j, dump_to_buf, b, JSON_COMPACT | JSON_ENCODE_ANY) < 0) {
+        if (json_dump_callback(j, dump_to_buf, &d, JSON_COMPACT | JSON_ENCODE_ANY) < 0) {
                 b->bytes = before;
-                return buf_reserve(b, 1) < 0 ? -EMSGSIZE : -ENOMEM;
+                return d.error < 0 ? d.error : -ENOMEM;
         }
         return 0;
 }
