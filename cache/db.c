@@ -1,0 +1,377 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* db.c: SQLite behind the few calls that the cache needs.
+ *
+ * Rules that this file keeps, and why:
+ *  - One connection for each file writes and checkpoints; all others are opened read-only and do not checkpoint when they close. Debian 12's SQLite (3.40.1)
+ *    can damage a file when two connections write or checkpoint one log.
+ *  - mmap_size=0: a read error is an error code, never a signal.
+ *  - WAL with synchronous=NORMAL: a commit is a write to the log without a sync; it survives the end of this process. db_sync makes all commits durable by
+ *    syncing the log's file itself. That equals a commit with synchronous=FULL (which syncs the same file after its frames), needs no empty write,
+ *    and may run while other threads commit, so that no lock is held during an fsync. If the log was checkpointed in between, the checkpoint
+ *    has synced log and file already.
+ *  - The log is bounded: a commit that leaves more than checkpoint_pages in it checkpoints, and journal_size_limit cuts the file afterwards.
+ *
+ * Prepared statements live as long as their connection, in a table keyed by the address of the SQL literal. Two equal literals of two source files
+ * make two statements; that costs some memory and nothing else. Using a statement that is in use is a mistake of ours (assert).
+ *
+ * After a failed sync the log's pages may be gone from the page cache though marked clean, so a later success would prove nothing: db_sync
+ * goes on failing until the file is opened anew. */
+#include <assert.h>
+#include <sqlite3.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+
+#include "db.h"
+
+#define STATEMENTS 512u /* power of two, and more than twice what we have */
+#define JOURNAL_LIMIT_BYTES (64u << 20)
+
+struct db_stmt {
+        struct db *db;
+        sqlite3_stmt *s;
+        const char *sql;
+        bool busy;
+};
+struct db {
+        sqlite3 *c;
+        bool write;
+        sqlite3_file *log;        /* the write-ahead log's file: stays the same while the connection is open */
+        _Atomic int sync_error;   /* sticky */
+        size_t n_statements;
+        struct db_stmt statements[STATEMENTS];
+};
+
+static int error_from(int rc, sqlite3 *c) {
+        switch (rc & 0xff) {
+        case SQLITE_OK:
+        case SQLITE_ROW:
+        case SQLITE_DONE:
+                return 0;
+        case SQLITE_CORRUPT:
+        case SQLITE_NOTADB:
+        case SQLITE_FORMAT:
+                return -EBADMSG;
+        case SQLITE_FULL:
+                return -ENOSPC;
+        case SQLITE_IOERR:
+                return c && sqlite3_system_errno(c) == ENOSPC ? -ENOSPC : -EIO;
+        case SQLITE_CANTOPEN:
+                return c && sqlite3_system_errno(c) > 0 ? -sqlite3_system_errno(c) : -ENOENT;
+        case SQLITE_CONSTRAINT:
+                return -EEXIST;
+        case SQLITE_BUSY:
+        case SQLITE_LOCKED:
+                return -EBUSY;
+        case SQLITE_NOMEM:
+                return -ENOMEM;
+        case SQLITE_READONLY:
+                return -EROFS;
+        case SQLITE_TOOBIG:
+                return -EMSGSIZE;
+        case SQLITE_INTERRUPT:
+                return -EINTR;
+        default:
+                return -EIO;
+        }
+}
+
+static int pragma(struct db *db, const char *sql) {
+        return error_from(sqlite3_exec(db->c, sql, NULL, NULL, NULL), db->c);
+}
+
+int db_open(const struct db_config *config, struct db **ret) {
+        assert(config && config->path && ret);
+        struct db *db = calloc(1, sizeof(*db));
+        if (!db)
+                return -ENOMEM;
+        db->write = config->write;
+        int flags = SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE | (config->write ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY);
+        int r = error_from(sqlite3_open_v2(config->path, &db->c, flags, config->vfs), db->c);
+        char sql[128];
+        if (r == 0) {
+                (void)sqlite3_db_config(db->c, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, config->write ? 0 : 1, NULL);
+                (void)sqlite3_db_config(db->c, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
+                (void)sqlite3_busy_timeout(db->c, config->exclusive ? 0 : 10000);
+                r = pragma(db, "PRAGMA mmap_size=0; PRAGMA temp_store=MEMORY; PRAGMA cell_size_check=ON");
+        }
+        if (r == 0) {
+                (void)snprintf(sql, sizeof(sql), "PRAGMA cache_size=-%u", config->cache_kib ? config->cache_kib : 2048u);
+                r = pragma(db, sql);
+        }
+        if (r == 0 && config->exclusive)
+                r = pragma(db, "PRAGMA locking_mode=EXCLUSIVE");
+        if (r == 0 && config->write) {
+                (void)snprintf(sql, sizeof(sql), "PRAGMA wal_autocheckpoint=%u", config->checkpoint_pages ? config->checkpoint_pages : 2000u);
+                r = pragma(db, "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL");
+                if (r == 0)
+                        r = pragma(db, sql);
+                (void)snprintf(sql, sizeof(sql), "PRAGMA journal_size_limit=%u", JOURNAL_LIMIT_BYTES);
+                if (r == 0)
+                        r = pragma(db, sql);
+                if (r == 0) /* the log is there from the first read on */
+                        r = pragma(db, "SELECT count(*) FROM sqlite_schema");
+                if (r == 0)
+                        r = error_from(sqlite3_file_control(db->c, "main", SQLITE_FCNTL_JOURNAL_POINTER, &db->log), db->c);
+                if (r == 0 && (!db->log || !db->log->pMethods))
+                        r = -EIO;
+                if (r == 0) /* also makes the names of new files durable, once */
+                        r = db_sync(db);
+        }
+        if (r < 0) {
+                db_close(db);
+                return r;
+        }
+        *ret = db;
+        return 0;
+}
+
+void db_close(struct db *db) {
+        if (!db)
+                return;
+        for (size_t i = 0; i < STATEMENTS; i++)
+                if (db->statements[i].s)
+                        (void)sqlite3_finalize(db->statements[i].s);
+        int rc = sqlite3_close(db->c);
+        assert(rc == SQLITE_OK);
+        (void)rc;
+        free(db);
+}
+
+int db_get(struct db *db, const char *sql, struct db_stmt **ret) {
+        size_t at = ((uintptr_t)sql * 0x9E3779B97F4A7C15ull) >> 40 & (STATEMENTS - 1);
+        while (db->statements[at].s && db->statements[at].sql != sql)
+                at = (at + 1) & (STATEMENTS - 1);
+        struct db_stmt *s = &db->statements[at];
+        if (!s->s) {
+                assert(db->n_statements < STATEMENTS / 2);
+                int r = error_from(sqlite3_prepare_v3(db->c, sql, -1, SQLITE_PREPARE_PERSISTENT, &s->s, NULL), db->c);
+                if (r < 0) {
+                        s->s = NULL;
+                        return r;
+                }
+                s->db = db;
+                s->sql = sql;
+                db->n_statements++;
+        }
+        assert(!s->busy);
+        *ret = s;
+        return 0;
+}
+
+static int bind_list(struct db_stmt *s, const char *types, va_list ap) {
+        int rc = SQLITE_OK;
+        s->busy = true;
+        for (int i = 1; *types && rc == SQLITE_OK; i++, types++) {
+                const void *p;
+                size_t n;
+                switch (*types) {
+                case 'i':
+                        rc = sqlite3_bind_int64(s->s, i, va_arg(ap, int64_t));
+                        break;
+                case 'b':
+                        p = va_arg(ap, const void *);
+                        n = va_arg(ap, size_t);
+                        rc = p ? sqlite3_bind_blob64(s->s, i, n ? p : "", n, SQLITE_STATIC) : sqlite3_bind_null(s->s, i);
+                        break;
+                case 't':
+                        p = va_arg(ap, const char *);
+                        n = va_arg(ap, size_t);
+                        rc = p ? sqlite3_bind_text64(s->s, i, p, n, SQLITE_STATIC, SQLITE_UTF8) : sqlite3_bind_null(s->s, i);
+                        break;
+                case 'I': {
+                        const struct id *id = va_arg(ap, const struct id *);
+                        rc = id && !id_is_zero(id) ? sqlite3_bind_blob(s->s, i, id->b, ID_BYTES, SQLITE_STATIC) : sqlite3_bind_null(s->s, i);
+                        break;
+                }
+                case 'D': {
+                        const struct digest *d = va_arg(ap, const struct digest *);
+                        rc = d && !digest_is_zero(d) ? sqlite3_bind_blob(s->s, i, d->b, DIGEST_BYTES, SQLITE_STATIC) : sqlite3_bind_null(s->s, i);
+                        break;
+                }
+                case 'n':
+                        rc = sqlite3_bind_null(s->s, i);
+                        break;
+                default:
+                        assert(!"letter of db_bind");
+                }
+        }
+        int r = error_from(rc, s->db->c);
+        if (r < 0)
+                db_reset(s);
+        return r;
+}
+
+int db_bind(struct db_stmt *s, const char *types, ...) {
+        va_list ap;
+        va_start(ap, types);
+        int r = bind_list(s, types, ap);
+        va_end(ap);
+        return r;
+}
+
+int db_step(struct db_stmt *s) {
+        s->busy = true;
+        int rc = sqlite3_step(s->s);
+        if (rc == SQLITE_ROW)
+                return 1;
+        int r = error_from(rc, s->db->c);
+        db_reset(s);
+        return r;
+}
+
+void db_reset(struct db_stmt *s) {
+        (void)sqlite3_reset(s->s); /* repeats the error of the step, which has been told */
+        s->busy = false;
+}
+
+int db_query(struct db *db, struct db_stmt **ret, const char *sql, const char *types, ...) {
+        struct db_stmt *s;
+        *ret = NULL;
+        int r = db_get(db, sql, &s);
+        if (r < 0)
+                return r;
+        va_list ap;
+        va_start(ap, types);
+        r = bind_list(s, types, ap);
+        va_end(ap);
+        if (r == 0)
+                r = db_step(s);
+        if (r > 0)
+                *ret = s;
+        return r;
+}
+
+int db_run(struct db *db, const char *sql, const char *types, ...) {
+        struct db_stmt *s;
+        int r = db_get(db, sql, &s);
+        if (r < 0)
+                return r;
+        va_list ap;
+        va_start(ap, types);
+        r = bind_list(s, types, ap);
+        va_end(ap);
+        while (r == 0 && (r = db_step(s)) > 0)
+                r = 0;
+        return r;
+}
+
+int db_int(struct db *db, int64_t *ret, const char *sql, const char *types, ...) {
+        struct db_stmt *s;
+        int r = db_get(db, sql, &s);
+        if (r < 0)
+                return r;
+        va_list ap;
+        va_start(ap, types);
+        r = bind_list(s, types, ap);
+        va_end(ap);
+        if (r == 0)
+                r = db_step(s);
+        if (r <= 0)
+                return r < 0 ? r : -ENOENT;
+        *ret = sqlite3_column_int64(s->s, 0);
+        db_reset(s);
+        return 0;
+}
+
+int db_exec(struct db *db, const char *sql) {
+        return error_from(sqlite3_exec(db->c, sql, NULL, NULL, NULL), db->c);
+}
+
+int64_t db_col_int(struct db_stmt *s, int col) {
+        return sqlite3_column_int64(s->s, col);
+}
+
+bool db_col_null(struct db_stmt *s, int col) {
+        return sqlite3_column_type(s->s, col) == SQLITE_NULL;
+}
+
+const void *db_col_blob(struct db_stmt *s, int col, size_t *ret_n) {
+        const void *p = sqlite3_column_blob(s->s, col);
+        *ret_n = p ? (size_t)sqlite3_column_bytes(s->s, col) : 0;
+        return p;
+}
+
+const char *db_col_text(struct db_stmt *s, int col, size_t *ret_n) {
+        const char *p = (const char *)sqlite3_column_text(s->s, col);
+        if (ret_n)
+                *ret_n = p ? (size_t)sqlite3_column_bytes(s->s, col) : 0;
+        return p;
+}
+
+struct id db_col_id(struct db_stmt *s, int col) {
+        struct id id = {0};
+        const void *p = sqlite3_column_blob(s->s, col);
+        if (p && sqlite3_column_bytes(s->s, col) == ID_BYTES)
+                memcpy(id.b, p, ID_BYTES);
+        return id;
+}
+
+struct digest db_col_digest(struct db_stmt *s, int col) {
+        struct digest d = {0};
+        const void *p = sqlite3_column_blob(s->s, col);
+        if (p && sqlite3_column_bytes(s->s, col) == DIGEST_BYTES)
+                memcpy(d.b, p, DIGEST_BYTES);
+        return d;
+}
+
+int db_begin(struct db *db) {
+        assert(!db_in_transaction(db));
+        return db->write ? db_run(db, "BEGIN IMMEDIATE", "") : db_run(db, "BEGIN", "");
+}
+
+int db_commit(struct db *db) {
+        assert(db_in_transaction(db));
+        int r = db_run(db, "COMMIT", "");
+        /* A failed checkpoint after a good commit is not reported by SQLite; a failed commit leaves the transaction open. */
+        if (r < 0)
+                db_rollback(db);
+        return r;
+}
+
+void db_rollback(struct db *db) {
+        if (!db_in_transaction(db))
+                return;
+        int r = db_run(db, "ROLLBACK", "");
+        assert(r == 0 || !db_in_transaction(db));
+        (void)r;
+}
+
+bool db_in_transaction(const struct db *db) {
+        return !sqlite3_get_autocommit(db->c);
+}
+
+int64_t db_changes(const struct db *db) {
+        return sqlite3_changes64(db->c);
+}
+
+int db_sync(struct db *db) {
+        assert(db->write);
+        int r = atomic_load(&db->sync_error);
+        if (r < 0)
+                return r;
+        if (db->log->pMethods->xSync(db->log, SQLITE_SYNC_NORMAL) != SQLITE_OK) {
+                atomic_store(&db->sync_error, -EIO);
+                return -EIO;
+        }
+        return 0;
+}
+
+int db_checkpoint(struct db *db) {
+        assert(db->write);
+        int rc = sqlite3_wal_checkpoint_v2(db->c, NULL, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
+        return rc == SQLITE_BUSY ? 0 : error_from(rc, db->c);
+}
+
+int db_check(struct db *db) {
+        _cleanup_stmt_ struct db_stmt *s = NULL;
+        int r = db_query(db, &s, "PRAGMA quick_check(1)", "");
+        if (r < 0)
+                return r;
+        const char *text = r > 0 ? db_col_text(s, 0, NULL) : NULL;
+        return text && strcmp(text, "ok") == 0 ? 0 : -EBADMSG;
+}
+
+const char *db_message(struct db *db) {
+        return sqlite3_errmsg(db->c);
+}

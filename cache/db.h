@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* db.h: the only door to SQLite in cache/. One struct db = one connection with its cache of prepared statements. It is not thread-safe: its owner's
+ * lock guards it. Errors are negative errnos: -EBADMSG damaged file, -ENOSPC, -EIO, -EEXIST a constraint, -EBUSY, -ENOMEM, -EROFS, -EMSGSIZE.
+ *
+ * Arguments are bound by a string of letters, one for each `?`:
+ *   i  int64_t or uint64_t (pass a 64-bit value: cast it)
+ *   b  const void *, size_t   blob (NULL pointer: NULL)
+ *   t  const char *, size_t   text (NULL pointer: NULL)
+ *   I  const struct id *      16-byte blob (NULL pointer or zero id: NULL)
+ *   D  const struct digest *  32-byte blob (NULL pointer or zero digest: NULL)
+ *   n  (nothing)              NULL
+ * Blobs and texts are borrowed until the statement is reset or bound again. */
+#pragma once
+#include "base/cleanup.h"
+#include "base/model.h"
+
+struct db;
+struct db_stmt;
+
+struct db_config {
+        const char *path;
+        const char *vfs;        /* NULL: SQLite's own */
+        bool write;             /* false: never writes, never checkpoints (also not when it closes) */
+        bool exclusive;         /* the only connection to this file ever: no shared memory needed */
+        unsigned cache_kib;     /* page cache; 0: 2,048 */
+        unsigned checkpoint_pages; /* writer: log pages after which a commit checkpoints; 0: 2,000 */
+};
+/* Opens (a writer creates: WAL, synchronous=NORMAL, incremental vacuum, mmap_size=0). */
+int db_open(const struct db_config *config, struct db **ret) _must_check_;
+void db_close(struct db *db);
+
+/* The statement for this SQL, prepared once for each connection and found again by the address of the literal: pass literals (or strings
+ * that live as long as db). The statement must not be in use already (a statement is in use from db_bind until db_reset). */
+int db_get(struct db *db, const char *sql, struct db_stmt **ret) _must_check_;
+int db_bind(struct db_stmt *s, const char *types, ...) _must_check_;
+/* 1: a row; 0: no more (the statement is reset); negative errno (reset too). */
+int db_step(struct db_stmt *s) _must_check_;
+void db_reset(struct db_stmt *s);
+static inline void cleanup_db_reset_p(struct db_stmt **s) { if (*s) db_reset(*s); }
+/* A statement that is reset at the end of the scope. */
+#define _cleanup_stmt_ _cleanup_(cleanup_db_reset_p)
+
+/* get + bind + first step. 1: a row, *ret is to be read and reset; 0: none, *ret is NULL. */
+int db_query(struct db *db, struct db_stmt **ret, const char *sql, const char *types, ...) _must_check_;
+/* get + bind + step to the end; rows are ignored. */
+int db_run(struct db *db, const char *sql, const char *types, ...) _must_check_;
+/* First column of the first row as an integer. -ENOENT: no row. NULL counts as 0. */
+int db_int(struct db *db, int64_t *ret, const char *sql, const char *types, ...) _must_check_;
+int db_exec(struct db *db, const char *sql) _must_check_;  /* several statements, nothing cached: for schemas */
+
+/* Columns of the current row; valid until the next step or reset. */
+int64_t db_col_int(struct db_stmt *s, int col);
+bool db_col_null(struct db_stmt *s, int col);
+const void *db_col_blob(struct db_stmt *s, int col, size_t *ret_n); /* NULL if NULL or empty */
+const char *db_col_text(struct db_stmt *s, int col, size_t *ret_n); /* NUL-terminated; NULL if NULL */
+struct id db_col_id(struct db_stmt *s, int col);                    /* zero if NULL or of another size */
+struct digest db_col_digest(struct db_stmt *s, int col);
+
+int db_begin(struct db *db) _must_check_;         /* BEGIN IMMEDIATE for a writer, BEGIN for a reader */
+int db_commit(struct db *db) _must_check_;        /* on failure the transaction has been rolled back */
+void db_rollback(struct db *db);                  /* also if none is open */
+bool db_in_transaction(const struct db *db);
+int64_t db_changes(const struct db *db);          /* rows of the last INSERT, UPDATE, DELETE */
+
+/* Writes of committed transactions reach the disk: syncs the log. Needs no lock while other threads use the connection (it touches only
+ * the log's file); everything committed before the call is durable on return. */
+int db_sync(struct db *db) _must_check_;
+int db_checkpoint(struct db *db) _must_check_;    /* as much as readers permit */
+/* PRAGMA quick_check. -EBADMSG: damaged. */
+int db_check(struct db *db) _must_check_;
+/* Message of the last failure on this connection, for one log line. */
+const char *db_message(struct db *db);
