@@ -95,7 +95,7 @@ static int tokens_from(const json_t *j, struct tokens *ret) {
 
 static int read_file(const char *path, json_t **ret) {
         _cleanup_secret_buf_ struct buf b = BUF_INIT(FILE_MAX_BYTES);
-        int r = file_read(path, FILE_MAX_BYTES, &b);
+        int r = file_load(path, FILE_MAX_BYTES, &b);
         if (r < 0)
                 return r;
         r = json_parse(b.data, b.bytes, ret);

@@ -143,7 +143,7 @@ int file_replace(const char *path, const void *p, size_t n, mode_t mode) {
         return fsync_parent(path);
 }
 
-int file_read(const char *path, size_t max_bytes, struct buf *ret) {
+int file_load(const char *path, size_t max_bytes, struct buf *ret) {
         _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
         if (fd < 0)
                 return -errno;
@@ -204,7 +204,7 @@ int disk_free(int fd, uint64_t *ret_bytes) {
 
 int boot_id(char ret[37]) {
         _cleanup_buf_ struct buf b = BUF_INIT(64);
-        int r = file_read("/proc/sys/kernel/random/boot_id", 64, &b);
+        int r = file_load("/proc/sys/kernel/random/boot_id", 64, &b);
         if (r < 0)
                 return r;
         if (b.bytes < 36)

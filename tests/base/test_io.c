@@ -44,11 +44,11 @@ static void test_replace(void **state) {
         assert_int_equal(stat(path, &st), 0);
         assert_int_equal(st.st_mode & 07777, 0600);
         _cleanup_buf_ struct buf b = BUF_INIT(0);
-        assert_int_equal(file_read(path, 6, &b), 0);
+        assert_int_equal(file_load(path, 6, &b), 0);
         assert_int_equal(b.bytes, 6);
         assert_memory_equal(b.data, "second", 6);
-        assert_int_equal(file_read(path, 5, &b), -EMSGSIZE);
-        assert_int_equal(file_read(below_file, 5, &b), -ENOTDIR);
+        assert_int_equal(file_load(path, 5, &b), -EMSGSIZE);
+        assert_int_equal(file_load(below_file, 5, &b), -ENOTDIR);
         assert_memory_equal(b.data, "second", 6); /* untouched on failure */
         assert_int_equal(file_replace(deep, "x", 1, 0600), -ENOTDIR); /* the directory itself: nothing is left behind */
         _cleanup_free_ char *z = path_join(dir, "x/y/z");
@@ -87,7 +87,7 @@ static void test_log(void **state) {
         assert_int_equal(log_open("prog", LOG_LEVEL_INFO, NULL), 0);
         assert_int_equal(log_open("prog", LOG_LEVEL_INFO, "/nonexistent/x"), -ENOENT);
         _cleanup_buf_ struct buf b = BUF_INIT(0);
-        assert_int_equal(file_read(path, 100000, &b), 0);
+        assert_int_equal(file_load(path, 100000, &b), 0);
         const char *text = buf_text(&b);
         assert_non_null(strstr(text, "info: event=name name=a?b?\n"));
         assert_non_null(strstr(text, "aaa...\n"));

@@ -17,7 +17,7 @@ int fsync_dir(int dir_fd) _must_check_;
 int fsync_parent(const char *path) _must_check_;
 /* temp + fsync + rename + fsync of the directory; mode of the new file. */
 int file_replace(const char *path, const void *p, size_t n, mode_t mode) _must_check_;
-int file_read(const char *path, size_t max_bytes, struct buf *ret) _must_check_; /* -EMSGSIZE over max */
+int file_load(const char *path, size_t max_bytes, struct buf *ret) _must_check_; /* -EMSGSIZE over max */
 /* Advisory whole-file lock (flock) on path, created 0600; ret_fd keeps it. -EBUSY if somebody holds it. */
 int file_lock(const char *path, int *ret_fd) _must_check_;
 /* Joins with '/', newly allocated; NULL without memory. */
