@@ -12,7 +12,7 @@ struct engine_config {
         struct cache *cache;
         struct transport *transport;
         struct session *session;      /* NULL in the simulation: no refresh */
-        struct executor *workers;     /* chunking, hashing, compressing */
+        struct executor *workers;     /* chunking, hashing, compressing: jobs may wait for base blocks, so at least 4 threads; a simulation: inline or in seeded order */
         struct clock *clock; struct rng *rng; struct counters *counters;
         const char *workspace;        /* name */
         const char *host;             /* for conflict names */
@@ -30,6 +30,10 @@ int64_t engine_step(struct engine *e);
 /* Something completed or came: from any thread; calls `woken` given below. */
 void engine_wake(struct engine *e);
 void engine_set_woken(struct engine *e, void (*woken)(void *arg), void *arg);
+
+/* Stopping without a thread (simulation): engine_shutdown cancels what is under way and starts nothing new; then engine_step until engine_quiet, then engine_free. */
+void engine_shutdown(struct engine *e);
+bool engine_quiet(struct engine *e);             /* no request and no task is under way */
 
 /* The control thread that calls engine_step: the real mount's way. */
 int engine_start(struct engine *e) _must_check_;

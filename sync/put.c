@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* put.c: missing blocks in requests of some MiB, in parallel.
+ *
+ * A put is a task (read the blocks from the sealed stage, check their hashes, compress those that shrink, frame them), then a request (POST blocks), then its answer (the hashes
+ * that are durable). At most `uploads` puts are under way in the whole engine; their bodies are the memory this costs. Blocks are taken in file order; what fails goes
+ * back to the list. Early uploads (early.c) share the limit.
+ *
+ * A block whose bytes on disk no longer match their hash is local damage (-EBADMSG): the item is parked. If the server says that a hash does not match
+ * (422), the bytes were damaged on the way: three times, then parked. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/digest.h"
+#include "sync/priv.h"
+
+#define MISMATCHES_MAX 3u
+#define PUT_ITEMS_MAX 256u
+
+struct put {
+        struct task task;
+        struct upload *u;
+        struct request *request;
+        int err;
+        size_t n;
+        uint32_t items[PUT_ITEMS_MAX];
+};
+
+static void give_back(struct put *p) {
+        struct upload *u = p->u;
+        for (size_t i = 0; i < p->n; i++)
+                if (u->todo[p->items[i]] == 2)
+                        u->todo[p->items[i]] = 1;
+        u->at = 0;
+}
+
+static void put_end(struct put *p) {
+        p->u->e->uploads.puts--;
+        upload_unref(p->u);
+        request_free(p->request);
+        free(p);
+}
+
+static void sent(struct put *p) {
+        struct upload *u = p->u;
+        for (size_t i = 0; i < p->n; i++) {
+                u->todo[p->items[i]] = 0;
+                u->left--;
+                if (p->items[i] < u->list->n)
+                        stage_block_mark_sent(u->stage, p->items[i]);
+        }
+        counter_add(u->e->c.counters, blocks_sent, p->n);
+        backoff_reset(&u->backoff);
+        u->mismatches = 0;
+        if (u->left == 0 && u->state == UPLOAD_PUT) {
+                u->state = UPLOAD_READY;
+                outbox_look(u->e);
+        }
+}
+
+static void put_finished(struct request *r, int err) {
+        struct put *p = r->owner;
+        struct upload *u = p->u;
+        p->request = NULL; /* freed by whoever called us */
+        if (u->abandoned) {
+                put_end(p);
+                return;
+        }
+        if (err == 0) {
+                sent(p);
+        } else {
+                give_back(p);
+                if (r->call->status == 422 && ++u->mismatches < MISMATCHES_MAX)
+                        upload_fail(u, -EAGAIN, 0);
+                else
+                        upload_fail(u, r->call->status == 422 ? -EBADMSG : err == -ENOENT ? -EAGAIN : err == -EIO ? -EAGAIN : err, r->call->retry_after_ms);
+        }
+        put_end(p);
+}
+
+static int fill(struct put *p) {
+        struct upload *u = p->u;
+        struct buf scratch = BUF_INIT(2 * BLOCK_BYTES_MAX);
+        uint8_t *bytes = malloc(BLOCK_BYTES_MAX);
+        int64_t deadline = engine_now(u->e) + u->e->c.net_timeout_ms;
+        int r = bytes ? 0 : -ENOMEM;
+        for (size_t i = 0; r >= 0 && i < p->n; i++) {
+                size_t item = p->items[i];
+                uint32_t n = upload_item_bytes(u, item);
+                const struct digest *hash = upload_item_hash(u, item);
+                const void *data = bytes;
+                struct wire_block block;
+                if (item < u->list->n) {
+                        struct digest d;
+                        ssize_t got = stage_pread(u->stage, u->starts[item], bytes, n, deadline);
+                        if (got < 0) {
+                                r = (int)got;
+                                break;
+                        }
+                        sha256(bytes, n, &d);
+                        if ((size_t)got != n || !digest_equal(&d, hash)) {
+                                r = -EBADMSG;
+                                break;
+                        }
+                } else {
+                        data = u->pages[item - u->list->n].bytes;
+                }
+                buf_reset(&scratch);
+                r = wire_block_compress(hash, data, n, &scratch, &block);
+                if (r >= 0)
+                        r = wire_add_block(&p->request->call->body, &block);
+        }
+        buf_free(&scratch);
+        free(bytes);
+        return r;
+}
+
+static void fill_work(struct task *t) {
+        struct put *p = container_of(t, struct put, task);
+        p->err = fill(p);
+}
+
+static void fill_finished(struct task *t) {
+        struct put *p = container_of(t, struct put, task);
+        struct upload *u = p->u;
+        if (u->abandoned || p->err < 0) {
+                if (!u->abandoned) {
+                        give_back(p);
+                        upload_fail(u, p->err, 0);
+                }
+                put_end(p);
+                return;
+        }
+        p->request->owner = p;
+        p->request->finished = put_finished;
+        request_send(p->request, engine_now(u->e) + 4 * u->e->c.net_timeout_ms);
+}
+
+static struct put *take(struct upload *u) {
+        struct put *p = calloc(1, sizeof *p);
+        size_t bytes = 0;
+        if (!p)
+                return NULL;
+        p->u = u;
+        for (; u->at < u->n_items && p->n < PUT_ITEMS_MAX && bytes < PUT_BYTES; u->at++) {
+                if (u->todo[u->at] != 1)
+                        continue;
+                u->todo[u->at] = 2;
+                p->items[p->n++] = (uint32_t)u->at;
+                bytes += upload_item_bytes(u, u->at);
+        }
+        if (p->n == 0) {
+                free(p);
+                return NULL;
+        }
+        p->request = request_new(u->e, HTTP_POST, BATCH_BYTES_MAX + (1u << 20), BATCH_BYTES_MAX, "/v1/workspaces/%s/blocks", buf_text(&u->e->ws));
+        if (!p->request) {
+                give_back(p);
+                free(p);
+                return NULL;
+        }
+        return p;
+}
+
+int64_t put_step(struct upload *u, int64_t now) {
+        struct engine *e = u->e;
+        if (u->left == 0) {
+                u->state = UPLOAD_READY;
+                outbox_look(e);
+                return now;
+        }
+        unsigned share = e->uploads.putting > 1 ? MAX(1u, e->c.uploads / 2) : e->c.uploads; /* none takes every slot while others wait */
+        while (e->uploads.puts < e->c.uploads && u->busy < share && u->at < u->n_items) {
+                struct put *p = take(u);
+                if (!p)
+                        break;
+                e->uploads.puts++;
+                u->busy++;
+                p->task.work = fill_work;
+                p->task.finished = fill_finished;
+                task_start(e, e->c.workers, &p->task);
+        }
+        return NEVER;
+}
