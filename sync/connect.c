@@ -18,7 +18,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "sync/priv.h"
+#include "priv.h"
 
 #define SIGNED_OUT_RETRY_MS 60000
 #define REFUSED_RETRY_MS 30000 /* no such workspace, no right to it: ask again */
@@ -60,7 +60,7 @@ static void go_online(struct engine *e) {
 static void go_offline(struct engine *e, const char *why) {
         char reason[200];
         set_phase(e, CONNECT_WAIT);
-        snprintf(reason, sizeof reason, "cannot reach the server%s%s", *why ? ": " : "", why);
+        snprintf(reason, sizeof reason, "cannot reach the server%s%.150s", *why ? ": " : "", why);
         engine_set_state(e, CONN_OFFLINE, -EHOSTDOWN, reason);
         download_refuse(e, true);
 }
@@ -68,7 +68,7 @@ static void go_offline(struct engine *e, const char *why) {
 static void go_upgrade(struct engine *e, const char *what) {
         char reason[200];
         set_phase(e, CONNECT_UPGRADE);
-        snprintf(reason, sizeof reason, "upgrade needed: the server speaks a newer version than this program (%s)", what);
+        snprintf(reason, sizeof reason, "upgrade needed: the server speaks a newer version than this program (%.100s)", what);
         engine_set_state(e, CONN_UPGRADE, -EPROTONOSUPPORT, reason);
         download_refuse(e, true);
 }

@@ -20,7 +20,7 @@
 #include <string.h>
 
 #include "base/digest.h"
-#include "sync/priv.h"
+#include "priv.h"
 
 #define REQUESTS_MAX 8u
 #define ASK_BYTES (4u << 20)
@@ -35,7 +35,8 @@ struct download {
         uint8_t *got;                  /* per hash: 1 given, 2 the server has not got it */
         size_t left, asked;            /* hashes: not yet given; in the request under way */
         uint64_t at, end;              /* range: next byte to ask for */
-        bool pages_got, missing;
+        bool pages_got;
+        int err;                       /* -ENOENT: the server has not got a part; or what the cache said to a block */
 };
 
 #define JOIN_MAX 64u
@@ -203,8 +204,7 @@ static void give(struct ask *a, const struct digest *hash, const void *p, size_t
                 if (r < 0) {
                         if (r == -EBADMSG)
                                 counter_add(a->e->c.counters, corruptions_found, 1);
-                        w->missing = true; /* ends in an error instead of asking for ever */
-                        a->err = a->err < 0 ? a->err : 0;
+                        w->err = r; /* ends in an error instead of asking for ever */
                 }
                 w->got[a->item[i].hash] = 1;
                 w->left--;
@@ -256,7 +256,7 @@ static int decode(struct ask *a) {
                         if (!w->got[a->item[item].hash]) {
                                 w->got[a->item[item].hash] = 2;
                                 w->left--;
-                                w->missing = true;
+                                w->err = -ENOENT;
                         }
                 }
         }
@@ -265,7 +265,7 @@ static int decode(struct ask *a) {
         if (k >= 0 && a->range) {
                 struct download *w = a->of[0];
                 if (not_found) {
-                        w->missing = true;
+                        w->err = -ENOENT;
                         w->at = w->end;
                         w->pages_got = true;
                 } else if (!not_sent) {
@@ -307,7 +307,7 @@ static void settle(struct ask *a, int err, int64_t retry_after_ms) {
                 else if (err < 0 && !again)
                         end_active(e, w, err == -EACCES ? -EACCES : err == -ENOENT ? -ENOENT : -EIO);
                 else if (complete(w))
-                        end_active(e, w, w->missing ? -ENOENT : 0);
+                        end_active(e, w, w->err);
                 else if (e->down.refuse)
                         end_active(e, w, -EHOSTDOWN);
                 else if (now >= w->deadline_ms)

@@ -16,7 +16,7 @@
 #include <string.h>
 
 #include "base/digest.h"
-#include "sync/priv.h"
+#include "priv.h"
 
 #define ROUND_BLOCKS 8u
 #define LOOK_MS 200

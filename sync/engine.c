@@ -24,7 +24,7 @@
 #include <assert.h>
 #include <stdarg.h>
 
-#include "sync/priv.h"
+#include "priv.h"
 
 int64_t engine_now(struct engine *e) {
         return clock_mono_ms(e->c.clock);

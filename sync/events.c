@@ -15,7 +15,7 @@
  * The first poll after a start does not wait: it tells at once whether the cursor still holds. */
 #include <string.h>
 
-#include "sync/priv.h"
+#include "priv.h"
 
 void events_init(struct engine *e) {
         e->events.backoff = (struct backoff){ .base_ms = 200, .cap_ms = 8000 };

@@ -21,7 +21,7 @@
 #include <string.h>
 
 #include "base/digest.h"
-#include "sync/priv.h"
+#include "priv.h"
 
 #define SETTING "load_from"
 

@@ -24,7 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "sync/priv.h"
+#include "priv.h"
 
 #define BARRIER_WAIT_NS 60000000000ll
 #define BUSY_LOOK_MS 50 /* between two looks while a commit is in flight */

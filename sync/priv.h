@@ -6,6 +6,7 @@
  * runs it in engine_step. So the machines never see each other's threads. */
 #pragma once
 #include "api/wire.h"
+#include "base/err.h"
 #include "base/lock.h"
 #include "base/log.h"
 #include "base/retry.h"

@@ -12,7 +12,7 @@
 #include <string.h>
 
 #include "base/digest.h"
-#include "sync/priv.h"
+#include "priv.h"
 
 #define MISMATCHES_MAX 3u
 #define PUT_ITEMS_MAX 256u

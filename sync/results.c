@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "api/code.h"
-#include "sync/priv.h"
+#include "priv.h"
 
 static void log_refusal(struct engine *e, const struct op *op, const struct op_result *r, const char *decision) {
         char hex[2 * ID_BYTES + 1];

@@ -22,7 +22,7 @@
 #include <string.h>
 
 #include "base/digest.h"
-#include "sync/priv.h"
+#include "priv.h"
 
 #define UPLOADS_MAX 512u
 #define INLINE_ROOM (16u << 20)
