@@ -1,0 +1,379 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* blob_evict.c: room, index writes, scrub.
+ *
+ * Who wants to write asks blobs_make_room first; if the account is full, free pages of the pack are punched, then blocks are evicted in batches:
+ *
+ *   1. take victims out of the LRU; under the blob's lock: PRESENT -> BUSY if nobody has it pinned and no waiting read covers it, else it goes back as the newest
+ *   2. one index transaction with every dirty row (blobs_flush): the disk's index does not name the blocks any more
+ *   3. punch or free, give the room back, BUSY -> 0
+ *
+ * So no row ever points to bytes that were given away, and space is used again only after the transaction that freed it. If the index cannot be written (no space at
+ * all), step 3 goes on all the same: eviction must work at zero free bytes, and the keyed sums prove stale rows wrong. A batch is at least 1/32 of the limit (8 MiB
+ * at most), so that a stream through a full cache costs one small transaction for every few blocks. Several threads may evict at the same time: a victim
+ * belongs to who took it out of the LRU.
+ *
+ * blobs_flush holds the index lock from before the rows are copied until they are committed, so that rows reach the index in the order in which they were true. */
+#include <assert.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/digest.h"
+#include "base/io.h"
+#include "base/log.h"
+#include "cache/blob_priv.h"
+
+#define VICTIMS_MAX 128u
+#define EVICT_BATCH_MAX (UINT64_C(8) << 20)
+
+struct victim { struct blob *blob; uint32_t index; };
+
+/* ---- index ---- */
+
+/* Copies what the row needs under the blob's lock. */
+static int row_of(struct blob *blob, struct blob_row *ret, bool *ret_any) {
+        size_t n = blob->list.n;
+        *ret = (struct blob_row){ .id = blob->id, .content = blob->content };
+        ret->state = calloc(1, n + 1);
+        ret->place = blob->place ? malloc((n + 1) * sizeof *ret->place) : NULL;
+        if (!ret->state || (blob->place && !ret->place))
+                return -ENOMEM;
+        LOCK_SCOPE(&blob->lock);
+        ret->file = blob->file;
+        for (size_t i = 0; i < n; i++) {
+                if (blob->state[i] & BS_PRESENT)
+                        ret->state[i] = ROW_PRESENT | (blob->state[i] & BS_CHECKED ? ROW_CHECKED : 0);
+                if (blob->place)
+                        ret->place[i] = blob->place[i];
+        }
+        *ret_any = blob->n_present > 0;
+        return 0;
+}
+
+static int save_row(struct blobs *b, struct blob *blob, bool *ret_list_saved) {
+        struct blob_row row;
+        bool any;
+        int r = row_of(blob, &row, &any);
+        if (r == 0 && any) {
+                row.list = blob->list; /* borrowed: never changes while the reference is held */
+                row.list_saved = blob->list_saved;
+                r = blob_index_save(b->index, &row);
+        } else if (r == 0) {
+                r = blob_index_remove(b->index, blob->id);
+        }
+        *ret_list_saved = any;
+        free(row.state);
+        free(row.place);
+        return r;
+}
+
+int blobs_flush(struct blobs *b) {
+        struct blob *dirty, *next;
+        int r = 0;
+        {
+                LOCK_SCOPE(&b->index_lock);
+                {
+                        LOCK_SCOPE(&b->table_lock);
+                        dirty = b->dirty;
+                        b->dirty = NULL;
+                        b->n_dirty = 0;
+                        for (struct blob *blob = dirty; blob; blob = blob->dirty_next)
+                                blob->dirty = false;
+                }
+                /* From here on a blob may become dirty again and be chained anew: walk an array. */
+                size_t n = 0, i = 0;
+                for (struct blob *blob = dirty; blob; blob = blob->dirty_next)
+                        n++;
+                _cleanup_free_ struct blob **all = reallocarray(NULL, n + 1, sizeof *all);
+                _cleanup_free_ bool *saved = calloc(n + 1, sizeof *saved);
+                if (!all || !saved)
+                        r = -ENOMEM;
+                for (struct blob *blob = dirty; all && blob; blob = blob->dirty_next)
+                        all[i++] = blob;
+                if (r == 0 && n > 0 && b->index) {
+                        r = blob_index_begin(b->index);
+                        for (i = 0; r == 0 && i < n; i++)
+                                r = save_row(b, all[i], &saved[i]);
+                        if (r == 0)
+                                r = blob_index_commit(b->index);
+                        else
+                                blob_index_rollback(b->index);
+                        counter_add(b->counters, sql_transactions, 1);
+                        for (i = 0; r == 0 && i < n; i++)
+                                all[i]->list_saved = saved[i];
+                        if (r == -EBADMSG) {
+                                log_debug("blobs: index damaged while writing dir=%s", b->dir);
+                                blob_index_abandon(steal_ptr(b->index));
+                                counter_add(b->counters, corruptions_found, 1);
+                        }
+                }
+        }
+        for (; dirty; dirty = next) { /* failed rows try again with the next flush */
+                next = dirty->dirty_next;
+                if (r < 0 && r != -EBADMSG) {
+                        LOCK_SCOPE(&b->table_lock);
+                        if (!dirty->dirty) {
+                                dirty->dirty = true;
+                                dirty->dirty_next = b->dirty;
+                                b->dirty = dirty;
+                                b->n_dirty++;
+                                continue; /* the reference stays with the list */
+                        }
+                }
+                blob_put(dirty);
+        }
+        blobs_measure(b);
+        return r;
+}
+
+int blobs_sync(struct blobs *b) {
+        int r = blobs_flush(b);
+        size_t n;
+        uint64_t touches;
+        {
+                LOCK_SCOPE(&b->lru_lock);
+                n = lru_count(b->lru);
+                touches = b->touches;
+        }
+        _cleanup_free_ struct lru_block *order = reallocarray(NULL, n + 1, sizeof *order);
+        _cleanup_free_ bool *is_protected = reallocarray(NULL, n + 1, sizeof *is_protected);
+        if (!order || !is_protected)
+                return -ENOMEM;
+        {
+                LOCK_SCOPE(&b->index_lock);
+                if (b->order_touches == touches || !b->index)
+                        return r;
+                {
+                        LOCK_SCOPE(&b->lru_lock);
+                        n = lru_order(b->lru, order, is_protected, n);
+                }
+                int w = blob_index_begin(b->index);
+                if (w == 0)
+                        w = blob_index_save_order(b->index, order, is_protected, n);
+                if (w == 0)
+                        w = blob_index_commit(b->index);
+                else
+                        blob_index_rollback(b->index);
+                if (w == 0)
+                        b->order_touches = touches;
+                if (r == 0)
+                        r = w;
+        }
+        blobs_measure(b);
+        return r;
+}
+
+/* ---- room ---- */
+
+/* SQLite decides how large its files are: look. Everything in the top directory with .db in its name, the tree's files too. */
+static uint64_t books_bytes(struct blobs *b) {
+        uint64_t bytes = 0;
+        int fd = openat(b->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        DIR *d = fd < 0 ? NULL : fdopendir(fd);
+        if (!d) {
+                if (fd >= 0)
+                        (void)close(fd);
+                return 0;
+        }
+        for (struct dirent *e; (e = readdir(d));) {
+                struct stat st;
+                if (strstr(e->d_name, ".db") && fstatat(b->dir_fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+                        bytes += (uint64_t)st.st_blocks * 512;
+        }
+        (void)closedir(d);
+        return bytes;
+}
+
+void blobs_measure(struct blobs *b) {
+        uint64_t free_bytes = UINT64_MAX / 2;
+        (void)(disk_free(b->dir_fd, &free_bytes) < 0); /* then only the limit counts */
+        room_measured(&b->room, books_bytes(b), free_bytes);
+}
+
+void blobs_room_freed(struct blobs *b) {
+        if (b->on_room)
+                b->on_room(b->on_room_arg);
+}
+
+static uint64_t evict_batch(struct blobs *b, uint64_t want) {
+        struct victim victims[VICTIMS_MAX];
+        size_t n = 0, left;
+        uint64_t got = 0;
+        {
+                LOCK_SCOPE(&b->lru_lock);
+                left = lru_count(b->lru);
+        }
+        for (; n < VICTIMS_MAX && got < want && left > 0; left--) {
+                struct lru_block key;
+                {
+                        LOCK_SCOPE(&b->lru_lock);
+                        if (!lru_take(b->lru, &key))
+                                break;
+                }
+                struct blob *blob = blob_by_id(b, key.blob);
+                if (!blob)
+                        continue; /* its row is lost: the next open finds the space */
+                bool taken = false;
+                {
+                        LOCK_SCOPE(&blob->lock);
+                        size_t i = key.index;
+                        if (blob->list_known && i < blob->list.n && blob->state[i] & BS_PRESENT) {
+                                if (blob->pins[i] == 0 && !block_wanted_locked(blob, i)) {
+                                        block_state_locked(blob, i, BS_PRESENT | BS_CHECKED, BS_BUSY);
+                                        got += block_charge(blob, i);
+                                        taken = true;
+                                }
+                                LOCK_SCOPE(&b->lru_lock);
+                                lru_remove(b->lru, key); /* it may have come back since */
+                                if (!taken && lru_reserve(b->lru) == 0)
+                                        lru_add(b->lru, key, block_hash32(blob, i), (uint32_t)block_charge(blob, i));
+                        }
+                }
+                if (taken)
+                        victims[n++] = (struct victim){ blob, key.index };
+                else
+                        blob_put(blob);
+        }
+        for (size_t i = 0; i < n; i++)
+                blob_mark_dirty(victims[i].blob);
+        if (n > 0)
+                (void)(blobs_flush(b) < 0); /* see above */
+        for (size_t i = 0; i < n; i++) {
+                block_release(victims[i].blob, victims[i].index);
+                blob_put(victims[i].blob);
+        }
+        counter_add(b->counters, cache_evicted_blocks, n);
+        return got;
+}
+
+uint64_t blobs_evict(struct blobs *b, uint64_t want) {
+        struct room_totals totals;
+        room_totals(&b->room, &totals);
+        uint64_t batch = MIN(totals.limit / 32, EVICT_BATCH_MAX), got = 0;
+        want = MAX(want, batch);
+        while (got < want) {
+                uint64_t more = evict_batch(b, want - got);
+                if (more == 0)
+                        break;
+                got += more;
+        }
+        return got;
+}
+
+int blobs_make_room(struct blobs *b, uint64_t n, bool is_dirty) {
+        bool evicted = false;
+        for (;;) {
+                if (room_wants_measure(&b->room))
+                        blobs_measure(b);
+                if (room_take(&b->room, n, is_dirty) == 0)
+                        break;
+                uint64_t want = room_excess(&b->room) + n;
+                if (pack_trim(b->pack, want) > 0)
+                        continue;
+                if (blobs_evict(b, want) == 0)
+                        return -ENOSPC;
+                evicted = true;
+        }
+        if (evicted && !is_dirty)
+                blobs_room_freed(b);
+        return 0;
+}
+
+int blobs_charge(struct blobs *b, uint64_t n) {
+        return blobs_make_room(b, n, true);
+}
+
+void blobs_discharge(struct blobs *b, uint64_t n) {
+        room_give(&b->room, n, true);
+        blobs_room_freed(b);
+}
+
+int blobs_set_limit(struct blobs *b, uint64_t limit_bytes) {
+        room_set_limit(&b->room, limit_bytes);
+        blobs_measure(b);
+        int r = blobs_make_room(b, 0, false);
+        blobs_room_freed(b);
+        return r;
+}
+
+int blobs_evict_all(struct blobs *b) {
+        while (evict_batch(b, UINT64_MAX) > 0)
+                ;
+        (void)pack_trim(b->pack, UINT64_MAX);
+        blobs_measure(b);
+        blobs_room_freed(b);
+        return 0;
+}
+
+int blobs_file_take(struct blobs *b, int *ret_fd, char *ret_path, size_t n) {
+        return blob_files_lend(b->files, ret_fd, ret_path, n);
+}
+
+int blobs_file_return(struct blobs *b, const char *path) {
+        return blob_files_unlend(b->files, path);
+}
+
+void blobs_drop_hint(struct blobs *b, const struct content *content) {
+        _cleanup_blob_ struct blob *blob = content->size > 0 ? blob_if_known(b, content) : NULL;
+        if (!blob)
+                return;
+        LOCK_SCOPE(&blob->lock);
+        LOCK_SCOPE(&b->lru_lock);
+        for (size_t i = 0; blob->list_known && i < blob->list.n; i++)
+                if (blob->state[i] & BS_PRESENT)
+                        lru_demote(b->lru, (struct lru_block){ blob->id, (uint32_t)i });
+}
+
+/* ---- scrub ---- */
+
+int blobs_scrub(struct blobs *b, uint64_t *ret_checked, uint64_t *ret_bad) {
+        size_t n;
+        uint64_t checked = 0, bad = 0;
+        {
+                LOCK_SCOPE(&b->lru_lock);
+                n = lru_count(b->lru);
+        }
+        _cleanup_free_ struct lru_block *all = reallocarray(NULL, n + 1, sizeof *all);
+        _cleanup_free_ bool *is_protected = reallocarray(NULL, n + 1, sizeof *is_protected);
+        _cleanup_free_ uint8_t *buf = malloc(BLOCK_BYTES_MAX);
+        if (!all || !is_protected || !buf)
+                return -ENOMEM;
+        {
+                LOCK_SCOPE(&b->lru_lock);
+                n = lru_order(b->lru, all, is_protected, n);
+        }
+        for (size_t k = 0; k < n; k++) {
+                _cleanup_blob_ struct blob *blob = blob_by_id(b, all[k].blob);
+                size_t i = all[k].index;
+                if (!blob)
+                        continue;
+                bool pinned = false;
+                {
+                        LOCK_SCOPE(&blob->lock);
+                        if (blob->list_known && i < blob->list.n && blob->state[i] & BS_PRESENT && blob->pins[i] < UINT16_MAX) {
+                                blob->pins[i]++;
+                                pinned = true;
+                        }
+                }
+                if (!pinned)
+                        continue;
+                const struct blockref *ref = &blob->list.refs[i];
+                struct digest got;
+                int r = block_read(blob, i, 0, ref->bytes, buf);
+                if (r == 0)
+                        sha256(buf, ref->bytes, &got);
+                checked++;
+                if (r == -EBADMSG || (r == 0 && !digest_equal(&got, &ref->hash))) {
+                        bad++;
+                        block_damaged(blob, i);
+                }
+                blocks_unpin(blob, i, i);
+        }
+        *ret_checked = checked;
+        *ret_bad = bad;
+        return 0;
+}
