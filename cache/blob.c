@@ -10,7 +10,7 @@
  * So after kill -9 the index may lack the last seconds, and that is all: states are written after the bytes, and erased before the bytes go.
  *
  * References: blob_put decrements without the table lock unless it is the last one, so that nobody can find a blob that is being freed. */
-#include "cache/blob_priv.h"
+#include "blob_priv.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -537,7 +537,7 @@ int blobs_open(const struct blobs_config *c, struct blobs **ret) {
         }
         blobs_measure(b);
         if (room_over(&b->room))
-                (void)blobs_make_room(b, 0, false);
+                (void)(blobs_make_room(b, 0, false) < 0); /* what remains is pinned or dirty */
         *ret = b;
         return 0;
 }

@@ -16,7 +16,7 @@
 
 #include "base/digest.h"
 #include "base/io.h"
-#include "cache/blob_priv.h"
+#include "blob_priv.h"
 
 static bool has(const uint8_t *bitmap, size_t i) {
         return bitmap[i / 8] >> (i % 8) & 1;

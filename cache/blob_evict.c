@@ -25,7 +25,7 @@
 #include "base/digest.h"
 #include "base/io.h"
 #include "base/log.h"
-#include "cache/blob_priv.h"
+#include "blob_priv.h"
 
 #define VICTIMS_MAX 128u
 #define EVICT_BATCH_MAX (UINT64_C(8) << 20)
@@ -56,7 +56,7 @@ static int row_of(struct blob *blob, struct blob_row *ret, bool *ret_any) {
 
 static int save_row(struct blobs *b, struct blob *blob, bool *ret_list_saved) {
         struct blob_row row;
-        bool any;
+        bool any = false;
         int r = row_of(blob, &row, &any);
         if (r == 0 && any) {
                 row.list = blob->list; /* borrowed: never changes while the reference is held */

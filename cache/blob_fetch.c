@@ -22,7 +22,7 @@
 #include <string.h>
 
 #include "base/digest.h"
-#include "cache/blob_priv.h"
+#include "blob_priv.h"
 
 int read_error(int err) {
         switch (err) {

@@ -12,7 +12,7 @@
  * preallocates beyond the end. More than POOL_MAX empty files are unlinked. Nothing here is fsynced: after a power cut every block is hashed before use.
  *
  * The lock guards the list of free numbers; opening, truncating and renaming happen outside. */
-#include "cache/blob_file.h"
+#include "blob_file.h"
 
 #include <assert.h>
 #include <dirent.h>
@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "base/io.h"
+#include "base/model.h"
 
 #define POOL_MAX 4096u
 

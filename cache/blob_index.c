@@ -14,7 +14,7 @@
  * costs some blocks, not a wrong byte. All numbers are little-endian.
  *
  * Writes are group commits made by blob_flush (blob_evict.c). The log is small (200 pages between checkpoints), because it counts to the limit. */
-#include "cache/blob_index.h"
+#include "blob_index.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -25,7 +25,7 @@
 #include "base/digest.h"
 #include "base/io.h"
 #include "base/log.h"
-#include "cache/db.h"
+#include "db.h"
 
 #define SCHEMA_VERSION 1
 #define CHECKPOINT_PAGES 200u

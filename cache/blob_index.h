@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #include "base/blocklist.h"
-#include "cache/lru.h"
+#include "lru.h"
 
 struct blob_index;
 

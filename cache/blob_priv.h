@@ -11,11 +11,11 @@
 
 #include "base/lock.h"
 #include "cache/blob.h"
-#include "cache/blob_file.h"
-#include "cache/blob_index.h"
-#include "cache/lru.h"
-#include "cache/pack.h"
-#include "cache/room.h"
+#include "blob_file.h"
+#include "blob_index.h"
+#include "lru.h"
+#include "pack.h"
+#include "room.h"
 
 #define RANK_BLOB_INDEX (RANK_BLOB - 4)
 #define RANK_BLOB_TABLE (RANK_BLOB - 2)

@@ -24,7 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cache/blob_priv.h"
+#include "blob_priv.h"
 
 #define READ_TRIES 4
 #define PREAD_STEP (UINT64_C(4) << 20)

@@ -23,7 +23,7 @@
 
 #include "base/digest.h"
 #include "base/io.h"
-#include "cache/blob_priv.h"
+#include "blob_priv.h"
 
 #define PIECES_MAX 256u /* verified in one go: 1 MiB */
 

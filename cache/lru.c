@@ -16,7 +16,7 @@
  * blocks (256 GiB of large files) take 20 MiB.
  *
  * Node 0 and 1 are the heads of the two lists: next = newest, prev = oldest. Free nodes are chained through next. */
-#include "cache/lru.h"
+#include "lru.h"
 
 #include <assert.h>
 #include <errno.h>

@@ -15,7 +15,7 @@
  *
  * pack.c never frees on its own: the caller frees an extent only after the transaction that forgot it is on disk. The lock is held for bit operations only; a trim
  * marks pages as used while it punches. Left out: moving extents to join fragments. */
-#include "cache/pack.h"
+#include "pack.h"
 
 #include <assert.h>
 #include <dirent.h>

@@ -7,7 +7,7 @@
 #include <sys/uio.h>
 
 #include "base/cleanup.h"
-#include "cache/room.h"
+#include "room.h"
 
 #define RANK_PACK (RANK_LRU + 4)
 #define PACK_PAGE 4096u

@@ -12,7 +12,7 @@
  *
  * Who writes takes first; if there is not enough it evicts and asks again (blob_room.c). Room is given back after the bytes have left the disk, never before:
  * du -s cannot see more than the limit. The floor is measured every 16 MiB taken, by bytes and not by time: nothing changes the account but bytes. */
-#include "cache/room.h"
+#include "room.h"
 
 #include <assert.h>
 #include <errno.h>
