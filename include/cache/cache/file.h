@@ -37,6 +37,8 @@ void file_release(struct file *f, bool write);
 uint64_t file_ino(const struct file *f);
 bool file_is_open(struct cache *c, uint64_t ino);       /* any handle or open stage */
 bool file_is_open_for_write(struct cache *c, uint64_t ino);
+/* ino lost its last name (unlink, or replaced by a rename) and no handle may be left: what was written and is no longer queued goes. Cheap if there is nothing; never wrong to call. */
+void file_forget(struct cache *c, uint64_t ino);
 /* The size and mtime that stat must show, if an open stage knows better than the row. */
 bool file_overlay(struct cache *c, uint64_t ino, uint64_t *ret_size, int64_t *ret_mtime_ns, int64_t *ret_ctime_ns);
 
@@ -60,7 +62,7 @@ int file_truncate(struct cache *c, uint64_t ino, uint64_t size) _must_check_;  /
 enum file_alloc { FILE_ALLOC_EXTEND = 1, FILE_ALLOC_KEEP = 2, FILE_ALLOC_PUNCH = 3, FILE_ALLOC_ZERO = 4, FILE_ALLOC_ZERO_KEEP = 5 };
 int file_allocate(struct file *f, enum file_alloc how, uint64_t off, uint64_t n) _must_check_;
 int file_seek(struct file *f, bool data, uint64_t off, uint64_t *ret) _must_check_;  /* SEEK_DATA, SEEK_HOLE; -ENXIO */
-int file_set_mtime(struct cache *c, uint64_t ino, int64_t mtime_ns) _must_check_;    /* explicit times win over those of earlier writes; goes to tree_setattr too */
+int file_set_mtime(struct cache *c, uint64_t ino, int64_t mtime_ns) _must_check_;    /* explicit times win over those of earlier writes. Only the open stage, 0 SQL: the caller does tree_setattr as well */
 /* fsync: stage bytes and log synced, then the tree. Level local. Also freezes when the mount has close=server. */
 int file_sync(struct file *f) _must_check_;
 /* A commit point now, if there is anything: rename, link, quiet point. ret_gen: the generation that carries it, 0: nothing was dirty. */
@@ -68,7 +70,8 @@ int file_freeze(struct cache *c, uint64_t ino, uint64_t *ret_gen) _must_check_;
 /* The error that close must report (a write of this generation failed); cleared by reporting it once. */
 int file_take_error(struct file *f) _must_check_;
 /* ---- engine ---- */
-/* Operations that the server accepted: stages become blobs; open handles go on with the same bytes. */
+/* Fates of generations, as tree_apply, tree_accepted and tree_resolve tell them. Committed: stages become blobs, open handles go on with the same bytes. Moved: as file_reassign.
+ * Dropped: the stage goes once no handle shows it. */
 void file_committed(struct cache *c, const struct tree_done *done, size_t n);
 /* Local content of gen goes to another node (conflict copy): done by tree_resolve's new row; moves the stage's identity. */
 int file_reassign(struct cache *c, uint64_t gen, uint64_t new_ino) _must_check_;

@@ -114,8 +114,10 @@ int outbox_totals(struct tree *t, struct outbox_totals *ret) _must_check_;
 void outbox_set_open_check(struct tree *t, bool (*open_for_write)(void *arg, uint64_t ino), void *arg);
 
 /* ---- remote rows ---- */
-/* An operation of ours that a batch or an answer completed: its content is on the server as `content`, `version`. The caller tells file.c. */
-struct tree_done { struct id op; uint64_t ino, gen; struct content content; struct id version; };
+/* What became of a generation of ours; the caller tells file.c (file_committed). COMMITTED: its content is on the server as `content`, `version`. MOVED: nothing was committed, the local
+ * bytes of gen now belong to ino, a new node (conflict copy); its open handles follow. DROPPED: the server won, gen is no longer in the outbox nor shown. */
+enum tree_fate { FATE_COMMITTED = 0, FATE_MOVED = 1, FATE_DROPPED = 2 };
+struct tree_done { struct id op; uint64_t ino, gen; struct content content; struct id version; enum tree_fate fate; };
 struct tree_applied { struct tree_done *done; size_t n_done; /* arena */ uint64_t changed_nodes; };
 /* Events in seq order. One transaction: rows with a greater seq (shadow, or view where nothing is pending), completed operations, cursor. Notes go out after the
  * commit. is_open: node has open handles or an open stage: its incarnation grows when its shown content changes. Applying anything twice changes nothing. */
