@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* file_priv.h: the inside of the file layer, for file*.c and cache.c only. file.c has the design. */
+#pragma once
+#include "base/lock.h"
+#include "base/thread.h"
+#include "cache/file.h"
+#include "stage_core.h"
+
+#define QUIET_POINT_MS 30000
+#define COMMIT_AGE_MS 300000
+#define FLUSH_MS 1000
+#define LISTENERS_MAX 4u
+
+struct file {
+        struct files *fs;
+        struct file *next;            /* fs->lock: hash chain */
+        struct file *open_next, *open_prev; /* fs->lock: files with an open stage */
+        _Atomic uint64_t ino;         /* fs->lock to change */
+        _Atomic unsigned incarnation; /* likewise */
+        unsigned refs;                /* fs->lock: handles, and calls under way */
+        unsigned handles, writers;    /* fs->lock */
+        bool layered, has_open;       /* fs->lock: top != NULL; top is open */
+        struct lock lock;             /* RANK_FILE: below; held over SQL, never over fsync */
+        bool loaded;
+        struct stage *top;            /* reference; NULL: the content alone */
+        struct blob *blob;            /* reference, of content; NULL until needed */
+        struct content content;       /* if top is NULL */
+        struct id version;            /* of the newest content below a stage to come */
+        int error;                    /* to be told at close */
+};
+struct retire { struct job job; struct files *fs; struct stage *stage; struct content content; struct id version; struct retire *next; };
+
+struct files {
+        struct cache *c;
+        struct cache_config cfg;
+        char *dir, *lost_dir;
+        int lock_fd;
+        struct lock lock;             /* RANK_QUEUE: all below */
+        struct file **bucket; size_t n_buckets, n;
+        struct file *open_first; uint64_t n_open;
+        struct listener *listener[LISTENERS_MAX]; size_t n_listeners;
+        bool online;
+        /* writers that wait for room */
+        struct file_write *wait_first, *wait_last;
+        uint64_t room_seq, failed_seq; /* room was freed; at the last -ENOSPC of the blobs */
+        uint64_t dirty_limit;
+        /* flusher */
+        pthread_t thread; bool running, stop, dirty, kicked;
+        int64_t dirty_since_ms;
+        struct cond work, idle;
+        struct retire *retire_first, *retire_last;
+        unsigned jobs;                /* retirements on workers */
+        uint64_t sql_seen;            /* counters' value at the last tree_sync */
+        struct cond drained;
+        unsigned unqueued;            /* sealed stages whose outbox row failed */
+};
+
+/* file.c */
+int files_new(struct cache *c, const struct cache_config *cfg, struct files **ret) _must_check_;
+void files_free(struct files *fs);
+struct file *file_find(struct files *fs, uint64_t ino, int incarnation /* -1: the newest */);
+struct file *file_get_or_new(struct files *fs, uint64_t ino, uint16_t incarnation);
+void file_put(struct file *f);
+void file_update_flags(struct file *f);                /* f->lock held: tells the table what top is */
+int file_open_stage(struct file *f, struct stage **ret) _must_check_;  /* f->lock held: the open stage, made if there is none; reference */
+int file_seal(struct file *f, uint64_t *ret_gen) _must_check_;         /* f->lock held */
+int file_load_locked(struct file *f, const struct node *node) _must_check_;
+int file_blob(struct file *f, struct blob **ret) _must_check_;         /* f->lock held; reference or NULL for the empty content */
+uint64_t file_size_locked(struct file *f);
+void file_rekey(struct file *f, uint64_t ino, uint16_t incarnation);
+int file_stage_identity(struct files *fs, const struct node *node, struct stage_header *ret) _must_check_;
+void stages_discard(struct stage *st);                 /* st and nothing else: GONE without bytes, disk released. No lock held. Takes the reference */
+void files_wake(struct files *fs);                     /* the listeners */
+/* file_room.c */
+int files_start(struct files *fs) _must_check_;
+void files_stop(struct files *fs);
+void files_kick(struct files *fs, bool now);
+void files_dirty(void *arg);
+void files_room(void *arg);
+int file_wait_room(struct file_write *w, bool blobs_full) _must_check_;
+int files_flush(struct files *fs) _must_check_;
+bool files_room_now(struct files *fs, uint64_t n);
+/* file_commit.c */
+void files_retire(struct files *fs);                   /* hands the list to the workers; after a sync */
+int files_recover(struct files *fs, struct stages_found *found, bool tree_lost, unsigned *ret_recovered) _must_check_;

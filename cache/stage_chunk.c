@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* stage_chunk.c: the block list of a sealed stage.
+ *
+ * Cuts are a function of the bytes from a true cut on (base/chunk.h), so a block that begins at a true cut and whose bytes did not change ends where it ended before. The walk starts
+ * at 0, which is a true cut, and at each cut asks for a *known block*: one that begins right there and that no layer above its origin has touched. Origins: blocks that were cut
+ * while the stage was open (stage_early.c), the list of a sealed stage below, the list of the base blob. Known: the reference is taken, nothing is read. Unknown: bytes are read,
+ * cut and hashed. So only the stretch from the last true cut before a dirty extent to the first common cut behind it costs anything, and the list is the same as that of
+ * cutting the whole.
+ *
+ * A list's last block may have been ended by the end of the file; it is known only if the view ends there too. Blocks ended by content are known also at a new end of
+ * the file: the cutter decides from the bytes before the cut alone.
+ *
+ * Runs on the caller's thread without locks; several may run, the first result is kept. The stage is synced first: what is hashed and named to the server must not be lost by a
+ * power cut, because the operation that carries it is frozen then. */
+#include "stage_core.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include "base/chunk.h"
+#include "base/digest.h"
+
+#define CUT_PARAM CHUNK_PARAM_1
+#define CUT_STEP (512u << 10)
+#define REFS_MAX (64u << 20)
+
+/* The entry of a list that begins at off. */
+static bool list_at(const struct blocklist *l, const uint64_t *starts, uint64_t off, size_t *ret_i) {
+        if (off >= l->size)
+                return false;
+        size_t i = blocklist_find(starts, l->n, off);
+        if (starts[i] != off)
+                return false;
+        *ret_i = i;
+        return true;
+}
+
+static bool known_at_locked(const struct stage *st, uint64_t off, struct blockref *ret, bool *ret_sent) {
+        size_t lo = 0, hi = st->n_known;
+        while (lo < hi) {
+                size_t mid = (lo + hi) / 2;
+                if (st->known[mid].off < off)
+                        lo = mid + 1;
+                else
+                        hi = mid;
+        }
+        if (lo == st->n_known || st->known[lo].off != off)
+                return false;
+        *ret = st->known[lo].ref;
+        *ret_sent = st->known[lo].sent;
+        return true;
+}
+
+/* One question's way down the stack. starts: of the bottom blob's list, made when first needed, kept by the walk. */
+struct known_walk { uint64_t *starts; struct blob *blob; const struct blocklist *list; bool no_list; };
+
+static void known_walk_end(struct known_walk *w) {
+        free(w->starts);
+        blob_put(w->blob);
+        *w = (struct known_walk) { 0 };
+}
+
+static bool blob_known(struct known_walk *w, struct blob *blob, uint64_t off, uint64_t clean_end, uint64_t view_size, struct blockref *ret) {
+        if (w->blob != blob) {
+                known_walk_end(w);
+                w->blob = blob_ref(blob);
+                if (blob_list(blob, &w->list) < 0 || w->list->param != CUT_PARAM || blocklist_starts(w->list, &w->starts) < 0)
+                        w->no_list = true;
+        }
+        size_t i;
+        if (w->no_list || !list_at(w->list, w->starts, off, &i))
+                return false;
+        uint64_t end = off + w->list->refs[i].bytes;
+        if (end > clean_end || (i + 1 == w->list->n && end != view_size))
+                return false;
+        *ret = w->list->refs[i];
+        return true;
+}
+
+static bool known_in(struct stage *top, uint64_t off, struct known_walk *w, struct blockref *ret, bool *ret_sent) {
+        uint64_t clean_end = UINT64_MAX, view_size = 0;
+        struct stage *st = stage_ref(top);
+        bool found = false;
+        for (;;) {
+                struct stage *below = NULL;
+                struct blob *blob = NULL;
+                struct extent e;
+                size_t i;
+                lock_take(&st->lock);
+                if (st == top)
+                        view_size = st->size;
+                if (st->become) {
+                        blob = blob_ref(st->become);
+                } else if (known_at_locked(st, off, ret, ret_sent) && off + ret->bytes <= clean_end) {
+                        found = true;
+                } else if (st->chunked && st->starts && list_at(&st->list, st->starts, off, &i)) {
+                        uint64_t end = off + st->list.refs[i].bytes;
+                        found = end <= clean_end && (i + 1 < st->list.n || end == view_size);
+                        *ret = st->list.refs[i];
+                        *ret_sent = st->committed || (st->sent_bits[i / 8] >> (i % 8) & 1);
+                }
+                bool stop = found;
+                if (!stop && !blob) {
+                        if (extents_find(&st->map, off, &e)) {
+                                stop = e.off <= off;
+                                clean_end = MIN(clean_end, e.off);
+                        }
+                        clean_end = MIN(clean_end, st->base_limit);
+                        stop |= off >= st->base_limit;
+                        if (!stop && st->below)
+                                below = stage_ref(st->below);
+                }
+                lock_drop(&st->lock);
+                if (!stop && !below) {
+                        int r = 0;
+                        if (!blob)
+                                blob = stage_base_blob(st, &r);
+                        if (blob) {
+                                found = blob_known(w, blob, off, clean_end, view_size, ret);
+                                *ret_sent = true;
+                                blob_put(blob);
+                        }
+                        stop = true;
+                } else {
+                        blob_put(blob);
+                }
+                stage_put(st);
+                if (stop)
+                        return found;
+                st = below;
+        }
+}
+
+bool stage_known_block(struct stage *st, uint64_t off, struct blockref *ret, bool *ret_sent) {
+        struct known_walk w = { 0 };
+        bool found = known_in(st, off, &w, ret, ret_sent);
+        known_walk_end(&w);
+        return found;
+}
+
+struct cutter { uint8_t *buf; size_t n; uint64_t off /* of buf */; };
+
+/* The next block from the true cut c->off on. */
+static int cut_next(struct stage *st, struct cutter *c, uint64_t size, int64_t deadline_ms, struct blockref *ret) {
+        const struct chunk_param *p = chunk_param(CUT_PARAM);
+        for (size_t want = CUT_STEP;; want *= 2) {
+                size_t max = (size_t)MIN((uint64_t)MIN(want, (size_t)p->max_bytes), size - c->off);
+                if (c->n < max) {
+                        ssize_t n = stage_pread(st, c->off + c->n, c->buf + c->n, max - c->n, deadline_ms);
+                        if (n < 0)
+                                return (int)n;
+                        if ((size_t)n != max - c->n)
+                                return -EIO;
+                        c->n = max;
+                }
+                size_t cut = chunk_next(p, c->buf, c->n, c->off + c->n == size);
+                if (!cut) {
+                        assert(c->n < p->max_bytes);
+                        continue;
+                }
+                lock_assert_none();
+                sha256(c->buf, cut, &ret->hash);
+                ret->bytes = (uint32_t)cut;
+                memmove(c->buf, c->buf + cut, c->n - cut);
+                c->n -= cut;
+                c->off += cut;
+                return 0;
+        }
+}
+
+static int bits_set(uint8_t **bits, size_t *room, size_t i) {
+        if (i / 8 >= *room) {
+                size_t n = MAX(*room * 2, (size_t)64);
+                uint8_t *p = realloc(*bits, n);
+                if (!p)
+                        return -ENOMEM;
+                memset(p + *room, 0, n - *room);
+                *bits = p;
+                *room = n;
+        }
+        (*bits)[i / 8] |= (uint8_t)(1u << (i % 8));
+        return 0;
+}
+
+static int walk(struct stage *st, int64_t deadline_ms, struct blocklist *list, uint8_t **bits, size_t *bits_room) {
+        uint64_t size = stage_size(st);
+        _cleanup_free_ uint8_t *buf = malloc(MIN((uint64_t)chunk_param(CUT_PARAM)->max_bytes, MAX(size, (uint64_t)1)));
+        if (!buf)
+                return -ENOMEM;
+        struct cutter c = { .buf = buf };
+        struct known_walk w = { 0 };
+        int r = 0;
+        for (uint64_t pos = 0; r == 0 && pos < size;) {
+                struct blockref ref;
+                bool sent = false;
+                if (known_in(st, pos, &w, &ref, &sent)) {
+                        /* what is behind the block and in the buffer already stays of use */
+                        size_t drop = MIN((size_t)ref.bytes, c.n);
+                        memmove(buf, buf + drop, c.n - drop);
+                        c.n -= drop;
+                        c.off = pos + ref.bytes;
+                } else {
+                        r = cut_next(st, &c, size, deadline_ms, &ref);
+                }
+                if (r == 0 && list->n >= REFS_MAX)
+                        r = -EFBIG;
+                if (r == 0)
+                        r = blocklist_add(list, &ref);
+                if (r == 0 && sent)
+                        r = bits_set(bits, bits_room, list->n - 1);
+                pos += ref.bytes;
+        }
+        known_walk_end(&w);
+        return r;
+}
+
+int stage_chunk(struct stage *stage, int64_t deadline_ms, const struct blocklist **ret_list, struct content *ret_content) {
+        lock_assert_none();
+        lock_take(&stage->lock);
+        bool have = stage->chunked, sealed = stage->state != STAGE_OPEN;
+        int error = stage->error;
+        lock_drop(&stage->lock);
+        if (!sealed)
+                return -EBUSY;
+        if (error)
+                return -EIO;
+        if (!have) {
+                int r = stage_sync(stage);
+                if (r < 0)
+                        return r;
+                struct blocklist list = { .param = CUT_PARAM };
+                _cleanup_free_ uint8_t *bits = NULL;
+                _cleanup_free_ uint64_t *starts = NULL;
+                size_t bits_room = 0;
+                struct content content;
+                r = walk(stage, deadline_ms, &list, &bits, &bits_room);
+                if (r == 0)
+                        r = blocklist_content(&list, NULL, &content);
+                if (r == 0 && list.n > 0)
+                        r = blocklist_starts(&list, &starts);
+                if (r == 0 && bits_room * 8 < list.n) {
+                        uint8_t *p = realloc(bits, list.n / 8 + 1);
+                        if (!p)
+                                r = -ENOMEM;
+                        else
+                                memset((bits = p) + bits_room, 0, list.n / 8 + 1 - bits_room);
+                }
+                if (r < 0) {
+                        blocklist_free(&list);
+                        return r;
+                }
+                lock_take(&stage->lock);
+                if (!stage->chunked) {
+                        stage->list = list;
+                        list = (struct blocklist) { 0 };
+                        stage->starts = steal_ptr(starts);
+                        stage->sent_bits = steal_ptr(bits);
+                        stage->content = content;
+                        stage->chunked = true;
+                }
+                lock_drop(&stage->lock);
+                blocklist_free(&list);
+        }
+        LOCK_SCOPE(&stage->lock);
+        *ret_list = &stage->list;
+        *ret_content = stage->content;
+        return 0;
+}
+
+bool stage_block_sent(struct stage *stage, size_t i) {
+        LOCK_SCOPE(&stage->lock);
+        assert(stage->chunked && i < stage->list.n);
+        return stage->sent_bits[i / 8] >> (i % 8) & 1;
+}
+
+void stage_block_mark_sent(struct stage *stage, size_t i) {
+        LOCK_SCOPE(&stage->lock);
+        assert(stage->chunked && i < stage->list.n);
+        stage->sent_bits[i / 8] |= (uint8_t)(1u << (i % 8));
+}

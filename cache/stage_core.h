@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* stage_core.h: the inside of a stage, for stage_*.c and file_*.c only. stage.c has the design. */
+#pragma once
+#include <limits.h>
+#include <stdatomic.h>
+
+#include "base/lock.h"
+#include "cache/stage.h"
+#include "extent.h"
+#include "stage_log.h"
+#include "stage_seg.h"
+
+#define RANK_STAGE_IO (RANK_FILE + 5)
+#define SMALL_STAGE_BYTES (64u << 10)   /* appended to the shared log; beyond it the stage gets a file of its own */
+#define SMALL_STAGE_RECORDS 256u
+#define STAGE_SEGS_MAX 8u
+#define LOG_POOL_MAX 64u
+#define LOG_CHARGE (64u << 10)          /* room for an own log is taken in steps */
+#define CHUNK_PARAM_SENT 1                /* a single block is its own content under every parameter id */
+
+enum stage_state {
+        STAGE_OPEN = 1,   /* takes writes */
+        STAGE_SEALED = 2, /* never changes its view again */
+        STAGE_GONE = 3,   /* its bytes are elsewhere (become) or nowhere */
+};
+struct sent_block { struct digest hash; uint32_t bytes; };
+struct known_block { uint64_t off; struct blockref ref; bool sent, off_disk; };
+struct own_log {
+        int fd;                       /* -1: closed */
+        uint32_t number;
+        struct id salt;
+        uint64_t end;                 /* next record */
+        uint64_t charged;
+        struct log_entry last;        /* record before end, if it may still be made longer */
+        bool last_open;
+};
+struct stage {
+        struct stages *owner;
+        _Atomic unsigned refs;
+        struct stage *hash_next;      /* owner's lock */
+        struct stage *dirty_next;     /* owner's lock */
+        bool in_dirty;                /* owner's lock */
+        uint64_t gen;
+        _Atomic uint64_t ino;         /* changes by file_reassign */
+        struct id session;
+
+        struct lock io;               /* RANK_STAGE_IO: serialises changes; held over pwrite, log append, punch; never over fsync */
+        struct stage_header head;     /* io: as logged */
+        bool logged;                  /* io: the header is on disk */
+        uint16_t copy;                /* io */
+        uint64_t seq;                 /* io: next record's */
+        uint32_t appended, records;   /* io: small home: payload bytes, records */
+        bool large;                   /* io + lock to change: home is an own file */
+        struct own_log log;           /* io */
+        uint64_t changes;             /* io: records and merges so far */
+        struct segment *segs[STAGE_SEGS_MAX]; unsigned n_segs; /* io: references */
+        bool untrusted;               /* io: an fsync failed: nothing of it is believed */
+
+        struct lock lock;             /* RANK_STAGE: everything below */
+        enum stage_state state;
+        bool queued;                  /* its content is (or was) in the outbox */
+        bool layer;                   /* replaced there by a newer generation */
+        bool committed;               /* on the server as `content` */
+        bool retired;                 /* its turn in the retire list came */
+        struct extents map;
+        uint64_t size, base_limit;
+        struct stage *below;          /* reference */
+        struct blob *blob;            /* reference: base, if below is NULL; got when first needed */
+        struct content base;          /* identity of blob */
+        struct blob *become;          /* reference: state GONE: holds the same bytes */
+        struct id version;            /* committed: its version on the server */
+        int fd;                       /* large: data file */
+        char data_name[STAGE_DATA_NAME];
+        uint64_t pages;               /* charged for the data file, in EXTENT_PAGE */
+        uint64_t small_bytes;         /* payload bytes in the shared log, for the totals */
+        uint64_t epoch;               /* grows when bytes leave their place: who read meanwhile reads again */
+        int64_t mtime_ns, ctime_ns;
+        _Atomic int64_t first_write_ns; /* real time; 0: no write yet */
+        int64_t first_write_ms, last_write_ms;
+        uint64_t last_write_end;
+        uint64_t synced;              /* value of changes that is on the platter */
+        int error;                    /* a write failed: not committed until healed */
+        uint64_t error_off, error_bytes;
+        /* cutting */
+        struct known_block *known; size_t n_known, known_room; /* intact blocks cut before the seal, by offset */
+        bool early_busy, early_hit; uint64_t early_lo, early_hi; /* range being read for an early block */
+        struct sent_block **sent_blocks; size_t n_sent_blocks, sent_room; /* for EXTENT_SENT, kept until the end */
+        bool chunked;
+        struct blocklist list; uint64_t *starts; struct content content; uint8_t *sent_bits;
+        void *chain;                  /* retire list, by its owner's lock */
+};
+
+struct stages {
+        struct stages_config cfg;
+        struct rng *rng;
+        int dir_fd;
+        char *dir;
+        struct segments *segs;
+        struct lock lock;             /* RANK_QUEUE */
+        struct stage **bucket; size_t n_buckets, n;
+        struct stage *dirty;          /* changed since their last sync; no reference: a freed stage leaves the list */
+        uint64_t n_open, n_sealed, dirty_bytes;
+        uint64_t next_gen;
+        uint32_t log_pool[LOG_POOL_MAX]; size_t n_log_pool;
+        _Atomic bool waiting;         /* writers wait for room */
+        struct listener *listener;
+        void (*kick)(void *arg); void *kick_arg; /* the flusher: something became dirty */
+};
+
+/* ---- stage.c: life ---- */
+int stages_open(const struct stages_config *c, struct rng *rng, struct stages **ret) _must_check_;
+void stages_close(struct stages *s);
+void stages_set_kick(struct stages *s, void (*kick)(void *arg), void *arg);
+uint64_t stages_gen(struct stages *s);
+void stages_gen_above(struct stages *s, uint64_t gen);
+/* A stage without a byte on disk yet. below or blob: the base (references are taken). size: the view's. */
+int stage_new(struct stages *s, const struct stage_header *head, struct stage *below, struct blob *blob, uint64_t size, struct stage **ret) _must_check_;
+struct stage *stage_ref(struct stage *st);
+void stage_account(struct stage *st, uint64_t new_pages, uint64_t new_small); /* lock held */
+void stage_mark_dirty(struct stage *st);
+void stages_count_state(struct stages *s, enum stage_state from, enum stage_state to);
+/* ---- stage_write.c: changes ---- */
+struct stage_room { uint64_t charged, want; int fd; char path[PATH_MAX]; bool want_file; uint64_t want_record; };
+#define STAGE_ROOM_INIT { .fd = -1 }
+/* What a change asked for by -EAGAIN. No lock held. -ENOSPC: no room. */
+int stage_room_get(struct stages *s, struct stage_room *room) _must_check_;
+void stage_room_end(struct stages *s, struct stage_room *room);
+/* Changes: io held, state OPEN. -EAGAIN: drop io, stage_room_get, again. Other errors: nothing happened, or (-EIO, ...) stage_fail was done. */
+int stage_put_data(struct stage *st, uint64_t off, const void *buf, size_t n, struct stage_room *room) _must_check_;
+int stage_put_zero(struct stage *st, uint64_t off, uint64_t n, bool grow, struct stage_room *room) _must_check_;
+int stage_put_size(struct stage *st, uint64_t size, struct stage_room *room) _must_check_;
+int stage_put_mtime(struct stage *st, int64_t mtime_ns) _must_check_;
+/* A write of [off, off + n) failed and the program was told: not committed until that range is written or cut. io held. */
+void stage_fail(struct stage *st, int error, uint64_t off, uint64_t n);
+int stage_error(struct stage *st);
+/* No more changes. io held. */
+int stage_seal(struct stage *st) _must_check_;
+/* A control record: fits always. io held. */
+int stage_note(struct stage *st, enum log_kind kind, uint64_t off, uint64_t bytes, int64_t time_ns, uint8_t flags, const void *payload, uint32_t payload_bytes) _must_check_;
+/* Bytes and log on the platter. No lock held. */
+int stage_sync(struct stage *st) _must_check_;
+int stages_sync_dirty(struct stages *s) _must_check_;
+/* ---- stage_own.c: the large home ---- */
+int own_log_begin(struct stage *st) _must_check_;
+int own_log_append(struct stage *st, const struct log_entry *e, const void *payload) _must_check_;
+int own_log_open(struct stage *st) _must_check_;
+void own_log_close(struct stage *st);
+void own_log_recycle(struct stages *s, struct own_log *log);
+int data_file_take(struct stages *s, struct stage_room *room, char ret_name[STAGE_DATA_NAME], int *ret_fd) _must_check_;
+int data_file_path(struct stages *s, const char *name, char *ret, size_t n) _must_check_;
+/* Moves a small stage into a file of its own. io held. */
+int stage_grow(struct stage *st, struct stage_room *room) _must_check_;
+/* The stage's part of the disk goes back (or was taken over: data_taken). Logged first. State must be GONE. No lock held. */
+void stage_release_disk(struct stage *st, bool data_taken);
+/* ---- stage_view.c: reading ---- */
+enum piece_kind { PIECE_END = 0, PIECE_ZERO, PIECE_DISK, PIECE_BLOB };
+struct piece {
+        enum piece_kind kind;
+        uint64_t bytes, at;
+        int fd;
+        struct stage *stage;          /* DISK: reference, keeps fd */
+        uint64_t epoch;
+        struct blob *blob;            /* BLOB: reference; at = offset in it */
+};
+int view_find(struct stage *top, uint64_t off, uint64_t max, struct piece *ret) _must_check_;
+/* DISK: the bytes; -ESTALE: they moved meanwhile, find again. */
+int piece_read(const struct piece *p, void *buf, size_t n) _must_check_;
+void piece_end(struct piece *p);
+struct blob *stage_base_blob(struct stage *st, int *ret_err); /* reference, or NULL */
+/* ---- stage_early.c ---- */
+void early_touch(struct stage *st, uint64_t off, uint64_t end); /* lock held */
+void stage_punch_sent(struct stage *st);                        /* blocks that the server holds leave the disk. No lock held */
+struct sent_block *stage_sent_block(struct stage *st, const struct digest *hash, uint32_t bytes); /* lock held; NULL: no memory */
+/* ---- stage_chunk.c ---- */
+/* The block that begins at off in the view, if it is known and intact. ret_sent: the server has it. */
+bool stage_known_block(struct stage *st, uint64_t off, struct blockref *ret, bool *ret_sent);
+/* ---- stage_recover.c ---- */
+struct found_stage { struct stage *stage; bool sealed, layer, done, damaged, incomplete; };
+struct stages_found { struct found_stage *v; size_t n, room; unsigned lost; };
+int stages_recover(struct stages *s, bool new_boot, const char *lost_dir, struct stages_found *ret) _must_check_;
+void stages_found_free(struct stages_found *f);
+/* Puts what can be read of a stage into lost_dir as a plain file. */
+int stage_salvage(struct stage *st, const char *lost_dir) _must_check_;

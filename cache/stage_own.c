@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* stage_own.c: the large home of a stage: a sparse file with its bytes and a log file with its records.
+ *
+ * Both files are recycled: the data file comes from the blob pool, is renamed to data-N beside the logs (so that the blob pool never takes it for its own after a crash), and goes back
+ * there or becomes the file of a blob; log files are emptied and kept for the next stage. An empty data-N or log-N that nobody names is a crash between two steps and
+ * goes to the pools at the next start; one with bytes that nobody names goes to lost+found/.
+ *
+ * A log comes to life by its first 64 bytes, which are written last: the records of a stage that moves here from the shared log are complete before anybody can find them. The copy
+ * in the shared log counts until the own log was synced once (stage_sync then gives the segments back).
+ *
+ * Consecutive writes make the last DATA record longer in place instead of adding one. A record does not cross a sector, so it is either old or new. */
+#include "stage_core.h"
+
+#include <assert.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include "base/io.h"
+#include "base/log.h"
+
+static void log_name(uint32_t number, char ret[STAGE_DATA_NAME]) {
+        (void)snprintf(ret, STAGE_DATA_NAME, "log-%08" PRIu32, number);
+}
+
+int data_file_path(struct stages *s, const char *name, char *ret, size_t n) {
+        int len = snprintf(ret, n, "%s/%s", s->dir, name);
+        return len < 0 || (size_t)len >= n ? -ENAMETOOLONG : 0;
+}
+
+int data_file_take(struct stages *s, struct stage_room *room, char ret_name[STAGE_DATA_NAME], int *ret_fd) {
+        assert(room->fd >= 0);
+        char name[STAGE_DATA_NAME];
+        (void)snprintf(name, sizeof name, "data-%08" PRIu32, segments_number(s->segs));
+        if (renameat(AT_FDCWD, room->path, s->dir_fd, name) < 0)
+                return -errno;
+        memcpy(ret_name, name, sizeof name);
+        *ret_fd = steal_fd(&room->fd);
+        return 0;
+}
+
+static int log_file_take(struct stages *s, struct own_log *ret) {
+        struct own_log l = { .fd = -1 };
+        lock_take(&s->lock);
+        bool pooled = s->n_log_pool > 0;
+        if (pooled)
+                l.number = s->log_pool[--s->n_log_pool];
+        lock_drop(&s->lock);
+        char name[STAGE_DATA_NAME];
+        if (pooled) {
+                log_name(l.number, name);
+                l.fd = openat(s->dir_fd, name, O_RDWR | O_CLOEXEC);
+        }
+        while (l.fd < 0) {
+                l.number = segments_number(s->segs);
+                log_name(l.number, name);
+                l.fd = openat(s->dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+                if (l.fd < 0 && errno != EEXIST)
+                        return -errno;
+        }
+        l.salt = rng_id(s->rng);
+        l.end = LOG_UNIT;
+        *ret = l;
+        return 0;
+}
+
+void own_log_recycle(struct stages *s, struct own_log *log) {
+        char name[STAGE_DATA_NAME];
+        log_name(log->number, name);
+        if (log->fd < 0)
+                log->fd = openat(s->dir_fd, name, O_RDWR | O_CLOEXEC);
+        bool keep = log->fd >= 0 && ftruncate(log->fd, 0) == 0;
+        if (keep) {
+                LOCK_SCOPE(&s->lock);
+                keep = s->n_log_pool < LOG_POOL_MAX;
+                if (keep)
+                        s->log_pool[s->n_log_pool++] = log->number;
+        }
+        if (!keep)
+                (void)unlinkat(s->dir_fd, name, 0);
+        if (log->fd >= 0)
+                (void)close(steal_fd(&log->fd));
+        if (log->charged)
+                blobs_discharge(s->cfg.blobs, log->charged);
+        log->charged = 0;
+}
+
+int own_log_open(struct stage *st) {
+        if (st->log.fd >= 0)
+                return 0;
+        char name[STAGE_DATA_NAME];
+        log_name(st->log.number, name);
+        st->log.fd = openat(st->owner->dir_fd, name, O_RDWR | O_CLOEXEC);
+        return st->log.fd < 0 ? -errno : 0;
+}
+
+void own_log_close(struct stage *st) {
+        if (st->log.fd >= 0)
+                (void)close(steal_fd(&st->log.fd));
+}
+
+int own_log_append(struct stage *st, const struct log_entry *e, const void *payload) {
+        struct own_log *l = &st->log;
+        int r = own_log_open(st);
+        if (r < 0)
+                return r;
+        if (e->kind == LOG_DATA && l->last_open && l->last.off + l->last.bytes == e->off) {
+                struct log_entry longer = l->last;
+                longer.bytes += e->bytes;
+                longer.time_ns = e->time_ns;
+                r = log_write(l->fd, &l->salt, l->end - LOG_UNIT, &longer, NULL);
+                if (r == 0)
+                        l->last = longer;
+                return r;
+        }
+        struct log_entry x = *e;
+        x.gen = st->gen;
+        x.copy = st->copy;
+        x.seq = st->seq;
+        r = log_write(l->fd, &l->salt, l->end, &x, payload);
+        if (r < 0)
+                return r;
+        st->seq++;
+        l->end += log_record_bytes(x.payload_bytes);
+        l->last = x;
+        l->last_open = x.kind == LOG_DATA;
+        return 0;
+}
+
+struct mover { struct stage *st; int fd; struct extent *v; size_t n, room; int err; };
+static int collect(void *arg, const struct extent *e) {
+        struct mover *m = arg;
+        if (m->n == m->room) {
+                size_t room = m->room ? m->room * 2 : 64;
+                struct extent *v = realloc(m->v, room * sizeof *v);
+                if (!v)
+                        return -ENOMEM;
+                m->v = v;
+                m->room = room;
+        }
+        m->v[m->n++] = *e;
+        return 0;
+}
+
+static int move_bytes(const struct extent *e, int fd, uint8_t *buf) {
+        const struct segment *seg = e->where;
+        for (uint64_t done = 0; done < e->bytes;) {
+                size_t n = (size_t)MIN(e->bytes - done, (uint64_t)SMALL_STAGE_BYTES);
+                int r = pread_full(seg->fd, buf, n, e->at + done);
+                if (r == 0)
+                        r = pwrite_full(fd, buf, n, e->off + done);
+                if (r < 0)
+                        return r;
+                done += n;
+        }
+        return 0;
+}
+
+/* The stage's whole state as records of a new copy, the file's first bytes last. */
+static int write_copy(struct stage *st, struct mover *m, struct own_log *l, struct stage_header *head, uint16_t copy, uint64_t *ret_seq) {
+        uint8_t b[STAGE_HEADER_BYTES];
+        stage_header_encode(head, b);
+        lock_take(&st->lock);
+        uint64_t size = st->size;
+        int64_t mtime_ns = st->mtime_ns;
+        int error = st->error;
+        uint64_t eo = st->error_off, eb = st->error_bytes;
+        lock_drop(&st->lock);
+        struct log_entry e = { .kind = LOG_HEADER, .gen = st->gen, .copy = copy, .payload_bytes = sizeof b };
+        int r = log_write(l->fd, &l->salt, l->end, &e, b);
+        l->end += log_record_bytes(sizeof b);
+        uint64_t seq = 1;
+        bool fresh = !st->logged;
+        for (size_t i = 0; r == 0 && !fresh && i < m->n + 3; i++) {
+                e = (struct log_entry) { .gen = st->gen, .copy = copy, .seq = seq, .time_ns = mtime_ns };
+                if (i < m->n) {
+                        e.kind = m->v[i].kind == EXTENT_DATA ? LOG_DATA : LOG_ZERO; /* a small stage has no SENT extents */
+                        e.off = m->v[i].off;
+                        e.bytes = m->v[i].bytes;
+                } else if (i == m->n) {
+                        e.kind = LOG_SIZE;
+                        e.bytes = size;
+                } else if (i == m->n + 1) {
+                        e.kind = LOG_MTIME;
+                } else {
+                        if (!error)
+                                break;
+                        e.kind = LOG_FAILED;
+                        e.off = eo;
+                        e.bytes = MAX(eb, (uint64_t)1);
+                        e.flags = (uint8_t)-error;
+                }
+                r = log_write(l->fd, &l->salt, l->end, &e, NULL);
+                l->end += LOG_UNIT;
+                seq++;
+        }
+        if (r < 0)
+                return r;
+        struct log_file f = { .kind = LOG_OWN, .salt = l->salt };
+        uint8_t first[LOG_UNIT];
+        log_file_encode(&f, first);
+        r = pwrite_full(l->fd, first, sizeof first, 0);
+        *ret_seq = seq;
+        return r;
+}
+
+int stage_grow(struct stage *st, struct stage_room *room) {
+        lock_assert_held(&st->io);
+        assert(!st->large);
+        struct stages *s = st->owner;
+        struct stage_header head = st->head;
+        struct mover m = { .st = st };
+        _cleanup_close_ int fd = -1;
+        struct own_log log = { .fd = -1 };
+        lock_take(&st->lock);
+        head.base_limit = st->base_limit;
+        int r = extents_each(&st->map, 0, UINT64_MAX, collect, &m);
+        lock_drop(&st->lock);
+        _cleanup_free_ struct extent *v = m.v;
+        _cleanup_free_ uint8_t *buf = malloc(SMALL_STAGE_BYTES);
+        if (r == 0 && !buf)
+                r = -ENOMEM;
+        if (r < 0)
+                return r;
+        r = data_file_take(s, room, head.data_name, &fd);
+        if (r < 0)
+                return r;
+        for (size_t i = 0; r == 0 && i < m.n; i++)
+                if (v[i].kind == EXTENT_DATA)
+                        r = move_bytes(&v[i], fd, buf);
+        if (r == 0)
+                r = log_file_take(s, &log);
+        uint16_t copy = (uint16_t)(st->copy + (st->logged ? 1 : 0));
+        uint64_t seq = 0;
+        if (r == 0)
+                r = write_copy(st, &m, &log, &head, copy, &seq);
+        if (r < 0) {
+                char path[PATH_MAX];
+                if (log.fd >= 0)
+                        own_log_recycle(s, &log);
+                if (data_file_path(s, head.data_name, path, sizeof path) < 0 || blobs_file_return(s->cfg.blobs, path) < 0)
+                        log_debug("stage gen=%llu grow_undo path=%s", (unsigned long long)st->gen, head.data_name);
+                return r;
+        }
+        if (room->charged >= LOG_CHARGE) {
+                log.charged = LOG_CHARGE;
+                room->charged -= LOG_CHARGE;
+        }
+        st->head = head;
+        st->copy = copy;
+        st->seq = seq;
+        st->log = log;
+        st->logged = true;
+        st->changes++;
+        lock_take(&st->lock);
+        st->large = true;
+        st->fd = steal_fd(&fd);
+        memcpy(st->data_name, head.data_name, sizeof st->data_name);
+        extents_rehome(&st->map);
+        r = extents_reserve(&st->map); /* for the change that made us grow */
+        uint64_t pages = extents_pages(&st->map, 0, UINT64_MAX);
+        pages = MIN(pages, room->charged / EXTENT_PAGE);
+        room->charged -= pages * EXTENT_PAGE;
+        room->want = room->charged;
+        stage_account(st, pages, 0);
+        lock_drop(&st->lock);
+        return r;
+}
+
+void stage_release_disk(struct stage *st, bool data_taken) {
+        struct stages *s = st->owner;
+        lock_assert_none();
+        lock_take(&st->io);
+        bool logged = st->logged, large = st->large;
+        int r = logged && !data_taken ? stage_note(st, LOG_DONE, 0, 0, 0, 0, NULL, 0) : 0;
+        if (r < 0)
+                log_debug("stage gen=%llu done_note error=%s", (unsigned long long)st->gen, err_name(r));
+        lock_take(&st->lock);
+        assert(st->state == STAGE_GONE);
+        st->epoch++;
+        uint64_t pages = st->pages;
+        stage_account(st, 0, 0);
+        lock_drop(&st->lock);
+        struct own_log log = st->log;
+        st->log.fd = -1;
+        st->log.charged = 0;
+        lock_drop(&st->io);
+        if (large) {
+                char path[PATH_MAX];
+                if (!data_taken) {
+                        r = data_file_path(s, st->data_name, path, sizeof path);
+                        if (r == 0)
+                                r = blobs_file_return(s->cfg.blobs, path);
+                        if (r < 0)
+                                log_debug("stage gen=%llu file_return error=%s", (unsigned long long)st->gen, err_name(r));
+                }
+                own_log_recycle(s, &log);
+        }
+        if (pages)
+                blobs_discharge(s->cfg.blobs, pages * EXTENT_PAGE);
+}
