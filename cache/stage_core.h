@@ -31,7 +31,7 @@ struct own_log {
         struct id salt;
         uint64_t end;                 /* next record */
         uint64_t charged;
-        struct log_entry last;        /* record before end, if it may still be made longer */
+        struct slog_entry last;        /* record before end, if it may still be made longer */
         bool last_open;
 };
 struct stage {
@@ -136,13 +136,13 @@ int stage_error(struct stage *st);
 /* No more changes. io held. */
 int stage_seal(struct stage *st) _must_check_;
 /* A control record: fits always. io held. */
-int stage_note(struct stage *st, enum log_kind kind, uint64_t off, uint64_t bytes, int64_t time_ns, uint8_t flags, const void *payload, uint32_t payload_bytes) _must_check_;
+int stage_note(struct stage *st, enum slog_kind kind, uint64_t off, uint64_t bytes, int64_t time_ns, uint8_t flags, const void *payload, uint32_t payload_bytes) _must_check_;
 /* Bytes and log on the platter. No lock held. */
 int stage_sync(struct stage *st) _must_check_;
 int stages_sync_dirty(struct stages *s) _must_check_;
 /* ---- stage_own.c: the large home ---- */
 int own_log_begin(struct stage *st) _must_check_;
-int own_log_append(struct stage *st, const struct log_entry *e, const void *payload) _must_check_;
+int own_log_append(struct stage *st, const struct slog_entry *e, const void *payload) _must_check_;
 int own_log_open(struct stage *st) _must_check_;
 void own_log_close(struct stage *st);
 void own_log_recycle(struct stages *s, struct own_log *log);

@@ -248,8 +248,8 @@ int stage_early_sent(struct stage *stage, const struct early_block *b) {
         lock_assert_none();
         struct stages *s = stage->owner;
         uint8_t payload[LOG_SENT_BYTES];
-        struct log_sent sent = { .hash = b->ref.hash, .block_bytes = b->ref.bytes };
-        log_sent_encode(&sent, payload);
+        struct slog_sent sent = { .hash = b->ref.hash, .block_bytes = b->ref.bytes };
+        slog_sent_encode(&sent, payload);
         /* the stage's header must be on the platter before its SENT records mean anything */
         lock_take(&stage->io);
         lock_take(&stage->lock);

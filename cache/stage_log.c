@@ -48,7 +48,7 @@ static uint32_t get32(const uint8_t *p) {
 }
 
 /* 0 magic 8 | 8 version 4 | 12 kind 4 | 16 salt 16 | 32 order 8 | 40 zero 16 | 56 sum 8 */
-void log_file_encode(const struct log_file *f, uint8_t ret[LOG_UNIT]) {
+void slog_file_encode(const struct slog_file *f, uint8_t ret[LOG_UNIT]) {
         memset(ret, 0, LOG_UNIT);
         memcpy(ret, magic, sizeof magic);
         put32(ret + 8, LOG_VERSION);
@@ -58,7 +58,7 @@ void log_file_encode(const struct log_file *f, uint8_t ret[LOG_UNIT]) {
         put64(ret + 56, xxh3_64(ret, 56));
 }
 
-int log_file_decode(const uint8_t p[LOG_UNIT], struct log_file *ret) {
+int slog_file_decode(const uint8_t p[LOG_UNIT], struct slog_file *ret) {
         static const uint8_t zero[LOG_UNIT];
         if (!memcmp(p, zero, LOG_UNIT))
                 return -ENODATA;
@@ -69,7 +69,7 @@ int log_file_decode(const uint8_t p[LOG_UNIT], struct log_file *ret) {
         uint32_t kind = get32(p + 12);
         if (kind != LOG_SHARED && kind != LOG_OWN)
                 return -EBADMSG;
-        struct log_file f = { .kind = kind, .order = get64(p + 32) };
+        struct slog_file f = { .kind = kind, .order = get64(p + 32) };
         memcpy(f.salt.b, p + 16, ID_BYTES);
         *ret = f;
         return 0;
@@ -84,7 +84,7 @@ static uint64_t record_sum(const uint8_t rec[LOG_UNIT], const struct id *salt, u
 }
 
 /* 0 sum 8 | 8 kind 1 | 9 flags 1 | 10 copy 2 | 12 payload bytes 4 | 16 gen 8 | 24 seq 8 | 32 off 8 | 40 bytes 8 | 48 time 8 | 56 payload's sum 8 */
-void log_entry_encode(const struct log_entry *e, const struct id *salt, uint64_t pos, const void *payload, uint8_t ret[LOG_UNIT]) {
+void slog_entry_encode(const struct slog_entry *e, const struct id *salt, uint64_t pos, const void *payload, uint8_t ret[LOG_UNIT]) {
         assert(e->payload_bytes <= LOG_PAYLOAD_MAX);
         ret[8] = (uint8_t)e->kind;
         ret[9] = e->flags;
@@ -100,12 +100,12 @@ void log_entry_encode(const struct log_entry *e, const struct id *salt, uint64_t
         put64(ret, record_sum(ret, salt, pos));
 }
 
-static bool entry_decode(const uint8_t p[LOG_UNIT], const struct id *salt, uint64_t pos, struct log_entry *ret) {
+static bool entry_decode(const uint8_t p[LOG_UNIT], const struct id *salt, uint64_t pos, struct slog_entry *ret) {
         if (p[8] == 0 || p[8] > LOG_KIND_LAST || get32(p + 12) > LOG_PAYLOAD_MAX)
                 return false;
         if (get64(p) != record_sum(p, salt, pos))
                 return false;
-        *ret = (struct log_entry) {
+        *ret = (struct slog_entry) {
                 .kind = p[8], .flags = p[9], .copy = (uint16_t)(p[10] | p[11] << 8), .payload_bytes = get32(p + 12), .gen = get64(p + 16), .seq = get64(p + 24),
                 .off = get64(p + 32), .bytes = get64(p + 40), .time_ns = (int64_t)get64(p + 48),
         };
@@ -155,16 +155,16 @@ int stage_header_decode(const uint8_t *p, size_t n, struct stage_header *ret) {
         return 0;
 }
 
-void log_sent_encode(const struct log_sent *s, uint8_t ret[LOG_SENT_BYTES]) {
+void slog_sent_encode(const struct slog_sent *s, uint8_t ret[LOG_SENT_BYTES]) {
         memcpy(ret, s->hash.b, DIGEST_BYTES);
         put32(ret + 32, s->block_bytes);
         put32(ret + 36, s->block_off);
 }
 
-int log_sent_decode(const uint8_t *p, size_t n, struct log_sent *ret) {
+int slog_sent_decode(const uint8_t *p, size_t n, struct slog_sent *ret) {
         if (n != LOG_SENT_BYTES)
                 return -EBADMSG;
-        struct log_sent s = { .block_bytes = get32(p + 32), .block_off = get32(p + 36) };
+        struct slog_sent s = { .block_bytes = get32(p + 32), .block_off = get32(p + 36) };
         memcpy(s.hash.b, p, DIGEST_BYTES);
         if (s.block_bytes > BLOCK_BYTES_MAX || s.block_off >= s.block_bytes)
                 return -EBADMSG;
@@ -172,11 +172,11 @@ int log_sent_decode(const uint8_t *p, size_t n, struct log_sent *ret) {
         return 0;
 }
 
-int log_write(int fd, const struct id *salt, uint64_t pos, const struct log_entry *e, const void *payload) {
+int slog_write(int fd, const struct id *salt, uint64_t pos, const struct slog_entry *e, const void *payload) {
         static const uint8_t zero[LOG_UNIT];
         uint8_t rec[LOG_UNIT];
-        log_entry_encode(e, salt, pos, payload, rec);
-        uint32_t pad = log_padded(e->payload_bytes) - e->payload_bytes;
+        slog_entry_encode(e, salt, pos, payload, rec);
+        uint32_t pad = slog_padded(e->payload_bytes) - e->payload_bytes;
         struct iovec v[3] = { { rec, LOG_UNIT }, { (void *)payload, e->payload_bytes }, { (void *)zero, pad } };
         size_t all = LOG_UNIT + e->payload_bytes + pad;
         ssize_t n;
@@ -215,7 +215,7 @@ static int window_at(struct window *w, uint64_t pos, size_t want, const uint8_t 
         return 0;
 }
 
-int log_scan(int fd, struct log_file *ret_file, const struct log_scan *scan, uint64_t *ret_end) {
+int slog_scan(int fd, struct slog_file *ret_file, const struct slog_scan *scan, uint64_t *ret_end) {
         struct stat st;
         if (fstat(fd, &st) < 0)
                 return -errno;
@@ -230,8 +230,8 @@ int log_scan(int fd, struct log_file *ret_file, const struct log_scan *scan, uin
                 return r;
         if (n < LOG_UNIT)
                 return -ENODATA;
-        struct log_file f;
-        r = log_file_decode(p, &f);
+        struct slog_file f;
+        r = slog_file_decode(p, &f);
         if (r < 0)
                 return r;
         *ret_file = f; /* each may look at it */
@@ -242,7 +242,7 @@ int log_scan(int fd, struct log_file *ret_file, const struct log_scan *scan, uin
                         return r;
                 if (n < LOG_UNIT)
                         break;
-                struct log_entry e;
+                struct slog_entry e;
                 if (!entry_decode(p, &f.salt, pos, &e)) {
                         pos += LOG_UNIT;
                         continue;
@@ -257,8 +257,8 @@ int log_scan(int fd, struct log_file *ret_file, const struct log_scan *scan, uin
                 }
                 uint64_t here = pos;
                 /* after a damaged payload the next record may be anywhere */
-                pos += payload || !e.payload_bytes ? log_record_bytes(e.payload_bytes) : LOG_UNIT;
-                end = MAX(end, here + log_record_bytes(e.payload_bytes));
+                pos += payload || !e.payload_bytes ? slog_record_bytes(e.payload_bytes) : LOG_UNIT;
+                end = MAX(end, here + slog_record_bytes(e.payload_bytes));
                 r = scan->each(scan->arg, &e, here, payload);
                 if (r < 0)
                         return r;

@@ -10,14 +10,14 @@
 #define STAGE_HEADER_BYTES 512u
 #define STAGE_DATA_NAME 32u
 
-enum log_file_kind { LOG_SHARED = 1, LOG_OWN = 2 };
-struct log_file {
-        enum log_file_kind kind;
+enum slog_file_kind { LOG_SHARED = 1, LOG_OWN = 2 };
+struct slog_file {
+        enum slog_file_kind kind;
         struct id salt;                    /* random at each reuse of the file: records of an earlier life never verify */
         uint64_t order;                    /* shared: ascends with each reuse; own: 0 */
 };
 
-enum log_kind {
+enum slog_kind {
         LOG_HEADER = 1,   /* payload: struct stage_header. Always seq 0 of its copy */
         LOG_DATA = 2,     /* off, bytes; payload in a shared log, else the bytes are in the stage's file at off */
         LOG_ZERO = 3,     /* off, bytes */
@@ -34,8 +34,8 @@ enum log_kind {
         LOG_COPIED = 14,  /* ends a copy > 0 in a shared log; a copy without it does not count */
         LOG_KIND_LAST = LOG_COPIED,
 };
-struct log_entry {
-        enum log_kind kind;
+struct slog_entry {
+        enum slog_kind kind;
         uint8_t flags;
         uint16_t copy;           /* of the stage's records: the highest complete one counts */
         uint32_t payload_bytes;
@@ -52,24 +52,24 @@ struct stage_header {
         char data_name[STAGE_DATA_NAME]; /* file with the bytes, beside the logs; "" for a shared log */
         char name[NAME_BYTES_MAX + 1];
 };
-struct log_sent { struct digest hash; uint32_t block_bytes, block_off; };
+struct slog_sent { struct digest hash; uint32_t block_bytes, block_off; };
 #define LOG_SENT_BYTES 40u
 
-static inline uint32_t log_padded(uint32_t payload_bytes) { return (payload_bytes + LOG_UNIT - 1) / LOG_UNIT * LOG_UNIT; }
-static inline uint64_t log_record_bytes(uint32_t payload_bytes) { return LOG_UNIT + log_padded(payload_bytes); }
+static inline uint32_t slog_padded(uint32_t payload_bytes) { return (payload_bytes + LOG_UNIT - 1) / LOG_UNIT * LOG_UNIT; }
+static inline uint64_t slog_record_bytes(uint32_t payload_bytes) { return LOG_UNIT + slog_padded(payload_bytes); }
 
-void log_file_encode(const struct log_file *f, uint8_t ret[LOG_UNIT]);
-int log_file_decode(const uint8_t p[LOG_UNIT], struct log_file *ret) _must_check_;       /* -EBADMSG; -ENODATA: all zero */
-void log_entry_encode(const struct log_entry *e, const struct id *salt, uint64_t pos, const void *payload, uint8_t ret[LOG_UNIT]);
+void slog_file_encode(const struct slog_file *f, uint8_t ret[LOG_UNIT]);
+int slog_file_decode(const uint8_t p[LOG_UNIT], struct slog_file *ret) _must_check_;       /* -EBADMSG; -ENODATA: all zero */
+void slog_entry_encode(const struct slog_entry *e, const struct id *salt, uint64_t pos, const void *payload, uint8_t ret[LOG_UNIT]);
 void stage_header_encode(const struct stage_header *h, uint8_t ret[STAGE_HEADER_BYTES]);
 int stage_header_decode(const uint8_t *p, size_t n, struct stage_header *ret) _must_check_; /* -EBADMSG */
-void log_sent_encode(const struct log_sent *s, uint8_t ret[LOG_SENT_BYTES]);
-int log_sent_decode(const uint8_t *p, size_t n, struct log_sent *ret) _must_check_;
+void slog_sent_encode(const struct slog_sent *s, uint8_t ret[LOG_SENT_BYTES]);
+int slog_sent_decode(const uint8_t *p, size_t n, struct slog_sent *ret) _must_check_;
 
 /* Writes one record (payload may be NULL with payload_bytes 0). */
-int log_write(int fd, const struct id *salt, uint64_t pos, const struct log_entry *e, const void *payload) _must_check_;
+int slog_write(int fd, const struct id *salt, uint64_t pos, const struct slog_entry *e, const void *payload) _must_check_;
 
 /* Reads a log file from its first record on. each gets every record whose own sum verifies; payload is NULL if there is none or if its bytes are damaged (then e->payload_bytes
  * is not 0). Damaged or unwritten ranges are skipped: a record after one shows itself by its seq. ret_end: after the last record that verifies. each's negative result ends it. */
-struct log_scan { int (*each)(void *arg, const struct log_entry *e, uint64_t pos, const uint8_t *payload); void *arg; };
-int log_scan(int fd, struct log_file *ret_file, const struct log_scan *scan, uint64_t *ret_end) _must_check_;
+struct slog_scan { int (*each)(void *arg, const struct slog_entry *e, uint64_t pos, const uint8_t *payload); void *arg; };
+int slog_scan(int fd, struct slog_file *ret_file, const struct slog_scan *scan, uint64_t *ret_end) _must_check_;

@@ -101,29 +101,29 @@ void own_log_close(struct stage *st) {
                 (void)close(steal_fd(&st->log.fd));
 }
 
-int own_log_append(struct stage *st, const struct log_entry *e, const void *payload) {
+int own_log_append(struct stage *st, const struct slog_entry *e, const void *payload) {
         struct own_log *l = &st->log;
         int r = own_log_open(st);
         if (r < 0)
                 return r;
         if (e->kind == LOG_DATA && l->last_open && l->last.off + l->last.bytes == e->off) {
-                struct log_entry longer = l->last;
+                struct slog_entry longer = l->last;
                 longer.bytes += e->bytes;
                 longer.time_ns = e->time_ns;
-                r = log_write(l->fd, &l->salt, l->end - LOG_UNIT, &longer, NULL);
+                r = slog_write(l->fd, &l->salt, l->end - LOG_UNIT, &longer, NULL);
                 if (r == 0)
                         l->last = longer;
                 return r;
         }
-        struct log_entry x = *e;
+        struct slog_entry x = *e;
         x.gen = st->gen;
         x.copy = st->copy;
         x.seq = st->seq;
-        r = log_write(l->fd, &l->salt, l->end, &x, payload);
+        r = slog_write(l->fd, &l->salt, l->end, &x, payload);
         if (r < 0)
                 return r;
         st->seq++;
-        l->end += log_record_bytes(x.payload_bytes);
+        l->end += slog_record_bytes(x.payload_bytes);
         l->last = x;
         l->last_open = x.kind == LOG_DATA;
         return 0;
@@ -168,13 +168,13 @@ static int write_copy(struct stage *st, struct mover *m, struct own_log *l, stru
         int error = st->error;
         uint64_t eo = st->error_off, eb = st->error_bytes;
         lock_drop(&st->lock);
-        struct log_entry e = { .kind = LOG_HEADER, .gen = st->gen, .copy = copy, .payload_bytes = sizeof b };
-        int r = log_write(l->fd, &l->salt, l->end, &e, b);
-        l->end += log_record_bytes(sizeof b);
+        struct slog_entry e = { .kind = LOG_HEADER, .gen = st->gen, .copy = copy, .payload_bytes = sizeof b };
+        int r = slog_write(l->fd, &l->salt, l->end, &e, b);
+        l->end += slog_record_bytes(sizeof b);
         uint64_t seq = 1;
         bool fresh = !st->logged;
         for (size_t i = 0; r == 0 && !fresh && i < m->n + 3; i++) {
-                e = (struct log_entry) { .gen = st->gen, .copy = copy, .seq = seq, .time_ns = mtime_ns };
+                e = (struct slog_entry) { .gen = st->gen, .copy = copy, .seq = seq, .time_ns = mtime_ns };
                 if (i < m->n) {
                         e.kind = m->v[i].kind == EXTENT_DATA ? LOG_DATA : LOG_ZERO; /* a small stage has no SENT extents */
                         e.off = m->v[i].off;
@@ -192,15 +192,15 @@ static int write_copy(struct stage *st, struct mover *m, struct own_log *l, stru
                         e.bytes = MAX(eb, (uint64_t)1);
                         e.flags = (uint8_t)-error;
                 }
-                r = log_write(l->fd, &l->salt, l->end, &e, NULL);
+                r = slog_write(l->fd, &l->salt, l->end, &e, NULL);
                 l->end += LOG_UNIT;
                 seq++;
         }
         if (r < 0)
                 return r;
-        struct log_file f = { .kind = LOG_OWN, .salt = l->salt };
+        struct slog_file f = { .kind = LOG_OWN, .salt = l->salt };
         uint8_t first[LOG_UNIT];
-        log_file_encode(&f, first);
+        slog_file_encode(&f, first);
         r = pwrite_full(l->fd, first, sizeof first, 0);
         *ret_seq = seq;
         return r;

@@ -93,9 +93,9 @@ static int segment_begin(struct segment *seg, uint64_t order, bool sync) {
         struct segments *s = seg->owner;
         seg->salt = rng_id(s->cfg.rng);
         seg->order = order;
-        struct log_file f = { .kind = LOG_SHARED, .salt = seg->salt, .order = order };
+        struct slog_file f = { .kind = LOG_SHARED, .salt = seg->salt, .order = order };
         uint8_t b[LOG_UNIT];
-        log_file_encode(&f, b);
+        slog_file_encode(&f, b);
         int r = pwrite_full(seg->fd, b, sizeof b, 0);
         if (r == 0 && sync && fdatasync(seg->fd) < 0)
                 r = -errno;
@@ -178,8 +178,8 @@ static struct segment *reserve_locked(struct segments *s, uint64_t bytes, bool c
         return NULL;
 }
 
-int segments_append(struct segments *s, const struct log_entry *e, const void *payload, bool control, struct segment **ret, uint64_t *ret_pos) {
-        uint64_t bytes = log_record_bytes(e->payload_bytes);
+int segments_append(struct segments *s, const struct slog_entry *e, const void *payload, bool control, struct segment **ret, uint64_t *ret_pos) {
+        uint64_t bytes = slog_record_bytes(e->payload_bytes);
         lock_take(&s->lock);
         struct segment *seg = reserve_locked(s, bytes, control);
         if (!seg) {
@@ -192,7 +192,7 @@ int segments_append(struct segments *s, const struct log_entry *e, const void *p
         seg->refs++;
         lock_drop(&s->lock);
 
-        int r = log_write(seg->fd, &seg->salt, w.pos, e, payload);
+        int r = slog_write(seg->fd, &seg->salt, w.pos, e, payload);
 
         lock_take(&s->lock);
         for (struct seg_writing **p = &seg->writing; *p; p = &(*p)->next)
@@ -264,8 +264,8 @@ int segments_sync(struct segments *s) {
                         struct seg_writing w = { .pos = pos, .next = g->writing };
                         g->writing = &w;
                         lock_drop(&s->lock);
-                        struct log_entry mark = { .kind = LOG_SYNC, .off = done };
-                        r = log_write(g->fd, &g->salt, pos, &mark, NULL);
+                        struct slog_entry mark = { .kind = LOG_SYNC, .off = done };
+                        r = slog_write(g->fd, &g->salt, pos, &mark, NULL);
                         lock_take(&s->lock);
                         for (struct seg_writing **p = &g->writing; *p; p = &(*p)->next)
                                 if (*p == &w) {
@@ -321,7 +321,7 @@ void segments_tidy(struct segments *s) {
         }
 }
 
-int segments_found(struct segments *s, uint32_t number, int fd, const struct log_file *f, uint64_t end, struct segment **ret) {
+int segments_found(struct segments *s, uint32_t number, int fd, const struct slog_file *f, uint64_t end, struct segment **ret) {
         struct segment *seg = calloc(1, sizeof *seg);
         if (!seg)
                 return -ENOMEM;

@@ -34,7 +34,7 @@ void segments_number_above(struct segments *s, uint32_t number); /* numbers up t
 /* Makes sure that a record of this size fits now: creates a segment if need be (charged, preallocated). No lock held. -ENOSPC: no room. */
 int segments_prepare(struct segments *s, uint64_t record_bytes) _must_check_;
 /* Appends. control: small, may use the slack. Returns with a reference to the segment. -EAGAIN: segments_prepare first. */
-int segments_append(struct segments *s, const struct log_entry *e, const void *payload, bool control, struct segment **ret, uint64_t *ret_pos) _must_check_;
+int segments_append(struct segments *s, const struct slog_entry *e, const void *payload, bool control, struct segment **ret, uint64_t *ret_pos) _must_check_;
 struct segment *segment_ref(struct segment *seg);
 void segment_put(struct segment *seg);
 bool segment_is_synced(struct segment *seg, uint64_t pos);
@@ -43,5 +43,5 @@ int segments_sync(struct segments *s) _must_check_;
 /* Emptied segments become spare or go. May fsync; no lock held. */
 void segments_tidy(struct segments *s);
 /* Recovery: a segment file as found, already full. Holds one reference for the caller. fd is taken over. */
-int segments_found(struct segments *s, uint32_t number, int fd, const struct log_file *f, uint64_t end, struct segment **ret) _must_check_;
+int segments_found(struct segments *s, uint32_t number, int fd, const struct slog_file *f, uint64_t end, struct segment **ret) _must_check_;
 uint64_t segments_bytes(struct segments *s);                     /* on disk */

@@ -57,7 +57,7 @@ void stage_room_end(struct stages *s, struct stage_room *room) {
 }
 
 /* One record in whatever home; small: ret_seg and ret_at tell where the payload is. */
-static int append(struct stage *st, struct log_entry *e, const void *payload, bool control, struct segment **ret_seg, uint64_t *ret_at) {
+static int append(struct stage *st, struct slog_entry *e, const void *payload, bool control, struct segment **ret_seg, uint64_t *ret_at) {
         e->gen = st->gen;
         e->copy = st->copy;
         if (st->large) {
@@ -67,7 +67,7 @@ static int append(struct stage *st, struct log_entry *e, const void *payload, bo
                 return r;
         }
         uint8_t head[STAGE_HEADER_BYTES];
-        struct log_entry he = { .kind = LOG_HEADER, .gen = st->gen, .payload_bytes = sizeof head };
+        struct slog_entry he = { .kind = LOG_HEADER, .gen = st->gen, .payload_bytes = sizeof head };
         bool with_head = !st->logged;
         for (;;) {
                 struct segment *seg;
@@ -106,9 +106,9 @@ static int append(struct stage *st, struct log_entry *e, const void *payload, bo
         }
 }
 
-int stage_note(struct stage *st, enum log_kind kind, uint64_t off, uint64_t bytes, int64_t time_ns, uint8_t flags, const void *payload, uint32_t payload_bytes) {
+int stage_note(struct stage *st, enum slog_kind kind, uint64_t off, uint64_t bytes, int64_t time_ns, uint8_t flags, const void *payload, uint32_t payload_bytes) {
         lock_assert_held(&st->io);
-        struct log_entry e = { .kind = kind, .flags = flags, .off = off, .bytes = bytes, .time_ns = time_ns, .payload_bytes = payload_bytes };
+        struct slog_entry e = { .kind = kind, .flags = flags, .off = off, .bytes = bytes, .time_ns = time_ns, .payload_bytes = payload_bytes };
         int r = append(st, &e, payload, true, NULL, NULL);
         if (r == 0 && kind != LOG_SYNC)
                 stage_mark_dirty(st);
@@ -224,7 +224,7 @@ int stage_put_data(struct stage *st, uint64_t off, const void *buf, size_t n, st
                 charge_log(st, room);
         }
         int64_t now_ns = clock_real_ns(st->owner->cfg.clock);
-        struct log_entry e = { .kind = LOG_DATA, .off = off, .bytes = n, .time_ns = now_ns };
+        struct slog_entry e = { .kind = LOG_DATA, .off = off, .bytes = n, .time_ns = now_ns };
         struct extent x = { .off = off, .bytes = n, .kind = EXTENT_DATA, .at = off };
         if (st->large) {
                 lock_take(&st->lock);
@@ -242,7 +242,7 @@ int stage_put_data(struct stage *st, uint64_t off, const void *buf, size_t n, st
                 struct segment *seg;
                 r = append(st, &e, buf, false, &seg, &x.at);
                 if (r == -EAGAIN) {
-                        room->want_record = log_record_bytes((uint32_t)n) + log_record_bytes(STAGE_HEADER_BYTES);
+                        room->want_record = slog_record_bytes((uint32_t)n) + slog_record_bytes(STAGE_HEADER_BYTES);
                         return r;
                 }
                 if (r < 0) {
@@ -290,7 +290,7 @@ static void drop_bytes(struct stage *st, uint64_t off, uint64_t n, uint64_t befo
                 log_debug("stage gen=%llu punch error=%s", (unsigned long long)st->gen, err_name(errno));
 }
 
-static int cut_record(struct stage *st, struct log_entry *e, struct stage_room *room) {
+static int cut_record(struct stage *st, struct slog_entry *e, struct stage_room *room) {
         if (st->untrusted)
                 return -EIO;
         lock_take(&st->lock);
@@ -309,7 +309,7 @@ static int cut_record(struct stage *st, struct log_entry *e, struct stage_room *
                 charge_log(st, room);
         r = append(st, e, NULL, false, NULL, NULL);
         if (r == -EAGAIN)
-                room->want_record = log_record_bytes(STAGE_HEADER_BYTES) + LOG_UNIT;
+                room->want_record = slog_record_bytes(STAGE_HEADER_BYTES) + LOG_UNIT;
         else if (r < 0)
                 stage_fail(st, r, e->off, e->bytes);
         return r;
@@ -319,7 +319,7 @@ int stage_put_zero(struct stage *st, uint64_t off, uint64_t n, bool grow, struct
         lock_assert_held(&st->io);
         assert(st->state == STAGE_OPEN && n > 0);
         int64_t now_ns = clock_real_ns(st->owner->cfg.clock);
-        struct log_entry e = { .kind = LOG_ZERO, .off = off, .bytes = n, .flags = grow, .time_ns = now_ns };
+        struct slog_entry e = { .kind = LOG_ZERO, .off = off, .bytes = n, .flags = grow, .time_ns = now_ns };
         int r = cut_record(st, &e, room);
         if (r < 0)
                 return r;
@@ -343,7 +343,7 @@ int stage_put_size(struct stage *st, uint64_t size, struct stage_room *room) {
         lock_assert_held(&st->io);
         assert(st->state == STAGE_OPEN);
         int64_t now_ns = clock_real_ns(st->owner->cfg.clock);
-        struct log_entry e = { .kind = LOG_SIZE, .bytes = size, .time_ns = now_ns };
+        struct slog_entry e = { .kind = LOG_SIZE, .bytes = size, .time_ns = now_ns };
         int r = cut_record(st, &e, room);
         if (r < 0)
                 return r;
