@@ -433,7 +433,7 @@ int wire_get_cursor(const struct frame *frame, struct arena *a, struct wire_curs
                 }
         }
         FIELD_RESULT(r);
-        if (!c.workspace)
+        if (!c.workspace || !c.workspace[0])
                 return -EPROTO;
         *ret = c;
         return 0;
