@@ -21,9 +21,9 @@ struct commit_job {
 };
 struct commit_queue_config {
         int (*begin)(void *arg);
-        int (*commit)(void *arg);      /* 0, or -errno: rolled back is what the queue does then */
+        int (*commit)(void *arg, void **ret_note); /* 0; -errno: the queue then calls rollback */
         void (*rollback)(void *arg);
-        void (*committed)(void *arg);  /* after a commit, outside the transaction, no lock of the queue held */
+        void (*committed)(void *arg, void *note);  /* after a commit, outside the transaction, no lock held; frees the note */
         void *arg;
         bool threaded;                 /* false: run on the caller's thread */
         unsigned max_ops;              /* 0: 64 */

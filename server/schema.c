@@ -49,7 +49,7 @@ static const char schema_1[] =
         "CREATE UNIQUE INDEX entry_fold ON entry(workspace, parent, fold) WHERE fold IS NOT NULL;"
         "CREATE INDEX entry_node ON entry(workspace, node);"
         "CREATE TABLE event(workspace INTEGER NOT NULL, seq INTEGER NOT NULL, mark BLOB NOT NULL, op BLOB NOT NULL, job BLOB, actor INTEGER NOT NULL, device BLOB,"
-        " time_ns INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY(workspace, seq));"
+        " time_ns INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY(workspace, seq)) WITHOUT ROWID;"
         "CREATE TABLE revision(workspace INTEGER NOT NULL, id BLOB NOT NULL, kind INTEGER NOT NULL, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,"
         " rdev INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, btime_ns INTEGER NOT NULL, target BLOB, xattrs BLOB,"
         " root BLOB, size INTEGER NOT NULL, depth INTEGER NOT NULL, param INTEGER NOT NULL, version BLOB, seq INTEGER NOT NULL, deleted INTEGER NOT NULL,"
@@ -76,12 +76,11 @@ static const char schema_1[] =
 
 int schema_open(struct sql *db) {
         struct sql_stmt *st;
-        int r = sql_first(db, &st, "SELECT count(*), sum(name = 'meta') FROM sqlite_master WHERE type = 'table'", "");
+        bool any, ours;
+        int r = db->ops->tables(db, "meta", &any, &ours);
         if (r < 0)
                 return r;
-        int64_t tables = sql_int(db, st, 0), ours = sql_int(db, st, 1);
-        sql_reset(db, st);
-        if (tables > 0) {
+        if (any) {
                 if (!ours)
                         return -EBADMSG;
                 r = sql_first(db, &st, "SELECT value FROM meta WHERE key = 'schema'", "");

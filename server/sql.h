@@ -33,6 +33,7 @@ struct sql_ops {
         int (*commit)(struct sql *db);
         void (*rollback)(struct sql *db);
         int (*now_ns)(struct sql *db, int64_t *ret);                          /* the database's clock: the one for expiry and event times */
+        int (*tables)(struct sql *db, const char *name, bool *ret_any, bool *ret_named); /* whether there is any table, and this one */
         int64_t (*changes)(struct sql *db);                                   /* rows changed by the last statement */
         void (*close)(struct sql *db);
 };

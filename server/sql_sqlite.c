@@ -118,6 +118,17 @@ static int op_now_ns(struct sql *db, int64_t *ret) {
         return 0;
 }
 
+static int op_tables(struct sql *db, const char *name, bool *ret_any, bool *ret_named) {
+        struct sql_stmt *st;
+        int r = sql_first(db, &st, "SELECT count(*), sum(name = ?1) FROM sqlite_master WHERE type = 'table'", "t", name);
+        if (r < 0)
+                return r;
+        *ret_any = sql_int(db, st, 0) > 0;
+        *ret_named = sql_int(db, st, 1) > 0;
+        sql_reset(db, st);
+        return 0;
+}
+
 static int64_t op_changes(struct sql *db) { return sqlite3_changes64(up(db)->db); }
 
 static void op_close(struct sql *db) {
@@ -130,7 +141,7 @@ static void op_close(struct sql *db) {
 static const struct sql_ops sqlite_ops = {
         .exec = op_exec, .prepare = op_prepare, .finalize = op_finalize, .bind_int = op_bind_int, .bind_blob = op_bind_blob, .bind_text = op_bind_text,
         .step = op_step, .reset = op_reset, .col_int = op_col_int, .col_blob = op_col_blob, .col_text = op_col_text, .begin = op_begin,
-        .commit = op_commit, .rollback = op_rollback, .now_ns = op_now_ns, .changes = op_changes, .close = op_close,
+        .commit = op_commit, .rollback = op_rollback, .now_ns = op_now_ns, .tables = op_tables, .changes = op_changes, .close = op_close,
 };
 
 int sql_sqlite_open(const char *path, const char *vfs, bool writer, struct clock *clock, struct sql **ret) {
