@@ -191,8 +191,6 @@ int api_events(struct call *c) {
 
                 r = meta_events(c->s->meta, p->w.ws, &p->cursor, limit, MAX(room, (size_t)1), c->arena, &p->events, &p->n, &p->upto, &at);
                 if (r < 0) {
-                        if (waiter)
-                                service_wait_remove(c->s, waiter);
                         if (r != -EIDRM)
                                 return r;
                         (void)snprintf(at.name, sizeof at.name, "%s", p->w.name);
@@ -204,7 +202,5 @@ int api_events(struct call *c) {
         }
         if (total == 0 && waiter && wait_s > 0)
                 return -EINPROGRESS;
-        if (waiter)
-                service_wait_remove(c->s, waiter);
         return call_wants_json(c) ? answer_json(c, polls, n, total == 0) : answer_frames(c, polls, n, total == 0);
 }

@@ -25,7 +25,7 @@
 
 struct reader {
         struct content_walk walk;
-        uint64_t from;                   /* first byte of the range */
+        uint64_t from, bytes;            /* the range */
 };
 
 static void reader_close(void *arg) {
@@ -40,13 +40,14 @@ static int64_t reader_pull(void *arg, uint64_t off, void *p, size_t n) {
         struct reader *rd = arg;
         struct meta_place place;
         struct blockref ref;
-        uint64_t start;
+        uint64_t start, left;
         size_t skip, m;
         int r;
 
-        off += rd->from;
-        if (off >= rd->walk.content.size || n < SERVICE_PULL_BYTES)
+        if (off >= rd->bytes || n < SERVICE_PULL_BYTES)
                 return -EINVAL;
+        left = rd->bytes - off;
+        off += rd->from;
         r = content_walk_find(&rd->walk, off, &ref, &start);
         if (r >= 0)
                 r = content_walk_place(&rd->walk, &ref.hash, &place);
@@ -57,7 +58,7 @@ static int64_t reader_pull(void *arg, uint64_t off, void *p, size_t n) {
         if (r < 0)
                 return r;
         skip = (size_t)(off - start);
-        m = ref.bytes - skip;
+        m = (size_t)MIN((uint64_t)(ref.bytes - skip), left);
         memmove(p, (uint8_t *)p + skip, m);
         return (int64_t)m;
 }
@@ -170,6 +171,7 @@ static int answer_content(struct call *c, const struct meta_workspace *w, const 
                 return r;
         }
         rd->from = from;
+        rd->bytes = bytes;
         ans->pull = reader_pull;
         ans->pull_close = reader_close;
         ans->pull_arg = rd;

@@ -242,6 +242,8 @@ int service_handle(struct service *s, const struct service_request *req, struct 
         r = arena_new(CALL_ARENA_BYTES, &arena);
         c.arena = arena;
         r = r < 0 ? call_fail_errno(&c, r, "starting") : router_run(&c);
+        if (r != -EINPROGRESS && req->waiter)
+                service_wait_remove(s, req->waiter);
         if (r == -EINPROGRESS) {
                 assert(req->waiter && !req->no_wait);
                 service_answer_free(ret);

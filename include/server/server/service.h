@@ -40,7 +40,7 @@ struct service_request {
         int64_t (*read)(void *arg, void *p, size_t n); void *read_arg;
         int64_t content_length;            /* of a body that comes through read; -1 unknown */
         /* Long poll: with a waiter and nothing to say, service_handle registers it and returns -EINPROGRESS: call again (with the same waiter) when ready was called, or with
-         * no_wait once deadline_ms has passed. No commit is missed in between. Without a waiter nothing ever parks: the answer comes at once. */
+         * no_wait once deadline_ms has passed. No commit is missed in between; any other return leaves the waiter unregistered. Without a waiter nothing ever parks: the answer comes at once. */
         struct service_waiter *waiter;
         bool no_wait;
 };
