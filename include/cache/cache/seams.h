@@ -20,7 +20,8 @@ struct fetch {
         void *owner, *priv;              /* blob.c's; the source's */
 };
 struct source {
-        /* 0: done will come. -EHOSTDOWN at once if known to be offline; -ENOMEM. Never blocks, never calls back from inside. */
+        /* 0: done will come. -EHOSTDOWN at once if known to be offline; -ENOMEM. Never blocks, never calls back from inside: the caller holds a blob's lock
+         * (RANK_BLOB), so only queue, RANK_QUEUE at most. The same for cancel, which may come while done is on its way: then it does nothing. */
         int (*fetch)(struct source *s, struct fetch *f);
         void (*cancel)(struct source *s, struct fetch *f); /* done still comes */
 };
