@@ -8,13 +8,12 @@ struct mount_config {
         struct cache *cache;
         const char *mountpoint;       /* absolute */
         const char *source_name;      /* shown in /proc/mounts: the URL */
-        bool ro, allow_other, default_permissions, fastperm, debug;
+        bool ro, allow_other, default_permissions, fastperm, debug, nonempty;
         bool owner_stored;            /* false: everything belongs to uid, gid */
         uint32_t uid, gid;
         enum close_level close_level;
         int64_t net_timeout_ms;
         unsigned threads;             /* 0: 8 */
-        /* close=server: waits until ino's pending work is on the server; 0, -ETIMEDOUT, -EHOSTDOWN, -EINTR. Given by cli/. */
         struct clock *clock; struct counters *counters;
         void (*statfs)(void *arg, uint64_t *ret_total_bytes, uint64_t *ret_free_bytes); void *statfs_arg; /* quota; NULL: large numbers */
 };

@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* attr.c: what stat shows, and how it is changed.
+ *
+ * Shown: st_ino is the row id, stable over remounts; size and times of a file that is being written come from its open stage (file_overlay), else from the row. There is
+ * no atime: it shows the mtime, setting it succeeds and is not kept (the mount behaves as with noatime). In one-owner mode (the default)
+ * everything belongs to the mounting user and chown to anybody else is EPERM; with owner_stored it is as stored.
+ *
+ * A nodeid of an older incarnation (remote content replaced that of an open node) shows the row with the size and times that it had when it was opened;
+ * without an open handle it is ESTALE, upon which the kernel looks the path up again.
+ *
+ * suid and sgid go away on a write, truncate or chown by somebody without privilege. The kernel leaves that to us (HANDLE_KILLPRIV_V2), which spares one
+ * xattr request per write. */
+#include "fs.h"
+
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/log.h"
+
+static struct timespec to_timespec(int64_t ns) {
+        int64_t s = ns / 1000000000, rest = ns % 1000000000;
+        if (rest < 0) {
+                s--;
+                rest += 1000000000;
+        }
+        return (struct timespec){ .tv_sec = s, .tv_nsec = rest };
+}
+
+static int64_t from_timespec(const struct timespec *t) {
+        int64_t s = MIN(MAX((int64_t)t->tv_sec, INT64_MIN / 1000000000 + 1), INT64_MAX / 1000000000 - 1);
+        return s * 1000000000 + t->tv_nsec;
+}
+
+void reply_fail(fuse_req_t req, int r) {
+        int err = r < 0 ? -r : EIO;
+        switch (err) {
+        case ERR_CORRUPT:
+        case ERR_PROTOCOL:
+                err = EIO;
+                break;
+        case ERR_SIGNED_OUT: /* without a valid token we are offline */
+                err = ERR_OFFLINE;
+                break;
+        case ERR_UPGRADE: /* a node of a kind that we cannot show */
+                err = EOPNOTSUPP;
+                break;
+        default:
+                break;
+        }
+        if (err == EIO)
+                log_debug("event=reply error=EIO cause=%s", err_name(r));
+        (void)fuse_reply_err(req, err); /* fails only if the mount is gone or the request was interrupted */
+}
+
+void attr_fill(struct mount *m, const struct node *n, struct stat *ret) {
+        uint64_t size = n->size;
+        int64_t mtime_ns = n->mtime_ns, ctime_ns = n->ctime_ns;
+        if (n->kind == NODE_FILE)
+                (void)file_overlay(m->cfg.cache, n->ino, &size, &mtime_ns, &ctime_ns);
+        if (n->kind == NODE_DIR)
+                size = 4096;
+        memset(ret, 0, sizeof *ret);
+        ret->st_ino = n->ino;
+        ret->st_mode = node_kind_to_mode(n->kind) | (n->mode & 07777);
+        ret->st_nlink = n->nlink;
+        ret->st_uid = m->cfg.owner_stored ? n->uid : m->cfg.uid;
+        ret->st_gid = m->cfg.owner_stored ? n->gid : m->cfg.gid;
+        ret->st_rdev = n->rdev;
+        ret->st_size = (off_t)size;
+        ret->st_blocks = (blkcnt_t)((size + 511) / 512);
+        ret->st_blksize = 4096;
+        ret->st_mtim = ret->st_atim = to_timespec(mtime_ns);
+        ret->st_ctim = to_timespec(ctime_ns);
+}
+
+void entry_fill(struct mount *m, const struct node *n, struct fuse_entry_param *ret) {
+        memset(ret, 0, sizeof *ret);
+        ret->ino = nodeid_of(n);
+        ret->attr_timeout = ret->entry_timeout = TIMEOUT_S;
+        attr_fill(m, n, &ret->attr);
+}
+
+int node_row(struct mount *m, uint64_t nodeid, struct node *ret, bool *ret_superseded) {
+        struct node n;
+        bool superseded = false;
+        int r = tree_get(m->cfg.cache->tree, nodeid_ino(nodeid), &n);
+        if (r < 0)
+                return r;
+        if (n.incarnation != nodeid_incarnation(nodeid)) {
+                if (!nodes_view(m, nodeid, &n.size, &n.mtime_ns, &n.ctime_ns))
+                        return -ESTALE;
+                superseded = true;
+        }
+        *ret = n;
+        *ret_superseded = superseded;
+        return 0;
+}
+
+/* attr_fill for a nodeid: one of an older incarnation shows what n holds (see node_row), for the open stage belongs to the newer one. */
+static void attr_fill_of(struct mount *m, const struct node *n, bool superseded, struct stat *ret) {
+        attr_fill(m, n, ret);
+        if (superseded) {
+                ret->st_size = (off_t)n->size;
+                ret->st_blocks = (blkcnt_t)((n->size + 511) / 512);
+                ret->st_mtim = ret->st_atim = to_timespec(n->mtime_ns);
+                ret->st_ctim = to_timespec(n->ctime_ns);
+        }
+}
+
+void op_getattr(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi) {
+        struct call c;
+        struct node n;
+        struct stat st;
+        call_begin(&c, req);
+        counter_add(c.m->cfg.counters, fuse_getattr, 1);
+        bool superseded = false;
+        int r = node_row(c.m, nodeid, &n, &superseded);
+        if (r < 0) {
+                reply_fail(req, r);
+        } else {
+                attr_fill_of(c.m, &n, superseded, &st);
+                (void)fuse_reply_attr(req, &st, TIMEOUT_S);
+        }
+        call_end(&c);
+}
+
+bool may_keep_priv(fuse_req_t req) {
+        return fuse_req_ctx(req)->uid == 0;
+}
+
+int drop_priv(struct mount *m, uint64_t ino) {
+        struct node n;
+        int r = tree_get(m->cfg.cache->tree, ino, &n);
+        if (r < 0)
+                return r;
+        uint32_t mode = n.mode & ~04000u;
+        if (mode & 010)
+                mode &= ~02000u;
+        if (n.kind != NODE_FILE || mode == n.mode)
+                return 0;
+        struct tree_attrs a = { .mask = ATTR_MODE, .mode = mode };
+        return tree_setattr(m->cfg.cache->tree, ino, &a, &n);
+}
+
+/* Which owner the caller asks for, against the mount's rule. */
+static int owner_wanted(struct mount *m, fuse_req_t req, const struct node *n, const struct stat *attr, int valid, struct tree_attrs *a) {
+        bool uid = valid & FUSE_SET_ATTR_UID, gid = valid & FUSE_SET_ATTR_GID;
+        if (!uid && !gid)
+                return 0;
+        if (!m->cfg.owner_stored)
+                return (uid && attr->st_uid != m->cfg.uid) || (gid && attr->st_gid != m->cfg.gid) ? -EPERM : 0;
+        if (uid) {
+                a->mask |= ATTR_UID;
+                a->uid = attr->st_uid;
+        }
+        if (gid) {
+                a->mask |= ATTR_GID;
+                a->gid = attr->st_gid;
+        }
+        return 0;
+}
+
+static int setattr(struct mount *m, fuse_req_t req, uint64_t nodeid, const struct stat *attr, int valid, struct node *ret, bool *ret_superseded) {
+        struct cache *c = m->cfg.cache;
+        uint64_t ino = nodeid_ino(nodeid);
+        struct tree_attrs a = { 0 };
+        int r = node_row(m, nodeid, ret, ret_superseded);
+        if (r < 0)
+                return r;
+        r = owner_wanted(m, req, ret, attr, valid, &a);
+        if (r < 0)
+                return r;
+        bool loses_priv = ret->kind == NODE_FILE && (valid & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_SIZE)) && !(valid & FUSE_SET_ATTR_MODE);
+        if (loses_priv && (valid & FUSE_SET_ATTR_SIZE) && may_keep_priv(req))
+                loses_priv = false;
+        if (valid & FUSE_SET_ATTR_SIZE) {
+                if (attr->st_size < 0)
+                        return -EINVAL;
+                r = file_truncate(c, ino, (uint64_t)attr->st_size);
+                if (r < 0)
+                        return r;
+        }
+        if (valid & FUSE_SET_ATTR_MODE) {
+                a.mask |= ATTR_MODE;
+                a.mode = attr->st_mode & 07777;
+                nodes_set_kill(m, nodeid, (a.mode & 04000) || (a.mode & 02010) == 02010);
+        } else if (loses_priv && ((ret->mode & 04000) || (ret->mode & 02010) == 02010)) {
+                a.mask |= ATTR_MODE;
+                a.mode = ret->mode & ~04000u & ~((ret->mode & 010) ? 02000u : 0u);
+        }
+        if (valid & (FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_MTIME_NOW)) {
+                a.mask |= ATTR_MTIME;
+                a.mtime_ns = valid & FUSE_SET_ATTR_MTIME_NOW ? clock_real_ns(m->cfg.clock) : from_timespec(&attr->st_mtim);
+                if (ret->kind == NODE_FILE) {
+                        r = file_set_mtime(c, ino, a.mtime_ns);
+                        if (r < 0)
+                                return r;
+                }
+        }
+        if (a.mask) {
+                r = tree_setattr(c->tree, ino, &a, ret);
+                if (r < 0 || !*ret_superseded)
+                        return r;
+        }
+        return node_row(m, nodeid, ret, ret_superseded);
+}
+
+void op_setattr(fuse_req_t req, fuse_ino_t nodeid, struct stat *attr, int valid, struct fuse_file_info *fi) {
+        struct call c;
+        struct node n;
+        struct stat st;
+        call_begin(&c, req);
+        bool superseded = false;
+        int r = setattr(c.m, req, nodeid, attr, valid, &n, &superseded);
+        if (r < 0) {
+                reply_fail(req, r);
+        } else {
+                attr_fill_of(c.m, &n, superseded, &st);
+                (void)fuse_reply_attr(req, &st, TIMEOUT_S);
+        }
+        call_end(&c);
+}
+
+void op_statfs(fuse_req_t req, fuse_ino_t nodeid) {
+        struct mount *m = req_mount(req);
+        uint64_t total = UINT64_C(1) << 50, left = UINT64_C(1) << 50;
+        counter_add(m->cfg.counters, fuse_requests, 1);
+        if (m->cfg.statfs)
+                m->cfg.statfs(m->cfg.statfs_arg, &total, &left);
+        struct statvfs v = {
+                .f_bsize = 4096, .f_frsize = 4096, .f_blocks = total / 4096, .f_bfree = left / 4096, .f_bavail = left / 4096,
+                .f_files = UINT32_MAX, .f_ffree = UINT32_MAX, .f_favail = UINT32_MAX, .f_namemax = NAME_BYTES_MAX,
+        };
+        (void)fuse_reply_statfs(req, &v);
+}
+
+void op_access(fuse_req_t req, fuse_ino_t nodeid, int mask) {
+        (void)fuse_reply_err(req, ENOSYS); /* asked only without default_permissions: the kernel then stops asking and permits */
+}

@@ -1,4 +1,0 @@
-/* SPDX-License-Identifier: Apache-2.0 */
-/* placeholder until the layer has its first file */
-extern int fs_placeholder;
-int fs_placeholder;

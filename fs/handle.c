@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* handle.c: open files. A handle is the kernel's fh: the cache's file, the nodeid it was opened under and whether it may write.
+ *
+ * Order at open: count the handle (nodes_open) before the cache opens the file, so that an unlink that runs beside it either finds the node kept or has
+ * removed the row before file_open looks. At release the other way round: file_release first (a commit point if it was the last writer), then the
+ * count; with the last handle of a node without a name its row goes too (tree_forget). Whether the name may have gone is known without a query for local
+ * unlinks; after any remote change of names since the open the row is looked at.
+ *
+ * Pages: an open keeps what the kernel has cached unless a note is pending that would drop it. Read-only handles need no FLUSH. An open of a nodeid whose
+ * incarnation is no longer the row's is ESTALE: the kernel looks the path up again and comes back with the new one. */
+#include "fs.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <linux/falloc.h>
+
+#include "base/err.h"
+#include "base/log.h"
+
+void node_drop(struct mount *m, uint64_t ino) {
+        struct node n;
+        if (tree_get(m->cfg.cache->tree, ino, &n) < 0 || !n.unlinked)
+                return;
+        int r = tree_forget(m->cfg.cache->tree, ino);
+        if (r < 0)
+                log_debug("event=forget ino=%llu error=%s", (unsigned long long)ino, err_name(r));
+}
+
+static void handle_add(struct mount *m, struct handle *h) {
+        LOCK_SCOPE(&m->lock);
+        h->prev = NULL;
+        h->next = m->handles;
+        if (h->next)
+                h->next->prev = h;
+        m->handles = h;
+}
+
+static void handle_end(struct mount *m, struct handle *h) {
+        lock_take(&m->lock);
+        if (h->prev)
+                h->prev->next = h->next;
+        else
+                m->handles = h->next;
+        if (h->next)
+                h->next->prev = h->prev;
+        lock_drop(&m->lock);
+        file_release(h->file, h->write);
+        if (nodes_close(m, h->nodeid, h->write))
+                node_drop(m, nodeid_ino(h->nodeid));
+        free(h);
+}
+
+void handles_end(struct mount *m) {
+        while (m->handles) /* no worker is left: nobody else changes the list */
+                handle_end(m, m->handles);
+}
+
+/* Opens the row n under its nodeid, which the kernel knows. flags: of open(2). */
+static int handle_begin(struct call *c, const struct node *n, int flags, struct fuse_file_info *fi, struct handle **ret) {
+        struct mount *m = c->m;
+        bool write = (flags & O_ACCMODE) != O_RDONLY, keep = false;
+        struct node view = *n;
+        if (n->kind != NODE_FILE)
+                return n->kind == NODE_DIR ? -EISDIR : -EINVAL;
+        (void)file_overlay(m->cfg.cache, n->ino, &view.size, &view.mtime_ns, &view.ctime_ns);
+        _cleanup_free_ struct handle *h = calloc(1, sizeof *h);
+        if (!h)
+                return -ENOMEM;
+        h->nodeid = nodeid_of(n);
+        h->write = write;
+        int r = nodes_open(m, h->nodeid, write, &view, &keep);
+        if (r < 0)
+                return r;
+        r = file_open(m->cfg.cache, n->ino, n->incarnation, write, write && (flags & O_TRUNC), &h->file);
+        if (r == 0 && (flags & O_TRUNC)) {
+                if (!write) /* O_RDONLY | O_TRUNC truncates too */
+                        r = file_truncate(m->cfg.cache, n->ino, 0);
+                if (r == 0 && !may_keep_priv(c->req) && nodes_take_kill(m, h->nodeid))
+                        r = drop_priv(m, n->ino);
+                if (r < 0)
+                        file_release(h->file, write);
+        }
+        if (r < 0) {
+                if (nodes_close(m, h->nodeid, write))
+                        node_drop(m, n->ino);
+                return r;
+        }
+        handle_add(m, h);
+        fi->fh = (uint64_t)(uintptr_t)h;
+        fi->keep_cache = keep && !(flags & O_TRUNC);
+        fi->noflush = !write;
+        *ret = steal_ptr(h);
+        return 0;
+}
+
+void op_open(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi) {
+        struct call c;
+        struct node n;
+        struct handle *h = NULL;
+        call_begin(&c, req);
+        counter_add(c.m->cfg.counters, fuse_open, 1);
+        int r = tree_get(c.m->cfg.cache->tree, nodeid_ino(nodeid), &n);
+        if (r == 0 && n.incarnation != nodeid_incarnation(nodeid))
+                r = -ESTALE;
+        if (r == 0)
+                r = handle_begin(&c, &n, fi->flags, fi, &h);
+        if (r < 0)
+                reply_fail(req, r);
+        else if (fuse_reply_open(req, fi) < 0)
+                handle_end(c.m, h); /* interrupted: no RELEASE will come */
+        call_end(&c);
+}
+
+static int create(struct call *c, uint64_t parent, const char *name, uint32_t mode, struct fuse_file_info *fi, struct fuse_entry_param *e, struct handle **ret) {
+        struct node n;
+        int flags = fi->flags;
+        int r = node_new(c->m, c->req, parent, name, S_IFREG | (mode & 07777), 0, NULL, &n);
+        if (r == -EEXIST && !(flags & O_EXCL)) /* came from elsewhere a moment ago */
+                r = tree_lookup(c->m->cfg.cache->tree, nodeid_ino(parent), name, strlen(name), &n);
+        else
+                flags &= ~O_TRUNC;
+        if (r < 0)
+                return r;
+        r = nodes_ref(c->m, nodeid_of(&n));
+        if (r < 0)
+                return r;
+        r = handle_begin(c, &n, flags, fi, ret);
+        if (r < 0) {
+                nodes_forget(c->m, nodeid_of(&n), 1);
+                return r;
+        }
+        if (flags & O_TRUNC)
+                n.size = 0;
+        entry_fill(c->m, &n, e);
+        return 0;
+}
+
+void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi) {
+        struct call c;
+        struct handle *h = NULL;
+        struct fuse_entry_param e;
+        call_begin(&c, req);
+        counter_add(c.m->cfg.counters, fuse_open, 1);
+        int r = create(&c, parent, name, mode, fi, &e, &h);
+        if (r < 0) {
+                reply_fail(req, r);
+        } else if (fuse_reply_create(req, &e, fi) < 0) {
+                handle_end(c.m, h);
+                nodes_forget(c.m, e.ino, 1);
+        }
+        call_end(&c);
+}
+
+void op_release(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi) {
+        struct mount *m = req_mount(req);
+        counter_add(m->cfg.counters, fuse_requests, 1);
+        handle_end(m, fi_handle(fi));
+        (void)fuse_reply_err(req, 0);
+}
+
+void op_fallocate(fuse_req_t req, fuse_ino_t nodeid, int mode, off_t off, off_t len, struct fuse_file_info *fi) {
+        struct call c;
+        enum file_alloc how = 0;
+        call_begin(&c, req);
+        switch (mode) {
+        case 0:
+                how = FILE_ALLOC_EXTEND;
+                break;
+        case FALLOC_FL_KEEP_SIZE:
+                how = FILE_ALLOC_KEEP;
+                break;
+        case FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE:
+                how = FILE_ALLOC_PUNCH;
+                break;
+        case FALLOC_FL_ZERO_RANGE:
+                how = FILE_ALLOC_ZERO;
+                break;
+        case FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE:
+                how = FILE_ALLOC_ZERO_KEEP;
+                break;
+        default:
+                break;
+        }
+        int r = how == 0 ? -EOPNOTSUPP : off < 0 || len <= 0 ? -EINVAL : 0;
+        if (r == 0)
+                r = file_allocate(fi_handle(fi)->file, how, (uint64_t)off, (uint64_t)len);
+        reply_fail_or_ok(req, r);
+        call_end(&c);
+}
+
+void op_lseek(fuse_req_t req, fuse_ino_t nodeid, off_t off, int whence, struct fuse_file_info *fi) {
+        struct mount *m = req_mount(req);
+        uint64_t at = 0;
+        counter_add(m->cfg.counters, fuse_requests, 1);
+        int r = whence != SEEK_DATA && whence != SEEK_HOLE ? -EINVAL : off < 0 ? -ENXIO : file_seek(fi_handle(fi)->file, whence == SEEK_DATA, (uint64_t)off, &at);
+        if (r < 0)
+                reply_fail(req, r);
+        else
+                (void)fuse_reply_lseek(req, (off_t)at);
+}

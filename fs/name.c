@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* name.c: names in directories. Each change is one call of the tree, hence one transaction, and is accepted when it returns.
+ *
+ * A lookup that finds nothing is answered with a negative entry that the kernel keeps; "not loaded and offline" (EHOSTDOWN) is an error that it does not
+ * keep. A reply that tells the kernel of a node counts in the table before it is written, because a FORGET may come at once.
+ *
+ * rename and link are commit points of their source: what was written so far is frozen first, so that "write, rename over" is one version even if the
+ * writer still has the file open. A freeze that fails does not fail the rename: its error belongs to the writer, who gets it at close.
+ *
+ * Owners of new nodes: the mounting user (default), or the caller; then the set-group-id bit of a directory hands its group down. The kernel
+ * has applied the umask already. */
+#include "fs.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/err.h"
+#include "base/log.h"
+
+static int name_length(const char *name, size_t *ret) {
+        size_t n = strlen(name);
+        if (n > NAME_BYTES_MAX)
+                return -ENAMETOOLONG;
+        *ret = n;
+        return 0;
+}
+
+int reply_entry(struct call *c, const struct node *n) {
+        struct fuse_entry_param e;
+        entry_fill(c->m, n, &e);
+        int r = nodes_ref(c->m, e.ino);
+        if (r < 0)
+                return r;
+        if (fuse_reply_entry(c->req, &e) < 0)
+                nodes_forget(c->m, e.ino, 1); /* interrupted: the kernel did not take it */
+        return 0;
+}
+
+void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name) {
+        struct call c;
+        struct node n;
+        size_t bytes;
+        call_begin(&c, req);
+        counter_add(c.m->cfg.counters, fuse_lookup, 1);
+        int r = name_length(name, &bytes);
+        if (r == 0)
+                r = tree_lookup(c.m->cfg.cache->tree, nodeid_ino(parent), name, bytes, &n);
+        if (r == 0)
+                r = reply_entry(&c, &n);
+        if (r == -ENOENT) {
+                struct fuse_entry_param absent = { .ino = 0, .entry_timeout = TIMEOUT_S };
+                (void)fuse_reply_entry(req, &absent);
+        } else if (r < 0) {
+                reply_fail(req, r);
+        }
+        call_end(&c);
+}
+
+void op_forget(fuse_req_t req, fuse_ino_t nodeid, uint64_t nlookup) {
+        nodes_forget(req_mount(req), nodeid, nlookup);
+        fuse_reply_none(req);
+}
+
+void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets) {
+        for (size_t i = 0; i < count; i++)
+                nodes_forget(req_mount(req), forgets[i].ino, forgets[i].nlookup);
+        fuse_reply_none(req);
+}
+
+void op_readlink(fuse_req_t req, fuse_ino_t nodeid) {
+        struct call c;
+        _cleanup_buf_ struct buf b = BUF_INIT(SYMLINK_BYTES_MAX);
+        call_begin(&c, req);
+        int r = tree_readlink(c.m->cfg.cache->tree, nodeid_ino(nodeid), &b);
+        const char *target = r < 0 ? NULL : buf_text(&b);
+        if (r < 0 || !target)
+                reply_fail(req, r < 0 ? r : -ENOMEM);
+        else
+                (void)fuse_reply_readlink(req, target);
+        call_end(&c);
+}
+
+int node_new(struct mount *m, fuse_req_t req, uint64_t parent, const char *name, uint32_t mode, uint64_t rdev, const char *target, struct node *ret) {
+        const struct fuse_ctx *ctx = fuse_req_ctx(req);
+        struct tree *t = m->cfg.cache->tree;
+        struct tree_new what = { .mode = mode & 07777, .uid = m->cfg.uid, .gid = m->cfg.gid, .rdev = rdev, .target = target };
+        size_t bytes;
+        int r = name_length(name, &bytes);
+        if (r == 0)
+                r = node_kind_from_mode(mode, &what.kind);
+        if (r < 0)
+                return r;
+        if (m->cfg.owner_stored) {
+                struct node dir;
+                r = tree_get(t, nodeid_ino(parent), &dir);
+                if (r < 0)
+                        return r;
+                what.uid = ctx->uid;
+                what.gid = dir.mode & 02000 ? dir.gid : ctx->gid;
+                if ((dir.mode & 02000) && what.kind == NODE_DIR)
+                        what.mode |= 02000;
+        }
+        return tree_create(t, nodeid_ino(parent), name, bytes, &what, ret);
+}
+
+static void make(fuse_req_t req, uint64_t parent, const char *name, uint32_t mode, uint64_t rdev, const char *target) {
+        struct call c;
+        struct node n;
+        call_begin(&c, req);
+        int r = node_new(c.m, req, parent, name, mode, rdev, target, &n);
+        if (r == 0)
+                r = reply_entry(&c, &n);
+        if (r < 0)
+                reply_fail(req, r);
+        call_end(&c);
+}
+
+void op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev) {
+        make(req, parent, name, mode & S_IFMT ? mode : mode | S_IFREG, S_ISCHR(mode) || S_ISBLK(mode) ? rdev : 0, NULL);
+}
+
+void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode) {
+        make(req, parent, name, S_IFDIR | (mode & 07777), 0, NULL);
+}
+
+void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name) {
+        if (strlen(target) > SYMLINK_BYTES_MAX)
+                (void)fuse_reply_err(req, ENAMETOOLONG);
+        else
+                make(req, parent, name, S_IFLNK | 0777, 0, target);
+}
+
+/* The tree asks whether a node that loses its last name is open; if so its row stays until node_drop. */
+struct keeper { struct mount *m; bool kept; };
+
+static bool keep(void *arg, uint64_t ino) {
+        struct keeper *k = arg;
+        bool kept = nodes_kept(k->m, ino);
+        k->kept |= kept;
+        return kept;
+}
+
+static void gone(struct keeper *k, const struct node *n) {
+        if (n->ino == 0 || !n->unlinked || !k->kept)
+                return;
+        nodes_unlinked(k->m, n->ino);
+        if (!nodes_kept(k->m, n->ino)) /* closed between the tree's question and now */
+                node_drop(k->m, n->ino);
+}
+
+static void remove_name(fuse_req_t req, uint64_t parent, const char *name, bool rmdir) {
+        struct call c;
+        struct node n = { 0 };
+        size_t bytes;
+        call_begin(&c, req);
+        int r = name_length(name, &bytes);
+        struct keeper k = { c.m, false };
+        if (r == 0)
+                r = tree_unlink(c.m->cfg.cache->tree, nodeid_ino(parent), name, bytes, rmdir, keep, &k, &n);
+        if (r == 0)
+                gone(&k, &n);
+        reply_fail_or_ok(req, r);
+        call_end(&c);
+}
+
+void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name) {
+        remove_name(req, parent, name, false);
+}
+
+void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name) {
+        remove_name(req, parent, name, true);
+}
+
+static void freeze(struct mount *m, uint64_t ino) {
+        uint64_t gen;
+        int r = file_freeze(m->cfg.cache, ino, &gen);
+        if (r < 0)
+                log_debug("event=freeze ino=%llu error=%s", (unsigned long long)ino, err_name(r));
+}
+
+static int freeze_named(struct mount *m, uint64_t parent, const char *name, size_t n) {
+        struct node node;
+        int r = tree_lookup(m->cfg.cache->tree, nodeid_ino(parent), name, n, &node);
+        if (r < 0)
+                return r;
+        if (node.kind == NODE_FILE)
+                freeze(m, node.ino);
+        return 0;
+}
+
+void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t parent2, const char *name2, unsigned flags) {
+        struct call c;
+        struct node moved = { 0 }, replaced = { 0 };
+        size_t n, n2;
+        call_begin(&c, req);
+        struct keeper k = { c.m, false };
+        int r = flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE) ? -EINVAL : name_length(name, &n);
+        if (r == 0)
+                r = name_length(name2, &n2);
+        if (r == 0)
+                r = freeze_named(c.m, parent, name, n);
+        if (r == 0 && (flags & RENAME_EXCHANGE))
+                r = freeze_named(c.m, parent2, name2, n2);
+        if (r == 0)
+                r = tree_rename(c.m->cfg.cache->tree, nodeid_ino(parent), name, n, nodeid_ino(parent2), name2, n2, flags, keep, &k, &moved, &replaced);
+        if (r == 0)
+                gone(&k, &replaced);
+        reply_fail_or_ok(req, r);
+        call_end(&c);
+}
+
+void op_link(fuse_req_t req, fuse_ino_t nodeid, fuse_ino_t parent, const char *name) {
+        struct call c;
+        struct node node;
+        size_t bytes;
+        call_begin(&c, req);
+        int r = name_length(name, &bytes);
+        if (r == 0)
+                freeze(c.m, nodeid_ino(nodeid));
+        if (r == 0)
+                r = tree_link(c.m->cfg.cache->tree, nodeid_ino(nodeid), nodeid_ino(parent), name, bytes, &node);
+        if (r == 0)
+                r = reply_entry(&c, &node);
+        if (r < 0)
+                reply_fail(req, r);
+        call_end(&c);
+}

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* notify.c: the one thread that tells the kernel what changed behind its back. The kernel caches names, absences, attributes, listings and pages for a day;
+ * they are true only because of this file.
+ *
+ *   note      to the kernel
+ *   ENTRY     inval_entry(parent, name), then inval_inode(parent, 0, 0) once after a run of them: its cached listing
+ *   LIST      inval_inode(directory, 0, 0)
+ *   ATTR      inval_inode(node, -1, 0): attributes only; pages stay
+ *   CONTENT   inval_inode(node, 0, 0): attributes and pages, of the nodeid with the row's incarnation; a nodeid of an older incarnation keeps its
+ *             pages, they are what its open handles read
+ *
+ * Rules, each learned from a deadlock or a stale cache that was provoked:
+ *   1. Calls to the kernel come from this thread only and with no lock held: inval_entry takes the directory's lock, which a lookup, create or unlink in flight
+ *      holds; from inside a handler of that directory it would wait for itself.
+ *   2. A note is issued after every registered request that may have read the old rows has been answered (seq): otherwise its reply would put
+ *      the old state back behind the invalidation. Neither skipped nor early.
+ *   3. A note that drops pages waits in the node's own list while requests of that node are parked (the kernel holds pages locked for them), so that it
+ *      stalls nobody else's.
+ *   4. -ENOENT is success: the kernel did not know it, or no longer does.
+ *
+ * The queue takes its notes from a fixed pool (NOTES_MAX); a note about something that the kernel does not know, and that no reply in flight
+ * can tell it about, is dropped at the door. When the pool is
+ * empty the engine's thread waits in notes(): it holds no lock there, and this thread needs nothing from it. */
+#include "fs.h"
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/err.h"
+#include "base/log.h"
+
+static bool drops_pages(enum note_kind kind) {
+        return kind == NOTE_CONTENT || kind == NOTE_LIST;
+}
+
+/* Cached pages of n's node are doubtful until n is issued. A slot that is made while n waits has no pages yet. */
+static void pending_set(struct mount *m, const struct noted *n, bool issued) {
+        uint64_t ids[8];
+        size_t k = drops_pages(n->kind) ? slots_of_ino_locked(m, n->ino, ids, ARRAY_SIZE(ids)) : 0;
+        for (size_t i = 0; i < k; i++) {
+                struct slot *s = slot_find_locked(m, ids[i]);
+                if (!issued)
+                        s->pending = n->number;
+                else if (s->pending == n->number)
+                        s->pending = 0;
+        }
+}
+
+void note_release_locked(struct mount *m, struct noted *n) {
+        pending_set(m, n, true);
+        n->next = m->notes_free;
+        m->notes_free = n;
+        m->n_queued--;
+        cond_signal(&m->note_room);
+}
+
+void note_requeue_locked(struct mount *m, struct noted *first) {
+        struct noted *last = first;
+        while (last->next)
+                last = last->next;
+        last->next = m->queue;
+        if (!m->queue)
+                m->queue_last = &last->next;
+        m->queue = first;
+        cond_signal(&m->note_more);
+}
+
+static void listener_notes(struct listener *l, const struct note *notes, size_t n) {
+        struct mount *m = container_of(l, struct mount, listener);
+        LOCK_SCOPE(&m->lock);
+        for (size_t i = 0; i < n && !m->note_stop; i++) {
+                uint64_t id;
+                if (notes[i].kind == NOTE_ENTRY)
+                        m->n_entry_notes++;
+                if (m->regs.next == &m->regs && slots_of_ino_locked(m, notes[i].ino, &id, 1) == 0)
+                        continue; /* the kernel does not know it, and no reply is on its way that would tell it of the old row */
+                assert(notes[i].name_bytes <= NAME_BYTES_MAX);
+                while (!m->notes_free && !m->note_stop)
+                        cond_wait(&m->note_room, &m->lock);
+                if (m->note_stop)
+                        break;
+                struct noted *q = m->notes_free;
+                m->notes_free = q->next;
+                m->n_queued++;
+                q->next = NULL;
+                q->seq = m->seq;
+                if (++m->note_number == 0)
+                        m->note_number = 1;
+                q->number = m->note_number;
+                q->kind = notes[i].kind;
+                q->ino = notes[i].ino;
+                q->name_bytes = q->kind == NOTE_ENTRY ? notes[i].name_bytes : 0;
+                if (q->name_bytes > 0)
+                        memcpy(q->name, notes[i].name, q->name_bytes);
+                q->name[q->name_bytes] = 0;
+                pending_set(m, q, false);
+                *m->queue_last = q;
+                m->queue_last = &q->next;
+                cond_signal(&m->note_more);
+        }
+}
+
+static void listener_wake(struct listener *l) {
+}
+
+void notify_init(struct mount *m) {
+        m->listener = (struct listener){ listener_notes, listener_wake };
+        m->queue_last = &m->queue;
+        cond_init(&m->note_more);
+        cond_init(&m->note_room);
+}
+
+static void inval_inode(struct mount *m, uint64_t nodeid, bool pages) {
+        lock_assert_none();
+        counter_add(m->cfg.counters, fuse_notifications, 1);
+        int r = fuse_lowlevel_notify_inval_inode(m->se, nodeid, pages ? 0 : -1, 0);
+        if (r < 0 && r != -ENOENT)
+                log_debug("event=notify kind=inode nodeid=%llx error=%s", (unsigned long long)nodeid, err_name(r));
+}
+
+static void inval_entry(struct mount *m, uint64_t nodeid, const char *name, size_t n) {
+        lock_assert_none();
+        counter_add(m->cfg.counters, fuse_notifications, 1);
+        int r = fuse_lowlevel_notify_inval_entry(m->se, nodeid, name, n);
+        if (r < 0 && r != -ENOENT)
+                log_debug("event=notify kind=entry nodeid=%llx error=%s", (unsigned long long)nodeid, err_name(r));
+}
+
+/* No lock held. ids: nodeids of n->ino that the kernel knew a moment ago. */
+static void issue(struct mount *m, const struct noted *n, const uint64_t *ids, size_t n_ids) {
+        struct node row;
+        bool have_row = n->kind == NOTE_CONTENT && tree_get(m->cfg.cache->tree, n->ino, &row) == 0;
+        for (size_t i = 0; i < n_ids; i++) {
+                switch (n->kind) {
+                case NOTE_ENTRY:
+                        inval_entry(m, ids[i], n->name, n->name_bytes);
+                        break;
+                case NOTE_LIST:
+                        inval_inode(m, ids[i], true);
+                        break;
+                case NOTE_ATTR:
+                        inval_inode(m, ids[i], false);
+                        break;
+                case NOTE_CONTENT:
+                        inval_inode(m, ids[i], !have_row || nodeid_incarnation(ids[i]) == row.incarnation);
+                        break;
+                }
+        }
+}
+
+static void *notifier(void *arg) {
+        struct mount *m = arg;
+        uint64_t list_dir = 0; /* a listing that the entries issued last have made doubtful */
+        lock_take(&m->lock);
+        while (!m->note_stop) {
+                struct noted *n = m->queue;
+                uint64_t ids[8];
+                if (list_dir && (!n || n->kind != NOTE_ENTRY || n->ino != list_dir)) {
+                        size_t k = slots_of_ino_locked(m, list_dir, ids, ARRAY_SIZE(ids));
+                        list_dir = 0;
+                        lock_drop(&m->lock);
+                        for (size_t i = 0; i < k; i++)
+                                inval_inode(m, ids[i], true);
+                        lock_take(&m->lock);
+                        continue;
+                }
+                if (!n || (m->regs.next != &m->regs && m->regs.next->seq <= n->seq)) {
+                        m->note_waits = true;
+                        cond_wait(&m->note_more, &m->lock);
+                        m->note_waits = false;
+                        continue;
+                }
+                m->queue = n->next;
+                if (!m->queue)
+                        m->queue_last = &m->queue;
+                n->next = NULL;
+                size_t k = slots_of_ino_locked(m, n->ino, ids, ARRAY_SIZE(ids));
+                struct hot *parked = NULL;
+                for (size_t i = 0; i < k && drops_pages(n->kind) && !parked; i++) {
+                        struct slot *s = slot_find_locked(m, ids[i]);
+                        parked = s->hot && s->hot->parked > 0 ? s->hot : NULL;
+                }
+                if (parked) {
+                        *parked->waiting_last = n;
+                        parked->waiting_last = &n->next;
+                        continue;
+                }
+                lock_drop(&m->lock);
+                issue(m, n, ids, k);
+                lock_take(&m->lock);
+                if (n->kind == NOTE_ENTRY)
+                        list_dir = n->ino;
+                note_release_locked(m, n);
+        }
+        lock_drop(&m->lock);
+        return NULL;
+}
+
+int notify_start(struct mount *m) {
+        m->notes_all = calloc(NOTES_MAX, sizeof *m->notes_all); /* touched as it is used */
+        if (!m->notes_all)
+                return -ENOMEM;
+        lock_take(&m->lock);
+        for (size_t i = NOTES_MAX; i-- > 0;) {
+                m->notes_all[i].next = m->notes_free;
+                m->notes_free = &m->notes_all[i];
+        }
+        lock_drop(&m->lock);
+        int r = thread_start(&m->notifier, "fuse-notify", notifier, m);
+        m->notifier_started = r == 0;
+        return r;
+}
+
+void notify_stop(struct mount *m) {
+        lock_take(&m->lock);
+        m->note_stop = true;
+        cond_broadcast(&m->note_more);
+        cond_broadcast(&m->note_room);
+        lock_drop(&m->lock);
+        if (m->notifier_started)
+                (void)pthread_join(m->notifier, NULL);
+        m->notifier_started = false;
+}

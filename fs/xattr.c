@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* xattr.c: extended attributes. user.* and trusted.* are stored and travel with the node; all others (system.*, security.*) are EOPNOTSUPP, which ls and
+ * cp remember for the whole file system instead of asking for each file.
+ *
+ * user.tarn.* is ours and read only; it is not listed, so that cp -a and rsync -X do not try to copy it:
+ *   user.tarn.state   accepted   written, its commit point has not come yet
+ *                     local      queued for the server
+ *                     server     on the server
+ * Costs: get 1 SELECT, set and remove one transaction. */
+#include "fs.h"
+
+#include <string.h>
+#include <sys/xattr.h>
+
+#define OURS "user.tarn."
+
+static bool ours(const char *name) {
+        return strncmp(name, OURS, sizeof OURS - 1) == 0;
+}
+
+static int check_name(const char *name) {
+        if (strncmp(name, "user.", 5) != 0 && strncmp(name, "trusted.", 8) != 0)
+                return -EOPNOTSUPP;
+        if (strchr(name, '.')[1] == 0)
+                return -EINVAL;
+        return strlen(name) > XATTR_NAME_MAX ? -ERANGE : 0;
+}
+
+static void reply_bytes(fuse_req_t req, const void *p, size_t n, size_t size) {
+        if (size == 0)
+                (void)fuse_reply_xattr(req, n);
+        else if (n > size)
+                (void)fuse_reply_err(req, ERANGE);
+        else
+                (void)fuse_reply_buf(req, p, n);
+}
+
+void op_setxattr(fuse_req_t req, fuse_ino_t nodeid, const char *name, const char *value, size_t size, int flags) {
+        struct call c;
+        call_begin(&c, req);
+        int r = check_name(name);
+        if (r == 0 && ours(name))
+                r = -EPERM;
+        if (r == 0)
+                r = tree_xattr_set(c.m->cfg.cache->tree, nodeid_ino(nodeid), name, value, size, flags);
+        reply_fail_or_ok(req, r);
+        call_end(&c);
+}
+
+void op_removexattr(fuse_req_t req, fuse_ino_t nodeid, const char *name) {
+        struct call c;
+        call_begin(&c, req);
+        int r = check_name(name);
+        if (r == 0 && ours(name))
+                r = -EPERM;
+        if (r == 0)
+                r = tree_xattr_remove(c.m->cfg.cache->tree, nodeid_ino(nodeid), name);
+        reply_fail_or_ok(req, r);
+        call_end(&c);
+}
+
+static int state_word(struct mount *m, uint64_t nodeid, const char **ret) {
+        struct node n;
+        uint64_t size;
+        int64_t mtime_ns, ctime_ns;
+        bool superseded;
+        int r = node_row(m, nodeid, &n, &superseded);
+        if (r < 0)
+                return r;
+        if (n.kind == NODE_FILE && file_overlay(m->cfg.cache, n.ino, &size, &mtime_ns, &ctime_ns))
+                *ret = "accepted";
+        else
+                *ret = n.pending ? "local" : "server";
+        return 0;
+}
+
+void op_getxattr(fuse_req_t req, fuse_ino_t nodeid, const char *name, size_t size) {
+        struct mount *m = req_mount(req);
+        counter_add(m->cfg.counters, fuse_requests, 1);
+        _cleanup_buf_ struct buf b = BUF_INIT(XATTR_VALUE_MAX);
+        const char *word;
+        int r = check_name(name);
+        if (r == 0 && ours(name)) {
+                r = strcmp(name, OURS "state") == 0 ? state_word(m, nodeid, &word) : -ENODATA;
+                if (r == 0)
+                        r = buf_add_str(&b, word);
+        } else if (r == 0) {
+                r = tree_xattr_get(m->cfg.cache->tree, nodeid_ino(nodeid), name, &b);
+        }
+        if (r < 0)
+                reply_fail(req, r);
+        else
+                reply_bytes(req, b.data, b.bytes, size);
+}
+
+void op_listxattr(fuse_req_t req, fuse_ino_t nodeid, size_t size) {
+        struct mount *m = req_mount(req);
+        counter_add(m->cfg.counters, fuse_requests, 1);
+        _cleanup_buf_ struct buf b = BUF_INIT(XATTR_TOTAL_MAX);
+        int r = tree_xattr_list(m->cfg.cache->tree, nodeid_ino(nodeid), &b);
+        if (r < 0)
+                reply_fail(req, r);
+        else
+                reply_bytes(req, b.data, b.bytes, size);
+}
