@@ -34,7 +34,7 @@ void op_opendir(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi) {
         fi->cache_readdir = 1;
         lock_take(&m->lock);
         struct slot *s = slot_find_locked(m, nodeid);
-        fi->keep_cache = s && s->pending == 0;
+        fi->keep_cache = s && s->pending == 0 && !m->flood;
         lock_drop(&m->lock);
         (void)fuse_reply_open(req, fi);
 }

@@ -22,7 +22,7 @@
 
 #define TIMEOUT_S 86400.0            /* entries, negative entries, attributes: notifications keep them true */
 #define IO_BYTES_MAX (1u << 20)      /* one READ or WRITE request */
-#define NOTES_MAX 8192u              /* notes in the queue; beyond it the engine waits */
+#define NOTES_MAX (1u << 20)         /* notes in the queue; beyond it: see notify.c, flood */
 #define INO_MASK ((UINT64_C(1) << 48) - 1)
 
 /* nodeid: what the kernel calls a node. ino | incarnation << 48; the root is 1. */
@@ -40,7 +40,7 @@ struct noted {                       /* a note on its way to the kernel */
         enum note_kind kind;
         uint64_t ino;
         size_t name_bytes;
-        char name[NAME_BYTES_MAX + 1];
+        char name[];
 };
 
 /* A node that is open, or has parked requests or notes that wait for these. m->lock. */
@@ -83,10 +83,11 @@ struct mount {
         uint64_t seq;                /* last registration */
         uint64_t n_entry_notes;
         uint32_t note_number;
-        struct noted *notes_all, *notes_free, *queue, **queue_last;
-        size_t n_queued;             /* taken from notes_free */
+        struct noted *queue, **queue_last;
+        size_t n_queued;
+        bool flood;                  /* notes were lost: everything that the kernel knows is doubtful */
+        uint64_t flood_seq;
         struct cond note_more;       /* notifier: something to do, or an old registration ended */
-        struct cond note_room;       /* notes(): a note became free */
         bool note_stop, note_waits;  /* note_waits: the notifier waits for a registration */
 
         pthread_t notifier; bool notifier_started;
@@ -143,7 +144,7 @@ void hot_drop_locked(struct mount *m, struct hot *h);             /* frees it if
 int notify_start(struct mount *m) _must_check_;
 void notify_stop(struct mount *m);
 void notify_init(struct mount *m);
-void note_release_locked(struct mount *m, struct noted *n);
+void notes_free(struct noted *first);
 void note_requeue_locked(struct mount *m, struct noted *first);   /* parked requests ended: to the front */
 
 /* ---- attr.c ---- */

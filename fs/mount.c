@@ -431,12 +431,10 @@ void mount_free(struct mount *m) {
                 fuse_session_destroy(m->se);
         }
         nodes_free(m);
-        free(m->notes_all);
         free(m->workers);
         free(m->mountpoint);
         free(m->source_name);
         cond_destroy(&m->note_more);
-        cond_destroy(&m->note_room);
         cond_destroy(&m->life_changed);
         cond_destroy(&m->park_gone);
         lock_destroy(&m->life);

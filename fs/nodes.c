@@ -40,7 +40,10 @@ int nodes_init(struct mount *m) {
 
 void nodes_free(struct mount *m) {
         for (size_t i = 0; m->slots && i < m->slots_room; i++)
-                free(m->slots[i].hot);
+                if (m->slots[i].hot) {
+                        notes_free(m->slots[i].hot->waiting);
+                        free(m->slots[i].hot);
+                }
         free(m->slots);
         m->slots = NULL;
 }
@@ -181,7 +184,7 @@ int nodes_open(struct mount *m, uint64_t nodeid, bool write, const struct node *
                 h->kill_priv = (view->mode & 04000) || (view->mode & 02010) == 02010;
                 h->unlinked |= view->unlinked;
         }
-        *ret_keep = slot_find_locked(m, nodeid)->pending == 0;
+        *ret_keep = slot_find_locked(m, nodeid)->pending == 0 && !m->flood;
         return 0;
 }
 

@@ -18,9 +18,9 @@
  *      stalls nobody else's.
  *   4. -ENOENT is success: the kernel did not know it, or no longer does.
  *
- * The queue takes its notes from a fixed pool (NOTES_MAX); a note about something that the kernel does not know, and that no reply in flight
- * can tell it about, is dropped at the door. When the pool is
- * empty the engine's thread waits in notes(): it holds no lock there, and this thread needs nothing from it. */
+ * A note about something that the kernel does not know, and that no reply in flight can tell it about, is dropped at the door: most of a first load. notes() is
+ * called with the tree's lock held, so it never waits. If the queue is full (NOTES_MAX) or there is no memory, notes are lost and the *flood* begins: the pages
+ * and attributes of everything that the kernel knows are dropped, and the names in the root, with which the kernel drops all names below them. */
 #include "fs.h"
 
 #include <assert.h>
@@ -48,12 +48,11 @@ static void pending_set(struct mount *m, const struct noted *n, bool issued) {
         }
 }
 
-void note_release_locked(struct mount *m, struct noted *n) {
-        pending_set(m, n, true);
-        n->next = m->notes_free;
-        m->notes_free = n;
-        m->n_queued--;
-        cond_signal(&m->note_room);
+void notes_free(struct noted *first) {
+        for (struct noted *n = first, *next; n; n = next) {
+                next = n->next;
+                free(n);
+        }
 }
 
 void note_requeue_locked(struct mount *m, struct noted *first) {
@@ -72,32 +71,29 @@ static void listener_notes(struct listener *l, const struct note *notes, size_t 
         LOCK_SCOPE(&m->lock);
         for (size_t i = 0; i < n && !m->note_stop; i++) {
                 uint64_t id;
+                size_t name_bytes = notes[i].kind == NOTE_ENTRY ? notes[i].name_bytes : 0;
+                assert(name_bytes <= NAME_BYTES_MAX);
                 if (notes[i].kind == NOTE_ENTRY)
                         m->n_entry_notes++;
                 if (m->regs.next == &m->regs && slots_of_ino_locked(m, notes[i].ino, &id, 1) == 0)
                         continue; /* the kernel does not know it, and no reply is on its way that would tell it of the old row */
-                assert(notes[i].name_bytes <= NAME_BYTES_MAX);
-                while (!m->notes_free && !m->note_stop)
-                        cond_wait(&m->note_room, &m->lock);
-                if (m->note_stop)
-                        break;
-                struct noted *q = m->notes_free;
-                m->notes_free = q->next;
-                m->n_queued++;
-                q->next = NULL;
-                q->seq = m->seq;
+                struct noted *q = m->n_queued < NOTES_MAX ? malloc(sizeof *q + name_bytes + 1) : NULL;
+                if (!q) {
+                        m->flood = true;
+                        m->flood_seq = m->seq;
+                        cond_signal(&m->note_more);
+                        continue;
+                }
                 if (++m->note_number == 0)
                         m->note_number = 1;
-                q->number = m->note_number;
-                q->kind = notes[i].kind;
-                q->ino = notes[i].ino;
-                q->name_bytes = q->kind == NOTE_ENTRY ? notes[i].name_bytes : 0;
-                if (q->name_bytes > 0)
-                        memcpy(q->name, notes[i].name, q->name_bytes);
-                q->name[q->name_bytes] = 0;
+                *q = (struct noted){ .seq = m->seq, .number = m->note_number, .kind = notes[i].kind, .ino = notes[i].ino, .name_bytes = name_bytes };
+                if (name_bytes > 0)
+                        memcpy(q->name, notes[i].name, name_bytes);
+                q->name[name_bytes] = 0;
                 pending_set(m, q, false);
                 *m->queue_last = q;
                 m->queue_last = &q->next;
+                m->n_queued++;
                 cond_signal(&m->note_more);
         }
 }
@@ -109,7 +105,6 @@ void notify_init(struct mount *m) {
         m->listener = (struct listener){ listener_notes, listener_wake };
         m->queue_last = &m->queue;
         cond_init(&m->note_more);
-        cond_init(&m->note_room);
 }
 
 static void inval_inode(struct mount *m, uint64_t nodeid, bool pages) {
@@ -150,6 +145,33 @@ static void issue(struct mount *m, const struct noted *n, const uint64_t *ids, s
         }
 }
 
+static int flood_name(void *arg, const struct tree_entry *e) {
+        inval_entry(arg, FUSE_ROOT_ID, e->name, e->name_bytes);
+        return 0;
+}
+
+/* Called and left with m->lock. False: no memory for the list now. */
+static bool flood_issue(struct mount *m) {
+        uint64_t *ids = reallocarray(NULL, m->n_slots, sizeof *ids);
+        size_t n = 0;
+        if (!ids)
+                return false;
+        for (size_t i = 0; i < m->slots_room; i++)
+                if (m->slots[i].nodeid != 0)
+                        ids[n++] = m->slots[i].nodeid;
+        m->flood = false;
+        lock_drop(&m->lock);
+        log_debug("event=flood nodes=%zu", n);
+        for (size_t i = 0; i < n; i++) {
+                struct noted note = { .kind = NOTE_CONTENT, .ino = nodeid_ino(ids[i]) };
+                issue(m, &note, &ids[i], 1);
+        }
+        (void)!tree_list(m->cfg.cache->tree, INO_ROOT, 0, flood_name, m);
+        free(ids);
+        lock_take(&m->lock);
+        return true;
+}
+
 static void *notifier(void *arg) {
         struct mount *m = arg;
         uint64_t list_dir = 0; /* a listing that the entries issued last have made doubtful */
@@ -166,7 +188,13 @@ static void *notifier(void *arg) {
                         lock_take(&m->lock);
                         continue;
                 }
-                if (!n || (m->regs.next != &m->regs && m->regs.next->seq <= n->seq)) {
+                bool old = m->regs.next != &m->regs && m->regs.next->seq <= (m->flood ? m->flood_seq : n ? n->seq : 0);
+                if (m->flood && !old) {
+                        if (!flood_issue(m))
+                                (void)!cond_wait_until(&m->note_more, &m->lock, clock_mono_ms(clock_system()) + 1000);
+                        continue;
+                }
+                if (!n || old) {
                         m->note_waits = true;
                         cond_wait(&m->note_more, &m->lock);
                         m->note_waits = false;
@@ -192,22 +220,15 @@ static void *notifier(void *arg) {
                 lock_take(&m->lock);
                 if (n->kind == NOTE_ENTRY)
                         list_dir = n->ino;
-                note_release_locked(m, n);
+                pending_set(m, n, true);
+                m->n_queued--;
+                free(n);
         }
         lock_drop(&m->lock);
         return NULL;
 }
 
 int notify_start(struct mount *m) {
-        m->notes_all = calloc(NOTES_MAX, sizeof *m->notes_all); /* touched as it is used */
-        if (!m->notes_all)
-                return -ENOMEM;
-        lock_take(&m->lock);
-        for (size_t i = NOTES_MAX; i-- > 0;) {
-                m->notes_all[i].next = m->notes_free;
-                m->notes_free = &m->notes_all[i];
-        }
-        lock_drop(&m->lock);
         int r = thread_start(&m->notifier, "fuse-notify", notifier, m);
         m->notifier_started = r == 0;
         return r;
@@ -217,9 +238,11 @@ void notify_stop(struct mount *m) {
         lock_take(&m->lock);
         m->note_stop = true;
         cond_broadcast(&m->note_more);
-        cond_broadcast(&m->note_room);
         lock_drop(&m->lock);
         if (m->notifier_started)
                 (void)pthread_join(m->notifier, NULL);
         m->notifier_started = false;
+        notes_free(m->queue);
+        m->queue = NULL;
+        m->queue_last = &m->queue;
 }

@@ -30,7 +30,7 @@ struct source {
 enum note_kind {
         NOTE_ENTRY = 1,  /* (parent, name) now means something else, or nothing: cached entry or negative entry is wrong */
         NOTE_ATTR = 2,   /* attributes of ino changed, not its bytes */
-        NOTE_CONTENT = 3,/* bytes (and attributes) of ino changed: drop pages */
+        NOTE_CONTENT = 3,/* bytes (and attributes) of ino changed: drop pages. If its incarnation grew, ENTRY of each of its names comes too: they mean another nodeid now */
         NOTE_LIST = 4,   /* directory ino has other children: drop its cached listing */
 };
 struct note { enum note_kind kind; uint64_t ino; const char *name; size_t name_bytes; }; /* ENTRY: ino is the parent */
