@@ -66,11 +66,11 @@ static void over(struct early *y, int err, int64_t retry_after_ms) {
 
 static void read_work(struct task *t) {
         struct early *y = container_of(t, struct early, task);
-        size_t n = 0, kept = 0;
+        size_t n = 0, kept = 0, bytes = 0;
         y->err = stage_early_blocks(y->stage, y->blocks, ROUND_BLOCKS, &n);
         if (y->err < 0)
                 return;
-        for (size_t i = 0; i < n; i++) {
+        for (size_t i = 0; i < n && bytes < PUT_BYTES; i++) { /* the others are handed out again in the next round */
                 uint8_t *p = malloc(MAX(y->blocks[i].ref.bytes, 1u));
                 if (!p) {
                         y->err = -ENOMEM;
@@ -84,6 +84,7 @@ static void read_work(struct task *t) {
                         y->err = r;
                         break;
                 }
+                bytes += y->blocks[i].ref.bytes;
                 y->blocks[kept] = y->blocks[i];
                 y->bytes[kept++] = p;
         }
@@ -179,7 +180,7 @@ static void ask_over(struct request *r, int err) {
                 start_task(y, EARLY_LOG, log_work);
                 return;
         }
-        y->put = session_request(y, "blocks", ROUND_BLOCKS * (BLOCK_BYTES_MAX + 4096u));
+        y->put = session_request(y, "blocks", BATCH_BYTES_MAX + (1u << 20));
         if (!y->put) {
                 over(y, -ENOMEM, 0);
                 return;

@@ -11,10 +11,10 @@
  *   any              QUOTA                       parked for a minute
  *   any              NAME_INVALID, FORBIDDEN, UNSUPPORTED, INVALID, TOO_LARGE, CORRUPT   parked, with the reason
  *   create           EXISTS, STALE               conflict name (the server merges what can be merged)
- *   create           parent deleted              revive it
+ *   create           parent deleted              revive it; if that is refused: parked
  *   content          STALE, same bytes           drop: both say the same
  *   content          STALE                       conflict copy; the server's version keeps the name
- *   content          deleted                     revive: edit wins
+ *   content          deleted                     revive: edit wins; if that is refused: conflict copy
  *   attributes       deleted                     drop
  *   link             EXISTS                      conflict name
  *   link             node deleted                drop; its new parent deleted: revive
@@ -23,10 +23,10 @@
  *   unlink           deleted, NOT_EMPTY          drop
  *   rename           its own name is gone        drop: the first rename wins
  *   rename           target exists or changed    conflict name: both stay
- *   rename           node deleted                clean: drop; edited here: revive
+ *   rename           node deleted                drop: delete wins, unless the edit that is pending behind it brings the node back
  *   rename           new parent deleted          revive it
  *   rename           CYCLE                       drop: undone here
- *   replace          as content
+ *   replace          as content; only the temporary changed: rebase
  */
 #include <assert.h>
 
@@ -65,13 +65,24 @@ static void park(struct plan *p, int error, int64_t retry_s, const char *reason)
         *p = (struct plan){ .kind = PLAN_PARK, .error = error, .reason = reason, .retry_after_ms = retry_s * 1000 };
 }
 
+/* The place is gone: bring it back, once. Where even that was refused (something else has its name, its history is forgotten) the change waits for people. */
+static void revive_place(const struct op *op, struct plan *p) {
+        if (op->flags & OPF_REVIVE)
+                park(p, ENOENT, 3600, "its directory was deleted on the server and cannot be brought back");
+        else
+                resolve(p, RESOLVE_REVIVE);
+}
+
 static void decide_create(const struct op *op, const struct op_result *r, struct plan *p) {
         switch (r->code) {
         case RES_EXISTS: case RES_STALE: case RES_IS_DIR:
-                resolve(p, RESOLVE_NEW_NAME);
+                if (is_deleted(r, &op->parent))
+                        revive_place(op, p);
+                else
+                        resolve(p, RESOLVE_NEW_NAME);
                 return;
-        case RES_NOT_FOUND: case RES_DELETED:
-                resolve(p, RESOLVE_REVIVE);
+        case RES_NOT_FOUND: case RES_DELETED: case RES_NOT_DIR:
+                revive_place(op, p);
                 return;
         default:
                 park(p, EIO, 600, "the server does not take this new file");
@@ -79,12 +90,17 @@ static void decide_create(const struct op *op, const struct op_result *r, struct
 }
 
 static void decide_content(const struct op *op, const struct op_result *r, const struct plan_facts *facts, struct plan *p) {
+        const struct change *c = current_of(r, &op->node);
+        if (op->kind == OP_REPLACE && c && !c->node.deleted && id_equal(&c->node.version, &op->version) && r->code != RES_IS_DIR) {
+                resolve(p, RESOLVE_REBASE); /* the target is as we knew it: it is the temporary that moved or went */
+                return;
+        }
         switch (r->code) {
         case RES_STALE: case RES_EXISTS:
                 resolve(p, facts->same_content ? RESOLVE_DROP : RESOLVE_CONFLICT_COPY);
                 return;
-        case RES_NOT_FOUND: case RES_DELETED:
-                resolve(p, RESOLVE_REVIVE);
+        case RES_NOT_FOUND: case RES_DELETED: /* edit wins; if the node cannot be brought back, its bytes become a new one */
+                resolve(p, op->flags & OPF_REVIVE ? RESOLVE_CONFLICT_COPY : RESOLVE_REVIVE);
                 return;
         case RES_IS_DIR: case RES_NOT_DIR:
                 resolve(p, RESOLVE_CONFLICT_COPY);
@@ -100,7 +116,10 @@ static void decide_link(const struct op *op, const struct op_result *r, struct p
                 resolve(p, RESOLVE_NEW_NAME);
                 return;
         case RES_NOT_FOUND: case RES_DELETED:
-                resolve(p, is_deleted(r, &op->parent) && !is_deleted(r, &op->node) ? RESOLVE_REVIVE : RESOLVE_DROP);
+                if (is_deleted(r, &op->parent) && !is_deleted(r, &op->node))
+                        revive_place(op, p);
+                else
+                        resolve(p, RESOLVE_DROP);
                 return;
         default:
                 resolve(p, RESOLVE_DROP);
@@ -112,13 +131,13 @@ static void decide_unlink(const struct op *op, const struct op_result *r, struct
         bool unchanged = c && !c->node.deleted && !id_is_zero(&op->version) && id_equal(&c->node.version, &op->version);
         bool directory = c && !c->node.deleted && c->node.kind != NODE_FILE;
         bool moved = c && c->has_entries && c->n_entries > 0 && !name_is_there(op, r);
-        if (r->code == RES_STALE && moved && (unchanged || directory) && c->n_entries == 1)
+        if ((r->code == RES_STALE || r->code == RES_NOT_FOUND) && moved && (unchanged || directory) && c->n_entries == 1)
                 resolve(p, RESOLVE_REBASE);
         else
                 resolve(p, RESOLVE_DROP);
 }
 
-static void decide_rename(const struct op *op, const struct op_result *r, const struct plan_facts *facts, struct plan *p) {
+static void decide_rename(const struct op *op, const struct op_result *r, struct plan *p) {
         switch (r->code) {
         case RES_EXISTS: case RES_NOT_EMPTY: case RES_IS_DIR: case RES_NOT_DIR:
                 resolve(p, op->flags & OPF_EXCHANGE ? RESOLVE_DROP : RESOLVE_NEW_NAME);
@@ -135,9 +154,9 @@ static void decide_rename(const struct op *op, const struct op_result *r, const 
                 if (!id_is_zero(&op->replaced) && is_deleted(r, &op->replaced) && !is_deleted(r, &op->node) && !is_deleted(r, &op->parent2))
                         resolve(p, RESOLVE_REBASE);
                 else if (is_deleted(r, &op->node))
-                        resolve(p, facts->content_clean ? RESOLVE_DROP : RESOLVE_REVIVE);
+                        resolve(p, RESOLVE_DROP); /* delete wins; if it was edited here, that edit brings it back, where it was */
                 else if (is_deleted(r, &op->parent2))
-                        resolve(p, RESOLVE_REVIVE);
+                        revive_place(op, p);
                 else
                         resolve(p, RESOLVE_DROP);
                 return;
@@ -211,7 +230,7 @@ void planner_decide(const struct op *op, const struct op_result *r, const struct
                 decide_unlink(op, r, ret);
                 return;
         case OP_RENAME:
-                decide_rename(op, r, facts, ret);
+                decide_rename(op, r, ret);
                 return;
         default:
                 assert(!"an operation that we made");

@@ -17,14 +17,11 @@ static void log_refusal(struct engine *e, const struct op *op, const struct op_r
 
 static void gather_facts(struct engine *e, const struct outbox_item *item, const struct op_result *r, struct plan_facts *ret) {
         struct upload *u = upload_find(e, &item->op.id);
-        struct node node;
-        *ret = (struct plan_facts){ .content_clean = true };
+        *ret = (struct plan_facts){ 0 };
         if (item->gen && u && u->gen == item->gen && u->state == UPLOAD_READY)
                 for (size_t i = 0; i < r->n_current; i++)
                         if (id_equal(&r->current[i].node.id, &item->op.node) && !r->current[i].node.deleted)
                                 ret->same_content = content_equal(&r->current[i].node.content, &u->content);
-        if (tree_get(e->c.cache->tree, item->ino, &node) >= 0)
-                ret->content_clean = node.gen == 0 && !file_is_open_for_write(e->c.cache, item->ino);
 }
 
 static int do_resolve(struct engine *e, const struct outbox_item *item, const struct op_result *r, enum resolve_kind how, struct arena *a) {

@@ -23,7 +23,7 @@ struct row {
         /* current rows of the answer */
         struct { bool told, deleted, moved, edited; enum node_kind kind; } node, replaced;
         bool parent_deleted, parent2_deleted;
-        bool same_content, dirty;
+        bool same_content;
         enum plan_kind plan; enum resolve_kind resolve; int error;
 };
 #define TOLD .told = true, .kind = NODE_FILE
@@ -45,7 +45,11 @@ static const struct row table[] = {
         { "rename A to n | create n", OP_RENAME, .code = RES_EXISTS, .node = { TOLD }, RESOLVED(NEW_NAME) },
         { "rename | rename of the same node", OP_RENAME, .code = RES_STALE, .node = { TOLD, .moved = true }, RESOLVED(DROP) },
         { "rename | delete, clean", OP_RENAME, .code = RES_DELETED, .node = { TOLD, .deleted = true }, RESOLVED(DROP) },
-        { "rename | delete, edited here", OP_RENAME, .code = RES_DELETED, .node = { TOLD, .deleted = true }, .dirty = true, RESOLVED(REVIVE) },
+        { "rename | delete, edited here: the edit revives", OP_RENAME, .code = RES_DELETED, .node = { TOLD, .deleted = true }, RESOLVED(DROP) },
+        { "create into a directory that cannot come back", OP_CREATE, .flags = OPF_REVIVE, .code = RES_EXISTS, .parent_deleted = true, .plan = PLAN_PARK, .error = ENOENT },
+        { "edit of a file that cannot come back", OP_CONTENT, .flags = OPF_REVIVE, .code = RES_DELETED, .node = { TOLD, .deleted = true }, RESOLVED(CONFLICT_COPY) },
+        { "delete | rename, told as not found", OP_UNLINK, .code = RES_NOT_FOUND, .node = { TOLD, .moved = true }, RESOLVED(REBASE) },
+        { "replace, only the temporary moved", OP_REPLACE, .code = RES_STALE, .node = { TOLD }, RESOLVED(REBASE) },
         { "create into a deleted directory", OP_CREATE, .code = RES_DELETED, .parent_deleted = true, RESOLVED(REVIVE) },
         { "move into a deleted directory", OP_RENAME, .code = RES_DELETED, .node = { TOLD }, .parent2_deleted = true, RESOLVED(REVIVE) },
         { "link into a deleted directory", OP_LINK, .code = RES_DELETED, .node = { TOLD }, .parent_deleted = true, RESOLVED(REVIVE) },
@@ -99,7 +103,7 @@ static size_t build(const struct row *t, struct op *op, struct op_result *r, str
         if (t->parent2_deleted)
                 current[n++] = (struct change){ .node = { .id = DIR2, .kind = NODE_DIR, .deleted = true } };
         *r = (struct op_result){ .op = OP, .code = t->code, .current = current, .n_current = n };
-        *facts = (struct plan_facts){ .same_content = t->same_content, .content_clean = !t->dirty };
+        *facts = (struct plan_facts){ .same_content = t->same_content };
         return n;
 }
 
@@ -148,7 +152,6 @@ static void any_answer(void **state) {
                 t.parent_deleted = bits & 128;
                 t.parent2_deleted = bits & 256;
                 t.same_content = bits & 512;
-                t.dirty = bits & 1024;
                 struct op op;
                 struct op_result r;
                 struct change current[4];

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* sim.h: a world of one server and some clients on one thread, under one seed.
+ *
+ *   real                                     given by the world
+ *   the engine, tree, stages, blobs          the clock (moved by hand, only when nothing can happen now)
+ *   the whole server (service_handle)        randomness (one seeded generator per party)
+ *   the wire format, both codecs             the network (net.c), the workers (jobs run in seeded order)
+ *
+ * A turn of the world picks one thing that can happen now, at random: a worker's job, a client's engine_step, a message that arrives, a local operation. So the
+ * seed alone decides the order of everything, and running it twice gives the same trace (its digest is printed).
+ *
+ * Safety and liveness are two phases: first operations and faults (lost requests, lost answers, duplicates, 503, stalls, disconnections, killed clients),
+ * then healing: no faults, no operations, until everything is quiet; then the oracle (oracle.c) speaks. */
+#pragma once
+#include <stdio.h>
+
+#include "api/client.h"
+#include "base/digest.h"
+#include "base/thread.h"
+#include "cache/file.h"
+#include "server/service.h"
+#include "sync/engine.h"
+
+#define CLIENTS_MAX 5u
+#define HANDLES_MAX 4u
+
+/* Bytes that some client wrote into a file and closed. */
+struct text {
+        unsigned number, writer;
+        uint8_t *bytes; size_t n;
+        struct content content;
+        bool superseded;        /* somebody who saw it wrote over it or removed its file */
+        bool durable;           /* closed: from here on it must not vanish */
+};
+
+struct world;
+struct client;
+
+/* One message under way (net.c). */
+enum message_state { MSG_GOING, MSG_PARKED, MSG_COMING, MSG_DEAD };
+struct message {
+        struct message *next;
+        struct client *client;
+        struct http_call *call;
+        enum message_state state;
+        int64_t at;
+        uint64_t order;
+        int err;                /* what the client will see instead of an answer */
+        bool lose_answer, twice, refuse, ready, cancelled;
+        struct service_waiter waiter;
+        struct service_answer answer; bool has_answer;
+};
+
+struct handle { bool used; uint64_t ino; struct file *file; struct text *seen; uint8_t *bytes; size_t n; bool written; bool unlinked; };
+struct gen_text { uint64_t gen; struct text *text; };
+struct reading;
+
+struct client {
+        struct world *w;
+        unsigned index;
+        char name[16], dir[300];
+        struct cache *cache;
+        struct engine *engine;
+        struct transport transport;
+        struct executor executor;
+        struct counters counters;
+        struct rng_seeded rng;
+        bool connected, woken, up, crashing;
+        int64_t step_at;
+        struct job *jobs, **jobs_end; size_t n_jobs;
+        struct handle handles[HANDLES_MAX];
+        struct gen_text *gens; size_t n_gens;
+        struct reading *readings;
+        unsigned incarnation;
+};
+
+struct world {
+        uint64_t seed;
+        struct rng_seeded rng, server_rng;
+        struct clock_manual clock;
+        struct counters counters;
+        struct service *server;
+        char dir[200], authorization[120];
+        struct client clients[CLIENTS_MAX + 1]; /* the last one comes at the end and sees only what the server has */
+        unsigned n_clients;
+        struct message *messages; uint64_t order;
+        bool faults, operations, verbose;
+        unsigned trouble;        /* chance of a fault per message, per mille */
+        int64_t next_op_at;
+        struct text **texts; size_t n_texts;
+        struct sha256_state *trace;
+        uint64_t turns, ops_done, crashes, failures_expected;
+        char why[1000];          /* what went wrong */
+        unsigned next_name;
+};
+
+uint64_t pick(struct world *w, uint64_t bound);
+bool chance(struct world *w, unsigned per_mille);
+void trace(struct world *w, const char *fmt, ...) _printf_(2, 3);
+/* Remembers the first thing that went wrong; the scenario ends. */
+int wrong(struct world *w, const char *fmt, ...) _printf_(2, 3);
+
+/* net.c */
+void net_transport(struct client *c);
+bool net_due(const struct world *w, const struct message *m);
+int64_t net_time(const struct world *w, const struct message *m);
+void net_run(struct world *w, struct message *m);
+void net_cut(struct client *c);
+int net_server_seq(struct world *w, uint64_t *ret);
+
+/* world.c */
+int world_open(struct world *w, uint64_t seed, bool verbose) _must_check_;
+void world_close(struct world *w);
+int client_up(struct client *c) _must_check_;
+int client_down(struct client *c, bool crash) _must_check_;
+/* One turn; false: nothing can happen any more before `until`. */
+bool world_turn(struct world *w, int64_t until);
+
+/* ops.c */
+void op_random(struct world *w, struct client *c);
+void op_close_all(struct client *c);
+struct text *text_find(struct world *w, const struct content *content);
+struct text *text_of_node(struct client *c, const struct node *n);
+int read_whole(struct client *c, const struct node *n, struct buf *ret) _must_check_; /* turns the world until it is there */
+void readings_forget(struct client *c);
+bool readings_none(const struct client *c);
+
+/* oracle.c */
+int oracle_quiet(struct world *w, bool *ret);
+int oracle_check(struct world *w) _must_check_;

@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* world.c: the turn, the clients' lives, the trace. A killed client is made by copying its cache directory as it is at that moment (what a kill leaves: every write that was
+ * accepted, no goodbye), ending the old one, and opening the copy in its place. */
+#include <dirent.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include "base/io.h"
+#include "sim.h"
+
+uint64_t pick(struct world *w, uint64_t bound) {
+        return rng_below(&w->rng.rng, bound);
+}
+
+bool chance(struct world *w, unsigned per_mille) {
+        return rng_below(&w->rng.rng, 1000) < per_mille;
+}
+
+void trace(struct world *w, const char *fmt, ...) {
+        char line[600];
+        va_list ap;
+        int n = snprintf(line, sizeof line, "%lld ", (long long)w->clock.mono_ms);
+        va_start(ap, fmt);
+        int more = vsnprintf(line + n, sizeof line - (size_t)n, fmt, ap);
+        va_end(ap);
+        size_t bytes = MIN((size_t)(n + more), sizeof line - 1);
+        sha256_add(w->trace, line, bytes);
+        if (w->verbose)
+                fprintf(stderr, "%s\n", line);
+}
+
+int wrong(struct world *w, const char *fmt, ...) {
+        va_list ap;
+        if (w->why[0])
+                return -EIO;
+        va_start(ap, fmt);
+        vsnprintf(w->why, sizeof w->why, fmt, ap);
+        va_end(ap);
+        if (w->verbose)
+                fprintf(stderr, "WRONG: %s\n", w->why);
+        return -EIO;
+}
+
+/* ---- workers ---- */
+
+static void submit_job(struct executor *x, struct job *j) {
+        struct client *c = container_of(x, struct client, executor);
+        j->next = NULL;
+        *c->jobs_end = j;
+        c->jobs_end = &j->next;
+        c->n_jobs++;
+}
+
+static void run_job(struct client *c, size_t index) {
+        struct job **p = &c->jobs;
+        while (index--)
+                p = &(*p)->next;
+        struct job *j = *p;
+        *p = j->next;
+        if (!*p)
+                c->jobs_end = p;
+        c->n_jobs--;
+        j->run(j);
+}
+
+/* ---- clients ---- */
+
+static void on_woken(void *arg) {
+        ((struct client *)arg)->woken = true;
+}
+
+int client_up(struct client *c) {
+        struct world *w = c->w;
+        char note[200] = "";
+        c->jobs_end = &c->jobs;
+        c->executor = (struct executor){ .submit = submit_job };
+        net_transport(c);
+        struct cache_config config = { .dir = c->dir, .limit_bytes = 256u << 20, .free_floor_bytes = 0, .uid = 1000, .gid = 1000, .clock = &w->clock.clock, .rng = &c->rng.rng,
+                                       .counters = &c->counters, .workers = &c->executor };
+        int r = cache_open(&config, &c->cache, note, sizeof note);
+        if (r < 0)
+                return wrong(w, "%s: cache_open: %s", c->name, err_name(r));
+        struct engine_config ec = { .cache = c->cache, .transport = &c->transport, .workers = &c->executor, .clock = &w->clock.clock, .rng = &c->rng.rng, .counters = &c->counters,
+                                    .workspace = "w", .host = c->name, .net_timeout_ms = 5000 };
+        r = engine_new(&ec, &c->engine);
+        if (r < 0)
+                return wrong(w, "%s: engine_new: %s", c->name, err_name(r));
+        engine_set_woken(c->engine, on_woken, c);
+        cache_set_source(c->cache, engine_source(c->engine));
+        cache_set_listener(c->cache, engine_listener(c->engine));
+        c->step_at = w->clock.mono_ms;
+        c->woken = true;
+        c->up = true;
+        c->incarnation++;
+        trace(w, "%s up", c->name);
+        return 0;
+}
+
+static int remove_one(const char *path, const struct stat *st, int flag, struct FTW *ftw) {
+        return remove(path);
+}
+
+static void remove_tree(const char *path) {
+        (void)nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+static int copy_file(int from_dir, int to_dir, const char *name) {
+        struct stat st;
+        _cleanup_close_ int in = openat(from_dir, name, O_RDONLY | O_CLOEXEC);
+        _cleanup_close_ int out = openat(to_dir, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+        static uint8_t bytes[1 << 16];
+        if (in < 0 || out < 0 || fstat(in, &st) < 0 || ftruncate(out, st.st_size) < 0)
+                return -errno;
+        off_t data = 0, hole = 0;
+        while ((data = lseek(in, hole, SEEK_DATA)) >= 0) {
+                hole = lseek(in, data, SEEK_HOLE);
+                for (off_t at = data; at < hole;) {
+                        ssize_t n = pread(in, bytes, MIN(sizeof bytes, (size_t)(hole - at)), at);
+                        if (n <= 0 || pwrite(out, bytes, (size_t)n, at) != n)
+                                return -EIO;
+                        at += n;
+                }
+        }
+        return 0;
+}
+
+static int copy_tree(const char *from, const char *to) {
+        DIR *d = opendir(from);
+        struct dirent *e;
+        int r = mkdir(to, 0700) < 0 ? -errno : 0;
+        while (d && r >= 0 && (e = readdir(d))) {
+                if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
+                        continue;
+                struct stat st;
+                if (fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+                        r = -errno;
+                } else if (S_ISDIR(st.st_mode)) {
+                        _cleanup_free_ char *a = path_join(from, e->d_name), *b = path_join(to, e->d_name);
+                        r = copy_tree(a, b);
+                } else if (S_ISREG(st.st_mode)) {
+                        _cleanup_close_ int to_fd = open(to, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+                        r = to_fd < 0 ? -errno : copy_file(dirfd(d), to_fd, e->d_name);
+                }
+        }
+        if (d)
+                closedir(d);
+        return r;
+}
+
+int client_down(struct client *c, bool crash) {
+        struct world *w = c->w;
+        char copy[320];
+        int r = 0;
+        if (!c->up)
+                return 0;
+        snprintf(copy, sizeof copy, "%s.copy", c->dir);
+        if (crash) {
+                r = copy_tree(c->dir, copy);
+                if (r < 0)
+                        return wrong(w, "%s: copy: %s", c->name, err_name(r));
+        }
+        c->crashing = crash;
+        op_close_all(c);
+        c->crashing = false;
+        engine_shutdown(c->engine);
+        for (unsigned i = 0; !engine_quiet(c->engine) || c->n_jobs || !readings_none(c); i++) {
+                struct message *m = w->messages;
+                while (m && (m->client != c || !m->cancelled))
+                        m = m->next;
+                if (m)
+                        net_run(w, m);
+                if (c->n_jobs)
+                        run_job(c, 0);
+                (void)engine_step(c->engine);
+                if (i > 100000)
+                        return wrong(w, "%s: does not stop", c->name);
+        }
+        (void)engine_step(c->engine);
+        engine_free(steal_ptr(c->engine));
+        cache_close(steal_ptr(c->cache));
+        while (c->n_jobs)
+                run_job(c, 0);
+        c->up = false;
+        if (crash) {
+                remove_tree(c->dir);
+                if (rename(copy, c->dir) < 0)
+                        return wrong(w, "%s: rename: %s", c->name, err_name(-errno));
+        }
+        trace(w, "%s down crash=%d", c->name, crash);
+        return 0;
+}
+
+/* ---- one turn ---- */
+
+static struct client *random_up(struct world *w) {
+        for (unsigned i = 0; i < 10; i++) {
+                struct client *c = &w->clients[pick(w, w->n_clients)];
+                if (c->up)
+                        return c;
+        }
+        return NULL;
+}
+
+static void disturb(struct world *w) {
+        struct client *c = &w->clients[pick(w, w->n_clients)];
+        if (!c->up)
+                return;
+        if (chance(w, 600)) {
+                c->connected = !c->connected;
+                trace(w, "%s connected=%d", c->name, c->connected);
+                if (!c->connected)
+                        net_cut(c);
+                else if (chance(w, 300))
+                        engine_nudge(c->engine);
+        } else if (chance(w, 400)) {
+                bool crash = chance(w, 800);
+                w->crashes += crash;
+                if (client_down(c, crash) >= 0)
+                        (void)client_up(c);
+        }
+}
+
+static void do_operation(struct world *w) {
+        struct client *c = random_up(w);
+        w->next_op_at = w->clock.mono_ms + (chance(w, 700) ? (int64_t)pick(w, 40) : (int64_t)pick(w, 3000));
+        if (w->faults && chance(w, 20))
+                disturb(w);
+        else if (c)
+                op_random(w, c);
+}
+
+bool world_turn(struct world *w, int64_t until) {
+        enum { MAX_CHOICES = 512 };
+        struct { int kind; struct client *client; struct message *message; size_t job; } choice[MAX_CHOICES];
+        size_t n = 0;
+        int64_t now = w->clock.mono_ms, next = until;
+        w->turns++;
+        if (w->operations) {
+                if (w->next_op_at <= now)
+                        choice[n++].kind = 0;
+                next = MIN(next, w->next_op_at);
+        }
+        for (unsigned i = 0; i <= CLIENTS_MAX && n < MAX_CHOICES; i++) {
+                struct client *c = &w->clients[i];
+                if (!c->up)
+                        continue;
+                if (c->woken || c->step_at <= now) {
+                        choice[n].kind = 1;
+                        choice[n++].client = c;
+                } else {
+                        next = MIN(next, c->step_at);
+                }
+                for (size_t j = 0; j < c->n_jobs && n < MAX_CHOICES; j++) {
+                        choice[n].kind = 2;
+                        choice[n].job = j;
+                        choice[n++].client = c;
+                }
+        }
+        for (struct message *m = w->messages; m && n < MAX_CHOICES; m = m->next) {
+                if (net_due(w, m)) {
+                        choice[n].kind = 3;
+                        choice[n++].message = m;
+                } else {
+                        next = MIN(next, net_time(w, m));
+                }
+        }
+        if (n == 0) {
+                if (next >= until) {
+                        clock_manual_advance(&w->clock, MAX(until - now, 0));
+                        return false;
+                }
+                clock_manual_advance(&w->clock, MAX(next - now, 1));
+                return true;
+        }
+        size_t k = pick(w, n);
+        switch (choice[k].kind) {
+        case 0:
+                do_operation(w);
+                break;
+        case 1: {
+                struct client *c = choice[k].client;
+                c->woken = false;
+                int64_t wait = engine_step(c->engine);
+                c->step_at = wait == INT64_MAX ? INT64_MAX : w->clock.mono_ms + wait;
+                break;
+        }
+        case 2:
+                run_job(choice[k].client, choice[k].job);
+                break;
+        default:
+                net_run(w, choice[k].message);
+                break;
+        }
+        return true;
+}
+
+/* ---- the world ---- */
+
+int world_open(struct world *w, uint64_t seed, bool verbose) {
+        static uint64_t number;
+        char why[200] = "";
+        const char *base = getenv("TMPDIR");
+        struct stat st;
+        memset(w, 0, sizeof *w);
+        w->seed = seed;
+        w->verbose = verbose;
+        rng_seed(&w->rng, seed);
+        rng_seed(&w->server_rng, seed ^ 0x5e47e45e47e4ull);
+        clock_manual_init(&w->clock, 1000000, 1700000000000000000ll);
+        if (sha256_new(&w->trace) < 0)
+                return -ENOMEM;
+        if (!base)
+                base = stat("/dev/shm", &st) == 0 ? "/dev/shm" : "/tmp";
+        snprintf(w->dir, sizeof w->dir, "%s/tarn-sim-%d-%llu", base, (int)getpid(), (unsigned long long)number++);
+        if (mkdir(w->dir, 0700) < 0)
+                return -errno;
+        struct service_config config = { .clock = &w->clock.clock, .rng = &w->server_rng.rng, .counters = &w->counters };
+        int r = service_open(&config, &w->server, why, sizeof why);
+        if (r < 0)
+                return wrong(w, "service_open: %s (%s)", err_name(r), why);
+        struct buf text = BUF_INIT(1000);
+        const char *user[] = { "user", "add", "u" }, *workspace[] = { "workspace", "add", "w", "--owner", "u" }, *token[] = { "token", "add", "--user", "u" };
+        r = service_admin(w->server, user, 3, NULL, &text);
+        if (r >= 0)
+                r = service_admin(w->server, workspace, 5, NULL, &text);
+        buf_reset(&text);
+        if (r >= 0)
+                r = service_admin(w->server, token, 4, NULL, &text);
+        const char *t = buf_text(&text);
+        if (r >= 0 && t)
+                snprintf(w->authorization, sizeof w->authorization, "Bearer %.*s", (int)strcspn(t, " \n"), t);
+        if (r < 0)
+                wrong(w, "service_admin: %s (%s)", err_name(r), t ? t : "");
+        buf_free(&text);
+        if (r < 0)
+                return r;
+        w->n_clients = 2 + (unsigned)pick(w, CLIENTS_MAX - 1);
+        w->trouble = chance(w, 300) ? 0 : (unsigned)pick(w, 150);
+        for (unsigned i = 0; i <= CLIENTS_MAX; i++) {
+                struct client *c = &w->clients[i];
+                c->w = w;
+                c->index = i;
+                c->connected = true;
+                c->jobs_end = &c->jobs;
+                rng_seed(&c->rng, seed * 31 + i + 1);
+                snprintf(c->name, sizeof c->name, "c%u", i);
+                snprintf(c->dir, sizeof c->dir, "%s/%s", w->dir, c->name);
+        }
+        for (unsigned i = 0; i < w->n_clients && r >= 0; i++)
+                r = client_up(&w->clients[i]);
+        w->next_op_at = w->clock.mono_ms + 200;
+        return r;
+}
+
+void world_close(struct world *w) {
+        for (unsigned i = 0; i <= CLIENTS_MAX; i++) {
+                (void)client_down(&w->clients[i], false);
+                free(w->clients[i].gens);
+        }
+        if (w->server)
+                service_close(w->server);
+        for (size_t i = 0; i < w->n_texts; i++) {
+                free(w->texts[i]->bytes);
+                free(w->texts[i]);
+        }
+        free(w->texts);
+        sha256_free(w->trace);
+        if (w->dir[0])
+                remove_tree(w->dir);
+}
