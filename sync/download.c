@@ -25,6 +25,7 @@
 #define REQUESTS_MAX 8u
 #define ASK_BYTES (4u << 20)
 #define ASK_HASHES 512u
+#define GUESS_BYTES (64u << 10)
 #define RANGE_SLICE (2u << 20)
 
 struct download {
@@ -190,10 +191,9 @@ static bool complete(const struct download *w) {
 
 static void give(struct ask *a, const struct digest *hash, const void *p, size_t n) {
         if (a->range) {
-                if (a->of[0]->f->block(a->of[0]->f, hash, p, n) < 0)
-                        counter_add(a->e->c.counters, corruptions_found, 1);
-                else
-                        counter_add(a->e->c.counters, blocks_fetched, 1);
+                int r = a->of[0]->f->block(a->of[0]->f, hash, p, n);
+                if (r < 0)
+                        a->of[0]->err = r;
                 return;
         }
         for (size_t i = 0; i < a->n_items; i++) {
@@ -201,14 +201,10 @@ static void give(struct ask *a, const struct digest *hash, const void *p, size_t
                 if (w->got[a->item[i].hash] || !digest_equal(&w->f->hashes[a->item[i].hash], hash))
                         continue;
                 int r = w->f->block(w->f, hash, p, n);
-                if (r < 0) {
-                        if (r == -EBADMSG)
-                                counter_add(a->e->c.counters, corruptions_found, 1);
+                if (r < 0)
                         w->err = r; /* ends in an error instead of asking for ever */
-                }
                 w->got[a->item[i].hash] = 1;
                 w->left--;
-                counter_add(a->e->c.counters, blocks_fetched, 1);
         }
 }
 
@@ -353,7 +349,7 @@ static int add_range(struct ask *a, struct buf *body, struct download *w) {
         return wire_add_read(body, &read);
 }
 
-/* As many of w's hashes as fit; block lengths are not known here, so a block counts as its average, and the server says what did not fit. */
+/* As many of w's hashes as fit. Block lengths are not known here; each counts as a small one, and the server says what did not fit into its answer. */
 static int add_hashes(struct ask *a, struct buf *body, struct download *w, uint16_t index, size_t *bytes) {
         for (size_t i = 0; i < w->f->n_hashes && a->n_items < ASK_HASHES && *bytes < ASK_BYTES; i++) {
                 if (w->got[i])
@@ -364,7 +360,7 @@ static int add_hashes(struct ask *a, struct buf *body, struct download *w, uint1
                         return r;
                 a->item[a->n_items].wish = index;
                 a->item[a->n_items++].hash = (uint32_t)i;
-                *bytes += w->f->content.size && w->f->content.depth == 0 ? w->f->content.size : 512u << 10;
+                *bytes += GUESS_BYTES;
         }
         return 0;
 }

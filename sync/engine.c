@@ -224,7 +224,8 @@ bool engine_is_open(void *arg, uint64_t ino) {
 void engine_committed(struct engine *e, const struct tree_applied *applied) {
         if (applied->n_done == 0)
                 return;
-        counter_add(e->c.counters, ops_committed, applied->n_done);
+        for (size_t i = 0; i < applied->n_done; i++)
+                counter_add(e->c.counters, ops_committed, applied->done[i].fate == FATE_COMMITTED);
         file_committed(e->c.cache, applied->done, applied->n_done);
 }
 
