@@ -16,6 +16,7 @@
 
 #include "api/client.h"
 #include "base/digest.h"
+#include "base/err.h"
 #include "base/thread.h"
 #include "cache/file.h"
 #include "server/service.h"
