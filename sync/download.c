@@ -7,10 +7,10 @@
  *   decoding  active    a task: expand, give to the cache  all given -> end; the server had no room for the rest -> queued
  *
  * A wish is for blocks by hash (its list is known: the usual case) or for a range of a content with its list pages. Wishes by hash that are queued
- * at the same time are joined into one request, up to ASK_BYTES of expected bytes; a range travels alone, because only the cache can tell whose the blocks are. A wish is asked
- * in pieces of that size.
+ * at the same time are joined into one request of at most PIECE_MAX blocks (the server ends its answer at 8 MiB); a range travels alone, because only the cache can tell
+ * whose the blocks are. After a request that ran out of time the pieces get smaller, so that a slow link moves too.
  *
- * Ends: 0; -EHOSTDOWN known to be offline (at once, all queued ones too); -ETIMEDOUT net_timeout after it came; -ENOENT the server says it has not got a part;
+ * Ends: 0; -EHOSTDOWN known to be offline (at once, all queued ones too); -ETIMEDOUT net_timeout after it came or last moved; -ENOENT the server says it has not got a part;
  * -ECANCELED. A failed transfer is tried again within net_timeout while the connection counts as online.
  *
  * Threads: `fetch` and `cancel` come from any thread and only touch the lists, under the engine's lock. A wish belongs to the cache until `done`; we look at it only while
@@ -23,9 +23,7 @@
 #include "priv.h"
 
 #define REQUESTS_MAX 8u
-#define ASK_BYTES (4u << 20)
-#define ASK_HASHES 512u
-#define GUESS_BYTES (64u << 10)
+#define PIECE_MAX 64u             /* blocks by hash in one request */
 #define RANGE_SLICE (2u << 20)
 
 struct download {
@@ -42,15 +40,18 @@ struct download {
 
 #define JOIN_MAX 64u
 struct ask {                           /* one request */
+        struct ask *next;
         struct task task;
         struct engine *e;
+        struct request *request;       /* under way; NULL while decoding */
+        bool given_up;                 /* cancelled, because nobody wants it any more */
         struct buf answer;
         size_t n;                      /* wishes */
         struct download *of[JOIN_MAX];
         bool range;
         uint64_t slice_end;
         size_t n_items;
-        struct { uint16_t wish; uint32_t hash; } item[ASK_HASHES + 4]; /* READ items in order */
+        struct { uint16_t wish; uint32_t hash; } item[PIECE_MAX + 1]; /* READ items in order */
         int err;
 };
 
@@ -100,6 +101,7 @@ static void source_cancel(struct source *s, struct fetch *f) {
                 for (struct download *w = d->active; w; w = w->next)
                         if (w->f == f)
                                 w->cancelled = true;
+                d->cancels = true;
         }
         engine_wake(e);
 }
@@ -107,6 +109,7 @@ static void source_cancel(struct source *s, struct fetch *f) {
 void download_init(struct engine *e) {
         e->down.source = (struct source){ .fetch = source_fetch, .cancel = source_cancel };
         e->down.backoff = (struct backoff){ .base_ms = 100, .cap_ms = 3000 };
+        e->down.piece = PIECE_MAX;
 }
 
 void download_refuse(struct engine *e, bool refuse) {
@@ -282,6 +285,10 @@ static void decode_work(struct task *t) {
 }
 
 static void ask_end(struct ask *a) {
+        struct ask **p = &a->e->down.asks;
+        while (*p != a)
+                p = &(*p)->next;
+        *p = a->next;
         a->e->down.requests--;
         buf_free(&a->answer);
         free(a);
@@ -296,9 +303,15 @@ static void settle(struct ask *a, int err, int64_t retry_after_ms) {
                 e->down.retry_at_ms = now + connect_retry_ms(e, &e->down.backoff, retry_after_ms);
         else
                 backoff_reset(&e->down.backoff);
+        if (err == -ETIMEDOUT) /* a slow link: smaller pieces */
+                e->down.piece = MAX(e->down.piece / 4, 1u);
+        else if (err == 0)
+                e->down.piece = MIN(e->down.piece * 2, PIECE_MAX);
         for (size_t i = 0; i < a->n; i++) {
                 struct download *w = a->of[i];
-                if (is_cancelled(e, w))
+                if (err == 0)
+                        w->deadline_ms = now + e->c.net_timeout_ms; /* it moves */
+                if (is_cancelled(e, w) || err == -ECANCELED)
                         end_active(e, w, -ECANCELED);
                 else if (err < 0 && !again)
                         end_active(e, w, err == -EACCES ? -EACCES : err == -ENOENT ? -ENOENT : -EIO);
@@ -326,6 +339,7 @@ static void decode_finished(struct task *t) {
 static void ask_finished(struct request *r, int err) {
         struct ask *a = r->owner;
         struct engine *e = a->e;
+        a->request = NULL;
         if (err < 0) {
                 settle(a, err, r->call->retry_after_ms);
                 return;
@@ -349,9 +363,9 @@ static int add_range(struct ask *a, struct buf *body, struct download *w) {
         return wire_add_read(body, &read);
 }
 
-/* As many of w's hashes as fit. Block lengths are not known here; each counts as a small one, and the server says what did not fit into its answer. */
-static int add_hashes(struct ask *a, struct buf *body, struct download *w, uint16_t index, size_t *bytes) {
-        for (size_t i = 0; i < w->f->n_hashes && a->n_items < ASK_HASHES && *bytes < ASK_BYTES; i++) {
+/* As many of w's hashes as a piece may have. Block lengths are not known here; the server says what did not fit into its answer. */
+static int add_hashes(struct ask *a, struct buf *body, struct download *w, uint16_t index) {
+        for (size_t i = 0; i < w->f->n_hashes && a->n_items < a->e->down.piece; i++) {
                 if (w->got[i])
                         continue;
                 struct wire_read read = { .by_hash = true, .hash = w->f->hashes[i] };
@@ -360,7 +374,6 @@ static int add_hashes(struct ask *a, struct buf *body, struct download *w, uint1
                         return r;
                 a->item[a->n_items].wish = index;
                 a->item[a->n_items++].hash = (uint32_t)i;
-                *bytes += GUESS_BYTES;
         }
         return 0;
 }
@@ -369,13 +382,12 @@ static int send_ask(struct engine *e, struct download *first) {
         struct downloads *d = &e->down;
         struct ask *a = calloc(1, sizeof *a);
         struct request *r = request_new(e, HTTP_POST, 1 << 20, 2 * BATCH_BYTES_MAX + (1u << 20), "/v1/workspaces/%s/read", buf_text(&e->ws));
-        size_t bytes = 0;
         int k = a && r ? 0 : -ENOMEM;
         if (k >= 0) {
                 a->e = e;
                 a->of[0] = first;
                 a->n = 1;
-                k = first->f->n_hashes ? add_hashes(a, &r->call->body, first, 0, &bytes) : add_range(a, &r->call->body, first);
+                k = first->f->n_hashes ? add_hashes(a, &r->call->body, first, 0) : add_range(a, &r->call->body, first);
         }
         if (k < 0) {
                 free(a);
@@ -383,7 +395,7 @@ static int send_ask(struct engine *e, struct download *first) {
                 return k;
         }
         to_active(e, first);
-        while (!a->range && a->n < JOIN_MAX && a->n_items < ASK_HASHES && bytes < ASK_BYTES) {
+        while (!a->range && a->n < JOIN_MAX && a->n_items < d->piece) {
                 struct download *w;
                 {
                         LOCK_SCOPE(&e->lock);
@@ -393,13 +405,16 @@ static int send_ask(struct engine *e, struct download *first) {
                 if (!w)
                         break;
                 a->of[a->n] = w;
-                k = add_hashes(a, &r->call->body, w, (uint16_t)a->n, &bytes);
+                k = add_hashes(a, &r->call->body, w, (uint16_t)a->n);
                 if (k < 0)
                         break; /* what was added is asked; this one waits for its turn */
                 a->n++;
                 to_active(e, w);
         }
         d->requests++;
+        a->next = d->asks;
+        d->asks = a;
+        a->request = r;
         r->call->background = first->f->prefetch;
         r->owner = a;
         r->finished = ask_finished;
@@ -431,10 +446,25 @@ static struct download *next_wish(struct engine *e, int64_t now, bool may_ask) {
         }
 }
 
+/* Requests whose every wish was cancelled. */
+static void give_up(struct engine *e) {
+        for (struct ask *a = e->down.asks; a; a = a->next) {
+                bool wanted = false;
+                for (size_t i = 0; i < a->n && !wanted; i++)
+                        wanted = !is_cancelled(e, a->of[i]);
+                if (wanted || !a->request || a->given_up)
+                        continue;
+                a->given_up = true;
+                request_cancel(a->request);
+        }
+}
+
 int64_t download_step(struct engine *e, int64_t now) {
         struct downloads *d = &e->down;
         struct download *w;
         int64_t due = NEVER;
+        if (atomic_exchange(&d->cancels, false))
+                give_up(e);
         bool may_ask = connect_online(e) && d->retry_at_ms <= now && !engine_stopping(e);
         while ((w = next_wish(e, now, may_ask && d->requests < REQUESTS_MAX)) != NULL)
                 if (send_ask(e, w) < 0) {

@@ -19,7 +19,7 @@
 #include "priv.h"
 
 #define ROUND_BLOCKS 8u
-#define LOOK_MS 200
+#define LOOK_MS 10 /* between two looks: the wakes of a stream of writes */
 
 enum early_state { EARLY_READ, EARLY_ASK, EARLY_FRAME, EARLY_PUT, EARLY_LOG };
 struct early {
@@ -221,7 +221,7 @@ static void task_over(struct task *t) {
         case EARLY_FRAME: {
                 struct request *r = y->put;
                 y->state = EARLY_PUT;
-                request_send(r, engine_now(y->e) + 4 * y->e->c.net_timeout_ms);
+                request_send(r, request_deadline(y->e, r->call->body.bytes));
                 break;
         }
         default: /* LOG */
@@ -261,12 +261,12 @@ int64_t early_step(struct engine *e, int64_t now) {
                 return NEVER;
         if (s->retry_at_ms > now)
                 return s->retry_at_ms;
-        if (!s->look && now < s->look_at_ms)
-                return NEVER; /* a wake calls for a turn when a stage has grown */
+        if (!s->look)
+                return NEVER; /* a wake, or the end of a round, calls for a turn */
         if (now < s->look_at_ms)
                 return s->look_at_ms;
         s->look = false;
-        s->look_at_ms = now + (s->n ? 1 : LOOK_MS);
+        s->look_at_ms = now + LOOK_MS;
         while (e->uploads.puts < e->c.uploads && stages_early_next(e->c.cache->stages, gen, &gen) >= 0)
                 if (!under_way(e, gen))
                         begin(e, gen);

@@ -146,6 +146,10 @@ void request_send(struct request *r, int64_t deadline_ms) {
         }
 }
 
+int64_t request_deadline(struct engine *e, size_t bytes) {
+        return engine_now(e) + e->c.net_timeout_ms + (int64_t)(bytes / 32);
+}
+
 void request_cancel(struct request *r) {
         r->e->c.transport->cancel(r->e->c.transport, r->call);
 }
@@ -224,8 +228,12 @@ bool engine_is_open(void *arg, uint64_t ino) {
 void engine_committed(struct engine *e, const struct tree_applied *applied) {
         if (applied->n_done == 0)
                 return;
-        for (size_t i = 0; i < applied->n_done; i++)
+        for (size_t i = 0; i < applied->n_done; i++) {
+                struct upload *u = upload_find(e, &applied->done[i].op);
                 counter_add(e->c.counters, ops_committed, applied->done[i].fate == FATE_COMMITTED);
+                if (u)
+                        upload_abandon(u);
+        }
         file_committed(e->c.cache, applied->done, applied->n_done);
 }
 
@@ -233,7 +241,7 @@ void engine_committed(struct engine *e, const struct tree_applied *applied) {
 
 int64_t engine_step(struct engine *e) {
         struct completion *c;
-        bool woken, nudged, paused;
+        bool changed, nudged, paused;
         for (;;) {
                 {
                         LOCK_SCOPE(&e->lock);
@@ -251,10 +259,10 @@ int64_t engine_step(struct engine *e) {
         int64_t now = engine_now(e), due = NEVER;
         {
                 LOCK_SCOPE(&e->lock);
-                woken = e->woken;
+                changed = e->changed;
                 nudged = e->nudged;
                 paused = e->paused;
-                e->woken = e->nudged = false;
+                e->woken = e->changed = e->nudged = false;
                 if (e->stopping)
                         paused = true;
         }
@@ -265,8 +273,10 @@ int64_t engine_step(struct engine *e) {
         }
         if (nudged)
                 connect_nudge(e);
-        if (woken)
+        if (changed || nudged) {
                 outbox_look(e);
+                e->early.look = true;
+        }
         if (now >= e->quiet_at_ms) {
                 int64_t wait = file_quiet_points(e->c.cache);
                 e->quiet_at_ms = now + MIN(MAX(wait, 100), QUIET_TICK_MS);
@@ -298,7 +308,12 @@ static void on_notes(struct listener *l, const struct note *notes, size_t n) {
 }
 
 static void on_wake(struct listener *l) {
-        engine_wake(container_of(l, struct engine, listener));
+        struct engine *e = container_of(l, struct engine, listener);
+        {
+                LOCK_SCOPE(&e->lock);
+                e->changed = true;
+        }
+        engine_wake(e);
 }
 
 static bool open_for_write(void *arg, uint64_t ino) {

@@ -120,9 +120,32 @@ static size_t weight(const struct outbox_item *item, const struct upload *u) {
         return n + (item->op.attrs.target ? SYMLINK_BYTES_MAX : 0) + (u && u->inline_bytes ? u->content.size : 0);
 }
 
-static int add_op(struct engine *e, struct buf *body, struct outbox_item *item) {
+/* What it must come after: what the row says now, and what the look found (barriers have theirs only there). */
+static int join_after(struct arena *a, struct op *op, const struct op *looked) {
+        struct id *all = arena_alloc(a, (op->n_after + looked->n_after + 1) * sizeof *all);
+        size_t n = 0;
+        if (!all)
+                return -ENOMEM;
+        for (size_t i = 0; i < op->n_after; i++)
+                all[n++] = op->after[i];
+        for (size_t i = 0; i < looked->n_after; i++) {
+                bool known = false;
+                for (size_t j = 0; j < n && !known; j++)
+                        known = id_equal(&all[j], &looked->after[i]);
+                if (!known)
+                        all[n++] = looked->after[i];
+        }
+        op->after = all;
+        op->n_after = n;
+        return 0;
+}
+
+static int add_op(struct engine *e, struct arena *a, struct buf *body, struct outbox_item *item, const struct op *looked) {
         struct upload *u = item->gen ? upload_find(e, &item->op.id) : NULL;
         struct op op = item->op;
+        int r = join_after(a, &op, looked);
+        if (r < 0)
+                return r;
         if (item->gen) {
                 op.content = u->content;
                 if (u->inline_bytes) {
@@ -134,13 +157,16 @@ static int add_op(struct engine *e, struct buf *body, struct outbox_item *item) 
 }
 
 /* Marks sent, reads again, encodes, sends. */
-static void send_batch(struct engine *e, struct id *ops, size_t n, struct arena *a) {
+static void send_batch(struct engine *e, const struct outbox_item *const *looked, const struct id *ops, size_t n) {
         struct outbox *o = &e->outbox;
+        struct arena *a = NULL;
         struct tree *t = e->c.cache->tree;
         struct request *r = request_new(e, HTTP_POST, BATCH_BYTES_MAX + (1u << 20), ANSWER_BYTES_MAX, "/v1/workspaces/%s/commit", buf_text(&e->ws));
         struct id *sent = calloc(n, sizeof *sent);
         size_t n_sent = 0;
-        int k = r && sent ? outbox_mark_sent(t, ops, n) : -ENOMEM;
+        int k = r && sent ? arena_new(16u << 20, &a) : -ENOMEM;
+        if (k >= 0)
+                k = outbox_mark_sent(t, ops, n);
         for (size_t i = 0; k >= 0 && i < n; i++) {
                 struct outbox_item item;
                 arena_reset(a);
@@ -157,7 +183,7 @@ static void send_batch(struct engine *e, struct id *ops, size_t n, struct arena 
                         outbox_look(e);
                         break;                     /* and what follows may depend on it */
                 }
-                g = add_op(e, &r->call->body, &item);
+                g = add_op(e, a, &r->call->body, &item, &looked[i]->op);
                 if (g == -EMSGSIZE && n_sent > 0)
                         break;
                 if (g < 0) {
@@ -166,6 +192,7 @@ static void send_batch(struct engine *e, struct id *ops, size_t n, struct arena 
                 }
                 sent[n_sent++] = ops[i];
         }
+        arena_free(a);
         if (n_sent < n && k >= 0)
                 for (size_t i = 0; i < n; i++) {
                         bool went = false;
@@ -190,7 +217,7 @@ static void send_batch(struct engine *e, struct id *ops, size_t n, struct arena 
         o->in_flight = true;
         engine_set_sending(e, n_sent);
         r->finished = outbox_batch_done;
-        request_send(r, 0);
+        request_send(r, request_deadline(e, r->call->body.bytes));
 }
 
 static bool in_flight(const struct outbox *o, const struct id *op) {
@@ -212,7 +239,8 @@ static int look(struct engine *e, int64_t now) {
         struct outbox_item *items = calloc(BATCH_OPS_MAX, sizeof *items);
         struct left_out left = { .ids = calloc(BATCH_OPS_MAX, sizeof *left.ids) };
         struct id *ops = calloc(BATCH_OPS_MAX, sizeof *ops);
-        if (r >= 0 && (!items || !left.ids || !ops))
+        const struct outbox_item **looked = calloc(BATCH_OPS_MAX, sizeof *looked);
+        if (r >= 0 && (!items || !left.ids || !ops || !looked))
                 r = -ENOMEM;
         if (r >= 0)
                 r = outbox_next(e->c.cache->tree, a, items, BATCH_OPS_MAX, &n, &wait_ms);
@@ -238,6 +266,7 @@ static int look(struct engine *e, int64_t now) {
                         continue;
                 }
                 bytes += w;
+                looked[n_ops] = item;
                 ops[n_ops++] = item->op.id;
         }
         if (r >= 0) {
@@ -249,13 +278,12 @@ static int look(struct engine *e, int64_t now) {
                                         upload_abandon(u);
                         }
         }
-        if (r >= 0 && !o->in_flight && n_ops > 0) {
-                arena_reset(a);
-                send_batch(e, ops, n_ops, a);
-        }
+        if (r >= 0 && !o->in_flight && n_ops > 0)
+                send_batch(e, looked, ops, n_ops);
         free(items);
         free(left.ids);
         free(ops);
+        free(looked);
         arena_free(a);
         return r;
 }
@@ -340,7 +368,9 @@ void outbox_batch_done(struct request *r, int err) {
         } else {
                 bool answered = r->call->err == 0 && r->call->status >= 400 && r->call->status < 500 && r->call->status != 401 && r->call->status != 408 && r->call->status != 429;
                 unsend_all(e, o->batch.ops, o->batch.n);
-                if (answered || err == -EDQUOT || err == -ENOSPC)
+                if (err == -ENOENT && answered)
+                        connect_failed(e, err, "the workspace is gone from the server");
+                else if (answered || err == -EDQUOT || err == -ENOSPC)
                         refused(e, r, err);
                 else
                         o->retry_at_ms = engine_now(e) + connect_retry_ms(e, &o->backoff, r->call->retry_after_ms);

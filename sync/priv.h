@@ -43,6 +43,8 @@ struct request {
         bool probe;               /* goes out although the connection is not known to work */
         struct request *next, *prev;
 };
+/* Time for a request that carries or brings so many bytes: net_timeout, and what they take at 32 KiB/s. */
+int64_t request_deadline(struct engine *e, size_t bytes);
 /* path is printf-style, after "/v1". NULL without memory. */
 struct request *request_new(struct engine *e, enum http_method method, size_t max_body, size_t max_answer, const char *fmt, ...) _printf_(5, 6);
 void request_free(struct request *r);              /* never sent */
@@ -198,7 +200,9 @@ struct downloads {
         struct source source;
         struct download *queued, *queued_last, *active; /* lock */
         _Atomic bool refuse;       /* known to be offline: -EHOSTDOWN at once */
-        unsigned requests;
+        _Atomic bool cancels;      /* somebody cancelled */
+        unsigned requests, piece;  /* piece: blocks in one request */
+        struct ask *asks;
         struct pool *pool;         /* decodes; NULL: config.workers */
         struct backoff backoff; int64_t retry_at_ms;
 };
@@ -226,7 +230,7 @@ struct engine {
         struct lock lock;          /* guards what follows; RANK_QUEUE */
         struct cond cond;
         struct completion *inbox, **inbox_end;
-        bool woken, nudged, stopping, running, paused, thread_up;
+        bool woken, changed, nudged, stopping, running, paused; /* changed: the outbox or a stage has something */
         void (*on_woken)(void *arg); void *on_woken_arg;
         struct engine_status status;
         int fatal; char fatal_why[200]; /* for engine_wait_loaded */

@@ -133,7 +133,7 @@ static void fill_finished(struct task *t) {
         }
         p->request->owner = p;
         p->request->finished = put_finished;
-        request_send(p->request, engine_now(u->e) + 4 * u->e->c.net_timeout_ms);
+        request_send(p->request, request_deadline(u->e, p->request->call->body.bytes));
 }
 
 static struct put *take(struct upload *u) {

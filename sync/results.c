@@ -28,16 +28,18 @@ static int do_resolve(struct engine *e, const struct outbox_item *item, const st
         static const char *const names[] = { "", "drop", "rebase", "conflict_copy", "new_name", "revive", "merged" };
         struct resolve resolve = { .kind = how, .host = e->c.host };
         struct tree_applied applied = { 0 };
+        struct upload *u = upload_find(e, &r->op);
         if (how != RESOLVE_MERGED)
                 log_refusal(e, &item->op, r, names[how]);
         if (how == RESOLVE_CONFLICT_COPY || how == RESOLVE_NEW_NAME)
                 counter_add(e->c.counters, conflicts, 1);
         int k = tree_resolve(e->c.cache->tree, r, &resolve, engine_is_open, e->c.cache, a, &applied);
-        if (k == -ENOENT)
-                return 0;
-        if (k < 0)
+        if (k < 0 && k != -ENOENT)
                 return k;
-        engine_committed(e, &applied);
+        if (u)
+                upload_abandon(u); /* what follows has another operation id */
+        if (k >= 0)
+                engine_committed(e, &applied);
         return 0;
 }
 
@@ -62,12 +64,14 @@ int results_handle(struct engine *e, const struct op_result *r, struct arena *a)
         struct plan_facts facts;
         struct plan plan;
         if (r->code == RES_OK) {
+                struct upload *u = upload_find(e, &r->op);
                 int k = tree_accepted(t, r, engine_is_open, e->c.cache, a, &applied);
-                if (k == -ENOENT)
-                        return 0;
-                if (k < 0)
+                if (k < 0 && k != -ENOENT)
                         return k;
-                engine_committed(e, &applied);
+                if (u)
+                        upload_abandon(u);
+                if (k >= 0)
+                        engine_committed(e, &applied);
                 return 0;
         }
         int k = outbox_get(t, &r->op, a, &item);
