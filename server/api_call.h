@@ -2,7 +2,6 @@
 /* api_call.h: what the functions behind the routes share: the service itself, the call (one request on its way to an answer), and the helpers that read
  * parameters and write answers. A handler runs on one thread; the call is its own. */
 #pragma once
-#include <jansson.h>
 #include <stdatomic.h>
 
 #include "base/buf.h"

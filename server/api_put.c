@@ -98,8 +98,12 @@ static int upload_run(struct call *c, struct upload *u, struct content *ret) {
                                 return r;
                 }
         }
-        if (n < 0)
-                return (int)n;
+        if (n < 0) { /* broken off: what came so far is kept for the next try */
+                r = upload_cut(u, false);
+                if (r >= 0)
+                        r = content_writer_flush(&u->writer);
+                return r < 0 ? r : (int)n;
+        }
         if (req->read && req->content_length >= 0 && (uint64_t)req->content_length != u->total)
                 return -ECONNRESET;
         (void)atomic_fetch_add_explicit(&c->s->stats.body_bytes_received, u->total, memory_order_relaxed);
