@@ -20,6 +20,7 @@ struct file {
         unsigned refs;                /* fs->lock: handles, and calls under way */
         unsigned handles, writers;    /* fs->lock */
         bool layered, has_open;       /* fs->lock: top != NULL; top is open */
+        bool unqueued;                /* fs->lock: tree_content failed, to be tried again */
         struct lock lock;             /* RANK_FILE: below; held over SQL, never over fsync */
         bool loaded;
         struct stage *top;            /* reference; NULL: the content alone */
@@ -52,7 +53,8 @@ struct files {
         unsigned jobs;                /* retirements on workers */
         uint64_t sql_seen;            /* counters' value at the last tree_sync */
         struct cond drained;
-        unsigned unqueued;            /* sealed stages whose outbox row failed */
+        bool unqueued;                /* some file has a sealed stage whose outbox row failed */
+        struct stage *discard;        /* linked by chain: go after the next sync */
 };
 
 /* file.c */
@@ -71,6 +73,12 @@ void file_rekey(struct file *f, uint64_t ino, uint16_t incarnation);
 int file_stage_identity(struct files *fs, const struct node *node, struct stage_header *ret) _must_check_;
 void stages_discard(struct stage *st);                 /* st and nothing else: GONE without bytes, disk released. No lock held. Takes the reference */
 void files_wake(struct files *fs);                     /* the listeners */
+void file_drop_stack(struct file *f, const struct node *now);          /* f->lock held */
+void files_queue_again(struct files *fs);
+void files_discard(struct files *fs, struct stage *st);                /* after the next sync; takes the reference; any lock */
+/* file_io.c */
+int file_resize(struct file *f, uint64_t size) _must_check_;
+void file_write_failed(struct file_write *w, int err);
 /* file_room.c */
 int files_start(struct files *fs) _must_check_;
 void files_stop(struct files *fs);
@@ -81,5 +89,5 @@ int file_wait_room(struct file_write *w, bool blobs_full) _must_check_;
 int files_flush(struct files *fs) _must_check_;
 bool files_room_now(struct files *fs, uint64_t n);
 /* file_commit.c */
-void files_retire(struct files *fs);                   /* hands the list to the workers; after a sync */
+void files_retire(struct files *fs, struct retire *last); /* hands the list up to last to the workers; after a sync */
 int files_recover(struct files *fs, struct stages_found *found, bool tree_lost, unsigned *ret_recovered) _must_check_;

@@ -4,6 +4,7 @@
 #include <limits.h>
 #include <stdatomic.h>
 
+#include "base/err.h"
 #include "base/lock.h"
 #include "cache/stage.h"
 #include "extent.h"

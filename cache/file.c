@@ -1,0 +1,791 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* file.c: files as open handles see them.
+ *
+ * One struct file per (ino, incarnation) that has a handle or local bytes: the top of the stack
+ *
+ *      open stage --below--> sealed stage --below--> ... --> blob of a committed content
+ *
+ * or, if nothing is pending, the content alone. It stays in the table as long as a handle, a call or a stage needs it; everything else about a file is its row in the tree.
+ *
+ *   first write, no open stage   stage_new on top of what is there (3 SELECTs, nothing on disk); the write's record brings the header along
+ *   last write handle released,
+ *   freeze, quiet point          seal: SEAL record, then tree_content in one transaction. A crash between is repaired by cache.c: a sealed stage without row is queued
+ *   committed                    file_commit.c: the stage becomes the blob, the stack above it goes on
+ *
+ * Superseded: the row's incarnation is greater than ours because remote content replaced an open file. Reads go on with the old bytes. The first write (or the seal of what was
+ * written before) moves this file, with all its handles, to a conflict copy: a new node beside the old one.
+ *
+ * A generation with a failed write is not sealed; it stays the open stage and is shown, until it is healed, truncated or unlinked.
+ *
+ * Locks: f->lock (RANK_FILE) guards the stack and is held over tree calls, never over fsync or waits for room. The table's lock (fs->lock, RANK_QUEUE) is a leaf: the tree asks
+ * file_is_open from inside its transactions. */
+#include <assert.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "base/log.h"
+#include "file_priv.h"
+
+static size_t slot(const struct files *fs, uint64_t ino) {
+        return (size_t)(ino * 0x9e3779b97f4a7c15u >> 32) & (fs->n_buckets - 1);
+}
+
+int files_new(struct cache *c, const struct cache_config *cfg, struct files **ret) {
+        struct files *fs = calloc(1, sizeof *fs);
+        if (!fs)
+                return -ENOMEM;
+        fs->c = c;
+        fs->cfg = *cfg;
+        fs->lock_fd = -1;
+        fs->online = true;
+        fs->n_buckets = 256;
+        fs->bucket = calloc(fs->n_buckets, sizeof *fs->bucket);
+        fs->dir = strdup(cfg->dir);
+        fs->lost_dir = path_join(cfg->dir, "lost+found");
+        lock_init(&fs->lock, "files", RANK_QUEUE);
+        cond_init(&fs->work);
+        cond_init(&fs->idle);
+        cond_init(&fs->drained);
+        if (!fs->bucket || !fs->dir || !fs->lost_dir) {
+                files_free(fs);
+                return -ENOMEM;
+        }
+        *ret = fs;
+        return 0;
+}
+
+static void file_destroy(struct file *f) {
+        stage_put(f->top);
+        blob_put(f->blob);
+        lock_destroy(&f->lock);
+        free(f);
+}
+
+void files_free(struct files *fs) {
+        if (!fs)
+                return;
+        for (size_t i = 0; fs->bucket && i < fs->n_buckets; i++)
+                while (fs->bucket[i]) {
+                        struct file *f = fs->bucket[i];
+                        fs->bucket[i] = f->next;
+                        file_destroy(f);
+                }
+        if (fs->lock_fd >= 0)
+                (void)close(fs->lock_fd);
+        cond_destroy(&fs->work);
+        cond_destroy(&fs->idle);
+        cond_destroy(&fs->drained);
+        lock_destroy(&fs->lock);
+        free(fs->bucket);
+        free(fs->dir);
+        free(fs->lost_dir);
+        free(fs);
+}
+
+static void table_add_locked(struct files *fs, struct file *f) {
+        if (fs->n >= fs->n_buckets) {
+                size_t n = fs->n_buckets * 2, old_n = fs->n_buckets;
+                struct file **b = calloc(n, sizeof *b), **old = fs->bucket;
+                if (b) {
+                        fs->bucket = b;
+                        fs->n_buckets = n;
+                        for (size_t i = 0; i < old_n; i++)
+                                for (struct file *x = old[i], *next; x; x = next) {
+                                        next = x->next;
+                                        size_t k = slot(fs, x->ino);
+                                        x->next = b[k];
+                                        b[k] = x;
+                                }
+                        free(old);
+                }
+        }
+        size_t k = slot(fs, f->ino);
+        f->next = fs->bucket[k];
+        fs->bucket[k] = f;
+        fs->n++;
+}
+
+static void table_remove_locked(struct files *fs, struct file *f) {
+        for (struct file **p = &fs->bucket[slot(fs, f->ino)]; *p; p = &(*p)->next)
+                if (*p == f) {
+                        *p = f->next;
+                        fs->n--;
+                        return;
+                }
+}
+
+static struct file *find_locked(struct files *fs, uint64_t ino, int incarnation) {
+        struct file *best = NULL;
+        for (struct file *f = fs->bucket[slot(fs, ino)]; f; f = f->next)
+                if (f->ino == ino && (incarnation < 0 ? !best || f->incarnation > best->incarnation : f->incarnation == (unsigned)incarnation))
+                        best = f;
+        return best;
+}
+
+struct file *file_find(struct files *fs, uint64_t ino, int incarnation) {
+        LOCK_SCOPE(&fs->lock);
+        struct file *f = find_locked(fs, ino, incarnation);
+        if (f)
+                f->refs++;
+        return f;
+}
+
+struct file *file_get_or_new(struct files *fs, uint64_t ino, uint16_t incarnation) {
+        struct file *made = calloc(1, sizeof *made);
+        if (!made)
+                return NULL;
+        made->fs = fs;
+        atomic_init(&made->ino, ino);
+        atomic_init(&made->incarnation, incarnation);
+        lock_init(&made->lock, "file", RANK_FILE);
+        lock_take(&fs->lock);
+        struct file *f = find_locked(fs, ino, incarnation);
+        if (!f) {
+                f = steal_ptr(made);
+                table_add_locked(fs, f);
+        }
+        f->refs++;
+        lock_drop(&fs->lock);
+        if (made)
+                file_destroy(made);
+        return f;
+}
+
+void file_put(struct file *f) {
+        if (!f)
+                return;
+        struct files *fs = f->fs;
+        lock_take(&fs->lock);
+        assert(f->refs > 0);
+        bool gone = --f->refs == 0 && !f->layered;
+        if (gone)
+                table_remove_locked(fs, f);
+        lock_drop(&fs->lock);
+        if (gone)
+                file_destroy(f);
+}
+
+void file_rekey(struct file *f, uint64_t ino, uint16_t incarnation) {
+        struct files *fs = f->fs;
+        LOCK_SCOPE(&fs->lock);
+        table_remove_locked(fs, f);
+        f->ino = ino;
+        f->incarnation = incarnation;
+        table_add_locked(fs, f);
+}
+
+void file_update_flags(struct file *f) {
+        lock_assert_held(&f->lock);
+        bool open = false;
+        if (f->top) {
+                LOCK_SCOPE(&f->top->lock);
+                open = f->top->state == STAGE_OPEN;
+        }
+        struct files *fs = f->fs;
+        LOCK_SCOPE(&fs->lock);
+        f->layered = f->top != NULL;
+        if (open == f->has_open)
+                return;
+        f->has_open = open;
+        if (open) {
+                f->open_prev = NULL;
+                f->open_next = fs->open_first;
+                if (fs->open_first)
+                        fs->open_first->open_prev = f;
+                fs->open_first = f;
+                fs->n_open++;
+        } else {
+                if (f->open_prev)
+                        f->open_prev->open_next = f->open_next;
+                else
+                        fs->open_first = f->open_next;
+                if (f->open_next)
+                        f->open_next->open_prev = f->open_prev;
+                f->open_next = f->open_prev = NULL;
+                fs->n_open--;
+                cond_broadcast(&fs->drained);
+        }
+}
+
+void files_wake(struct files *fs) {
+        for (size_t i = 0; i < fs->n_listeners; i++)
+                if (fs->listener[i]->wake)
+                        fs->listener[i]->wake(fs->listener[i]);
+}
+
+/* ---- the stack ---- */
+
+uint64_t file_size_locked(struct file *f) {
+        return f->top ? stage_size(f->top) : f->content.size;
+}
+
+int file_blob(struct file *f, struct blob **ret) {
+        lock_assert_held(&f->lock);
+        if (!f->blob && f->content.size > 0) {
+                int r = blob_get(f->fs->c->blobs, &f->content, &f->blob);
+                if (r < 0)
+                        return r;
+        }
+        *ret = f->blob ? blob_ref(f->blob) : NULL;
+        return 0;
+}
+
+/* The stage loses its meaning: its bytes go. Reference is taken. */
+void stages_discard(struct stage *st) {
+        lock_take(&st->io);
+        lock_take(&st->lock);
+        bool was = st->state != STAGE_GONE;
+        if (was) {
+                stages_count_state(st->owner, st->state, STAGE_GONE);
+                st->state = STAGE_GONE;
+                st->epoch++;
+                atomic_store_explicit(&st->first_write_ns, 0, memory_order_relaxed);
+        }
+        lock_drop(&st->lock);
+        lock_drop(&st->io);
+        if (was)
+                stage_release_disk(st, false);
+        stage_put(st);
+}
+
+int file_load_locked(struct file *f, const struct node *node) {
+        lock_assert_held(&f->lock);
+        struct stage *top = NULL;
+        if (node->gen) {
+                int r = stage_get(f->fs->c->stages, node->gen, &top);
+                if (r < 0)
+                        return r == -ENOENT ? -EAGAIN : r; /* committed in between: read the row again */
+                if (stage_ino(top) != node->ino)
+                        atomic_store(&top->ino, node->ino);
+        }
+        stage_put(f->top);
+        f->top = top;
+        if (!content_equal(&f->content, &node->content) || !f->loaded) {
+                blob_put(f->blob);
+                f->blob = NULL;
+                f->content = node->content;
+        }
+        f->version = node->version;
+        f->loaded = true;
+        file_update_flags(f);
+        return 0;
+}
+
+/* The row says what the file is; ours may be older if no handle held it. */
+static int file_refresh(struct file *f, const struct node *node, bool held) {
+        bool stale = !f->loaded;
+        if (f->loaded && !held && f->top) {
+                lock_take(&f->top->lock);
+                stale = f->top->state != STAGE_OPEN && f->top->gen != node->gen && (f->top->queued || node->gen);
+                lock_drop(&f->top->lock);
+        } else if (f->loaded && !held) {
+                stale = node->gen != 0 || !content_equal(&f->content, &node->content);
+        }
+        return stale ? file_load_locked(f, node) : 0;
+}
+
+int file_stage_identity(struct files *fs, const struct node *node, struct stage_header *ret) {
+        *ret = (struct stage_header) { .ino = node->ino, .node = node->id, .mode = node->mode };
+        _cleanup_buf_ struct buf path = BUF_INIT(1u << 20);
+        int r = tree_path(fs->c->tree, node->ino, &path);
+        if (r < 0)
+                return r == -ENOENT ? 0 : r; /* no name: O_TMPFILE, or unlinked */
+        const char *text = buf_text(&path);
+        if (!text)
+                return -ENOMEM;
+        const char *name = strrchr(text, '/');
+        (void)snprintf(ret->name, sizeof ret->name, "%s", name ? name + 1 : text);
+        struct node parent;
+        if (node->parent && tree_get(fs->c->tree, node->parent, &parent) == 0)
+                ret->parent = parent.id;
+        return 0;
+}
+
+/* A new node beside the superseded one; this file and its handles are it from now on. */
+static int file_detach_copy(struct file *f, const struct node *old, struct node *ret) {
+        struct files *fs = f->fs;
+        char host[64] = "", name[NAME_BYTES_MAX + 1];
+        _cleanup_buf_ struct buf set = BUF_INIT(256);
+        if (tree_setting_get(fs->c->tree, "host", &set) == 0 && set.bytes > 0 && set.bytes < sizeof host)
+                memcpy(host, set.data, set.bytes);
+        else if (gethostname(host, sizeof host - 1) < 0)
+                (void)snprintf(host, sizeof host, "here");
+        struct stage_header id;
+        int r = file_stage_identity(fs, old, &id);
+        if (r < 0)
+                return r;
+        struct tree_new what = { .kind = NODE_FILE, .mode = old->mode, .uid = old->uid, .gid = old->gid };
+        const char *base = id.name[0] ? id.name : "file";
+        r = -EEXIST;
+        for (unsigned n = 1; r == -EEXIST && n < 1000; n++) {
+                conflict_name(base, strlen(base), host, n, name);
+                r = tree_create(fs->c->tree, old->parent ? old->parent : INO_ROOT, name, strlen(name), &what, ret);
+        }
+        if (r < 0)
+                return r;
+        log_info("file conflict_copy ino=%llu new_ino=%llu name=%s", (unsigned long long)old->ino, (unsigned long long)ret->ino, name);
+        if (fs->c->counters)
+                counter_add(fs->c->counters, conflicts, 1);
+        file_rekey(f, ret->ino, ret->incarnation);
+        f->version = ret->version;
+        if (f->top) {
+                atomic_store(&f->top->ino, ret->ino);
+                LOCK_SCOPE(&f->top->io);
+                f->top->head.ino = ret->ino;
+                f->top->head.node = ret->id;
+                f->top->head.base_version = ret->version;
+                memcpy(f->top->head.name, name, sizeof name);
+                if (f->top->logged) {
+                        uint8_t b[STAGE_HEADER_BYTES];
+                        stage_header_encode(&f->top->head, b);
+                        r = stage_note(f->top, LOG_REASSIGN, 0, 0, 0, 0, b, sizeof b);
+                }
+        }
+        return r;
+}
+
+int file_open_stage(struct file *f, struct stage **ret) {
+        lock_assert_held(&f->lock);
+        struct files *fs = f->fs;
+        struct stage *top = f->top;
+        if (top) {
+                lock_take(&top->lock);
+                bool open = top->state == STAGE_OPEN;
+                lock_drop(&top->lock);
+                if (open) {
+                        *ret = stage_ref(top);
+                        return 0;
+                }
+        }
+        if (fs->cfg.read_only)
+                return -EROFS;
+        struct node node;
+        int r = tree_get(fs->c->tree, f->ino, &node);
+        if (r < 0)
+                return r;
+        if (node.incarnation != f->incarnation) {
+                struct node copy;
+                r = file_detach_copy(f, &node, &copy);
+                if (r < 0)
+                        return r;
+                node = copy;
+        } else {
+                f->version = node.version;
+        }
+        struct stage_header head;
+        r = file_stage_identity(fs, &node, &head);
+        if (r < 0)
+                return r;
+        head.gen = stages_gen(fs->c->stages);
+        head.base_version = f->version;
+        head.mtime_ns = node.mtime_ns;
+        head.base_limit = file_size_locked(f);
+        head.session = top ? top->session : rng_id(fs->c->rng);
+        struct blob *blob = NULL;
+        if (top) {
+                LOCK_SCOPE(&top->lock);
+                if (top->committed)
+                        head.base = top->content;
+                else
+                        head.below_gen = top->gen;
+        } else {
+                head.base = f->content;
+                r = file_blob(f, &blob);
+                if (r < 0)
+                        return r;
+        }
+        struct stage *st;
+        r = stage_new(fs->c->stages, &head, top, blob, head.base_limit, &st);
+        blob_put(blob);
+        if (r < 0)
+                return r;
+        f->top = st;
+        stage_put(top); /* the new one holds it */
+        file_update_flags(f);
+        *ret = stage_ref(st);
+        return 0;
+}
+
+/* Layers under st that were replaced in the outbox and that st does not let through: nobody needs their bytes. f->lock held. */
+static void drop_hidden_layers(struct file *f, struct stage *st) {
+        for (;;) {
+                lock_take(&st->lock);
+                struct stage *below = st->base_limit == 0 && st->below ? stage_ref(st->below) : NULL;
+                lock_drop(&st->lock);
+                if (!below)
+                        return;
+                lock_take(&below->lock);
+                bool layer = below->layer && !below->committed;
+                struct stage *next = layer ? steal_ptr(below->below) : NULL;
+                struct content base = below->base;
+                lock_drop(&below->lock);
+                if (layer) {
+                        lock_take(&st->lock);
+                        st->below = next;
+                        if (!next)
+                                st->base = base;
+                        lock_drop(&st->lock);
+                        files_discard(f->fs, below); /* st's reference */
+                }
+                stage_put(below);
+                if (!layer)
+                        return;
+        }
+}
+
+/* Detaches the whole stack; its stages go after the next sync. f->lock held. */
+void file_drop_stack(struct file *f, const struct node *now) {
+        lock_assert_held(&f->lock);
+        struct stage *st = steal_ptr(f->top);
+        while (st) {
+                lock_take(&st->lock);
+                struct stage *next = steal_ptr(st->below);
+                lock_drop(&st->lock);
+                files_discard(f->fs, st);
+                st = next;
+        }
+        if (now) {
+                blob_put(f->blob);
+                f->blob = NULL;
+                f->content = now->content;
+                f->version = now->version;
+        }
+        file_update_flags(f);
+}
+
+static int queue_content(struct file *f, struct stage *st) {
+        struct files *fs = f->fs;
+        lock_take(&st->lock);
+        uint64_t size = st->size;
+        int64_t mtime_ns = st->mtime_ns;
+        lock_drop(&st->lock);
+        uint64_t dropped = 0;
+        int r = tree_content(fs->c->tree, f->ino, st->gen, size, mtime_ns, &st->head.base_version, &dropped);
+        if (r < 0)
+                return r;
+        lock_take(&st->lock);
+        st->queued = true;
+        lock_drop(&st->lock);
+        struct stage *old;
+        if (dropped && stage_get(fs->c->stages, dropped, &old) == 0) {
+                lock_take(&old->io);
+                lock_take(&old->lock);
+                old->layer = true;
+                lock_drop(&old->lock);
+                r = stage_note(old, LOG_LAYER, 0, 0, 0, 0, NULL, 0);
+                lock_drop(&old->io);
+                if (r < 0)
+                        log_debug("file gen=%llu layer_note error=%s", (unsigned long long)dropped, err_name(r));
+                stage_put(old);
+                drop_hidden_layers(f, st);
+        }
+        return 0;
+}
+
+int file_seal(struct file *f, uint64_t *ret_gen) {
+        lock_assert_held(&f->lock);
+        struct files *fs = f->fs;
+        struct stage *st = f->top;
+        *ret_gen = 0;
+        if (!st)
+                return 0;
+        lock_take(&st->lock);
+        bool open = st->state == STAGE_OPEN, failed = st->error != 0;
+        lock_drop(&st->lock);
+        if (!open || failed)
+                return 0;
+        struct node node;
+        int r = tree_get(fs->c->tree, f->ino, &node);
+        if (r == -ENOENT || (r == 0 && node.unlinked))
+                return 0; /* goes with the last handle, unless it gets a name before */
+        if (r < 0)
+                return r;
+        if (node.incarnation != f->incarnation) {
+                struct node copy;
+                r = file_detach_copy(f, &node, &copy);
+                if (r < 0)
+                        return r;
+        }
+        lock_take(&st->io);
+        bool logged = st->logged;
+        r = logged ? stage_seal(st) : 0;
+        lock_drop(&st->io);
+        if (r < 0)
+                return r;
+        if (!logged) { /* nothing ever reached it */
+                lock_take(&st->lock);
+                f->top = steal_ptr(st->below);
+                if (!f->top && !f->blob)
+                        f->content = st->base;
+                lock_drop(&st->lock);
+                files_discard(fs, st);
+                file_update_flags(f);
+                return 0;
+        }
+        file_update_flags(f);
+        r = queue_content(f, st);
+        if (r < 0) {
+                log_warn("file ino=%llu gen=%llu queue error=%s", (unsigned long long)f->ino, (unsigned long long)st->gen, err_name(r));
+                LOCK_SCOPE(&fs->lock);
+                fs->unqueued = true; /* tried again by the flusher; recovery would do it too */
+                f->unqueued = true;
+        }
+        *ret_gen = st->gen;
+        return 0;
+}
+
+void files_queue_again(struct files *fs) {
+        for (;;) {
+                struct file *f = NULL;
+                lock_take(&fs->lock);
+                if (!fs->unqueued) {
+                        lock_drop(&fs->lock);
+                        return;
+                }
+                for (size_t i = 0; i < fs->n_buckets && !f; i++)
+                        for (f = fs->bucket[i]; f && !f->unqueued; f = f->next)
+                                ;
+                if (f) {
+                        f->refs++;
+                        f->unqueued = false;
+                } else {
+                        fs->unqueued = false;
+                }
+                lock_drop(&fs->lock);
+                if (!f)
+                        return;
+                lock_take(&f->lock);
+                int r = 0;
+                for (struct stage *st = f->top; r == 0 && st; st = st->below) { /* the chain is ours */
+                        lock_take(&st->lock);
+                        bool again = st->state == STAGE_SEALED && !st->queued && !st->layer;
+                        lock_drop(&st->lock);
+                        if (again) {
+                                r = queue_content(f, st);
+                                break; /* older ones are its layers */
+                        }
+                }
+                if (r < 0) {
+                        LOCK_SCOPE(&fs->lock);
+                        f->unqueued = true;
+                }
+                lock_drop(&f->lock);
+                file_put(f);
+                if (r < 0)
+                        return;
+        }
+}
+
+/* ---- handles ---- */
+
+int file_open(struct cache *c, uint64_t ino, uint16_t incarnation, bool write, bool truncate, struct file **ret) {
+        struct files *fs = c->files;
+        if (write && fs->cfg.read_only)
+                return -EROFS;
+        for (int round = 0; round < 16; round++) {
+                struct node node;
+                int r = tree_get(c->tree, ino, &node);
+                if (r < 0)
+                        return r;
+                if (node.kind != NODE_FILE)
+                        return node.kind == NODE_DIR ? -EISDIR : -EINVAL;
+                if (node.incarnation != incarnation)
+                        return -ESTALE;
+                struct file *f = file_get_or_new(fs, ino, incarnation);
+                if (!f)
+                        return -ENOMEM;
+                lock_take(&f->lock);
+                lock_take(&fs->lock);
+                bool held = f->handles > 0;
+                lock_drop(&fs->lock);
+                r = f->ino == ino ? file_refresh(f, &node, held) : -EAGAIN;
+                if (r == 0) {
+                        LOCK_SCOPE(&fs->lock);
+                        f->handles++;
+                        f->writers += write;
+                }
+                lock_drop(&f->lock);
+                if (r == 0 && truncate) {
+                        r = file_resize(f, 0);
+                        if (r < 0) {
+                                file_release(f, write);
+                                return r;
+                        }
+                }
+                if (r == 0) {
+                        *ret = f;
+                        return 0;
+                }
+                file_put(f);
+                if (r != -EAGAIN)
+                        return r;
+        }
+        return -EIO;
+}
+
+/* Without handles a file is what its row says: layers that the row no longer knows go. f->lock held. */
+static int reconcile(struct file *f) {
+        struct node node;
+        struct files *fs = f->fs;
+        lock_take(&fs->lock);
+        bool held = f->handles > 0;
+        lock_drop(&fs->lock);
+        if (held || !f->top)
+                return 0;
+        int r = tree_get(fs->c->tree, f->ino, &node);
+        if (r == -ENOENT) {
+                file_drop_stack(f, NULL);
+                return 0;
+        }
+        if (r < 0)
+                return r;
+        lock_take(&f->top->lock);
+        bool open = f->top->state == STAGE_OPEN, failed = f->top->error != 0, queued = f->top->queued;
+        lock_drop(&f->top->lock);
+        if (open ? node.unlinked : node.gen == 0 && queued)
+                file_drop_stack(f, &node);
+        else if (open && !failed) { /* it has a name again */
+                uint64_t gen;
+                r = file_seal(f, &gen);
+        }
+        return r;
+}
+
+void file_release(struct file *f, bool write) {
+        struct files *fs = f->fs;
+        lock_take(&f->lock);
+        lock_take(&fs->lock);
+        assert(f->handles > 0 && (!write || f->writers > 0));
+        f->handles--;
+        f->writers -= write;
+        bool last_writer = write && f->writers == 0, last = f->handles == 0, open = f->has_open;
+        lock_drop(&fs->lock);
+        int r = 0;
+        if (last_writer && open) {
+                uint64_t gen;
+                r = file_seal(f, &gen);
+        }
+        lock_take(&fs->lock);
+        open = f->has_open;
+        lock_drop(&fs->lock);
+        if (r == 0 && last && open)
+                r = reconcile(f);
+        if (r < 0)
+                log_warn("file ino=%llu release error=%s", (unsigned long long)f->ino, err_name(r));
+        lock_drop(&f->lock);
+        file_put(f);
+}
+
+void file_forget(struct cache *c, uint64_t ino) {
+        struct file *f = file_find(c->files, ino, -1);
+        if (!f)
+                return;
+        lock_take(&f->lock);
+        int r = reconcile(f);
+        lock_drop(&f->lock);
+        if (r < 0)
+                log_warn("file ino=%llu forget error=%s", (unsigned long long)ino, err_name(r));
+        file_put(f);
+}
+
+uint64_t file_ino(const struct file *f) {
+        return atomic_load(&((struct file *)f)->ino);
+}
+
+bool file_is_open(struct cache *c, uint64_t ino) {
+        struct files *fs = c->files;
+        LOCK_SCOPE(&fs->lock);
+        for (struct file *f = fs->bucket[slot(fs, ino)]; f; f = f->next)
+                if (f->ino == ino && (f->handles > 0 || f->has_open))
+                        return true;
+        return false;
+}
+
+bool file_is_open_for_write(struct cache *c, uint64_t ino) {
+        struct files *fs = c->files;
+        LOCK_SCOPE(&fs->lock);
+        for (struct file *f = fs->bucket[slot(fs, ino)]; f; f = f->next)
+                if (f->ino == ino && f->writers > 0)
+                        return true;
+        return false;
+}
+
+bool file_overlay(struct cache *c, uint64_t ino, uint64_t *ret_size, int64_t *ret_mtime_ns, int64_t *ret_ctime_ns) {
+        struct files *fs = c->files;
+        lock_take(&fs->lock);
+        struct file *f = fs->n_open ? find_locked(fs, ino, -1) : NULL;
+        if (f && f->has_open)
+                f->refs++;
+        else
+                f = NULL;
+        lock_drop(&fs->lock);
+        if (!f)
+                return false;
+        bool shown = false;
+        lock_take(&f->lock);
+        if (f->top) {
+                LOCK_SCOPE(&f->top->lock);
+                if (f->top->state == STAGE_OPEN) {
+                        *ret_size = f->top->size;
+                        *ret_mtime_ns = f->top->mtime_ns;
+                        *ret_ctime_ns = f->top->ctime_ns;
+                        shown = true;
+                }
+        }
+        lock_drop(&f->lock);
+        file_put(f);
+        return shown;
+}
+
+int file_freeze(struct cache *c, uint64_t ino, uint64_t *ret_gen) {
+        *ret_gen = 0;
+        struct file *f = file_find(c->files, ino, -1);
+        if (!f)
+                return 0;
+        lock_take(&f->lock);
+        int r = file_seal(f, ret_gen);
+        lock_drop(&f->lock);
+        file_put(f);
+        return r;
+}
+
+int64_t file_quiet_points(struct cache *c) {
+        struct files *fs = c->files;
+        int64_t now = clock_mono_ms(c->clock), next = QUIET_POINT_MS;
+        size_t max = 0, n = 0;
+        lock_take(&fs->lock);
+        max = fs->n_open;
+        lock_drop(&fs->lock);
+        _cleanup_free_ struct file **v = max ? calloc(max, sizeof *v) : NULL;
+        if (!v)
+                return next;
+        lock_take(&fs->lock);
+        for (struct file *f = fs->open_first; f && n < max; f = f->open_next) {
+                f->refs++;
+                v[n++] = f;
+        }
+        lock_drop(&fs->lock);
+        for (size_t i = 0; i < n; i++) {
+                struct file *f = v[i];
+                lock_take(&f->lock);
+                int64_t due = INT64_MAX;
+                if (f->top) {
+                        LOCK_SCOPE(&f->top->lock);
+                        if (f->top->state == STAGE_OPEN && !f->top->error && atomic_load(&f->top->first_write_ns))
+                                due = MIN(f->top->last_write_ms + QUIET_POINT_MS, f->top->first_write_ms + COMMIT_AGE_MS);
+                }
+                if (due <= now) {
+                        uint64_t gen;
+                        int r = file_seal(f, &gen);
+                        if (r < 0)
+                                log_warn("file ino=%llu quiet_point error=%s", (unsigned long long)f->ino, err_name(r));
+                        due = now + (gen ? QUIET_POINT_MS : COMMIT_AGE_MS);
+                }
+                lock_drop(&f->lock);
+                if (due - now < next)
+                        next = due - now;
+                file_put(f);
+        }
+        return MAX(next, (int64_t)1);
+}

@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* file_room.c: the thread that makes things durable and serves those who wait for room.
+ *
+ * "cache-flush" waits on one condition with a deadline and does, in this order:
+ *
+ *   1. a second after something became dirty, or at once when asked: sync stages (their data, their logs, the shared log), then the tree
+ *   2. what may only go after that sync: discarded stages; committed stages are handed to the workers (file_commit.c)
+ *   3. outbox rows that could not be written before are tried again
+ *   4. writers that wait for room, in order of arrival
+ *
+ * Back-pressure. A write is parked when the dirty share is full, or when the blobs could not evict enough. It is told to come again when its bytes fit (each wake-up reserves them in
+ * thought, so that a crowd does not wake for one place); it fails with -ENOSPC when we are offline, because nothing will free room then, or when its deadline passes. A writer that waits also
+ * makes every large open stage a candidate for early upload (stages->waiting) and wakes the engine.
+ *
+ * A write that failed for lack of room spoils its generation: the program was told, and half a file must not become a version.
+ *
+ * One lock, fs->lock, for the lists; completions are called without it, from this thread. */
+#include <assert.h>
+#include <time.h>
+
+#include "base/log.h"
+#include "file_priv.h"
+
+static int64_t mono_ms(void) {
+        return clock_mono_ms(clock_system());
+}
+
+void files_kick(struct files *fs, bool now) {
+        LOCK_SCOPE(&fs->lock);
+        if (!fs->dirty) {
+                fs->dirty = true;
+                fs->dirty_since_ms = mono_ms();
+        }
+        if (now)
+                fs->kicked = true;
+        cond_broadcast(&fs->work);
+}
+
+void files_dirty(void *arg) {
+        files_kick(arg, false);
+}
+
+void files_room(void *arg) {
+        struct files *fs = arg;
+        LOCK_SCOPE(&fs->lock);
+        fs->room_seq++;
+        if (fs->wait_first) {
+                fs->kicked = true;
+                cond_broadcast(&fs->work);
+        }
+}
+
+static uint64_t dirty_bytes(struct files *fs) {
+        struct stages_totals t;
+        stages_totals(fs->c->stages, &t);
+        return t.dirty_bytes;
+}
+
+bool files_room_now(struct files *fs, uint64_t n) {
+        lock_take(&fs->lock);
+        bool queue = fs->wait_first != NULL;
+        lock_drop(&fs->lock);
+        uint64_t dirty = dirty_bytes(fs);
+        /* those who wait came first, unless there is plenty */
+        return dirty + n <= fs->dirty_limit && (!queue || dirty + n <= fs->dirty_limit / 2);
+}
+
+static void unlink_locked(struct files *fs, struct file_write *w) {
+        if (w->prev)
+                w->prev->next = w->next;
+        else
+                fs->wait_first = w->next;
+        if (w->next)
+                w->next->prev = w->prev;
+        else
+                fs->wait_last = w->prev;
+        w->next = w->prev = NULL;
+        w->state = 0;
+        if (!fs->wait_first)
+                atomic_store(&fs->c->stages->waiting, false);
+}
+
+enum { WAIT_DIRTY = 1, WAIT_BLOBS = 2 };
+
+int file_wait_room(struct file_write *w, bool blobs_full) {
+        struct files *fs = w->file->fs;
+        lock_take(&fs->lock);
+        bool wait = fs->online && fs->running && !fs->stop;
+        if (wait) {
+                w->state = blobs_full ? WAIT_BLOBS : WAIT_DIRTY;
+                if (blobs_full)
+                        fs->failed_seq = fs->room_seq;
+                w->next = NULL;
+                w->prev = fs->wait_last;
+                if (w->prev)
+                        w->prev->next = w;
+                else
+                        fs->wait_first = w;
+                fs->wait_last = w;
+                atomic_store(&fs->c->stages->waiting, true);
+                fs->kicked = true;
+                cond_broadcast(&fs->work);
+        }
+        lock_drop(&fs->lock);
+        if (!wait) {
+                file_write_failed(w, -ENOSPC);
+                return -ENOSPC;
+        }
+        files_wake(fs);
+        return -EINPROGRESS;
+}
+
+void file_write_cancel(struct file_write *w) {
+        struct files *fs = w->file->fs;
+        lock_take(&fs->lock);
+        bool mine = w->state != 0;
+        if (mine)
+                unlink_locked(fs, w);
+        lock_drop(&fs->lock);
+        if (mine)
+                w->done(w, -EINTR);
+}
+
+/* Returns the earliest deadline of those who still wait. */
+static int64_t serve_waiters(struct files *fs) {
+        uint64_t admitted = 0;
+        for (;;) {
+                uint64_t dirty = dirty_bytes(fs);
+                lock_take(&fs->lock);
+                struct file_write *w = fs->wait_first;
+                int64_t now = clock_mono_ms(fs->c->clock), deadline = INT64_MAX;
+                int result = 1;
+                /* a deadline may pass behind the head too */
+                for (struct file_write *x = fs->wait_first; x; x = x->next) {
+                        if (now >= x->deadline_ms) {
+                                w = x;
+                                result = -ENOSPC;
+                                break;
+                        }
+                        deadline = MIN(deadline, x->deadline_ms);
+                }
+                if (w && result > 0) {
+                        if (!fs->online || fs->stop)
+                                result = -ENOSPC;
+                        else if (dirty + admitted + w->n <= fs->dirty_limit && (w->state == WAIT_DIRTY || fs->room_seq != fs->failed_seq))
+                                result = 0;
+                }
+                if (!w || result > 0) {
+                        lock_drop(&fs->lock);
+                        return deadline;
+                }
+                if (w->state == WAIT_BLOBS)
+                        fs->failed_seq = fs->room_seq; /* one try per change of room */
+                unlink_locked(fs, w);
+                lock_drop(&fs->lock);
+                if (result == 0)
+                        admitted += w->n;
+                else
+                        file_write_failed(w, result);
+                w->done(w, result);
+        }
+}
+
+void files_discard(struct files *fs, struct stage *st) {
+        LOCK_SCOPE(&fs->lock);
+        st->chain = fs->discard;
+        fs->discard = st;
+        if (!fs->dirty) {
+                fs->dirty = true;
+                fs->dirty_since_ms = mono_ms();
+                cond_broadcast(&fs->work);
+        }
+}
+
+int files_flush(struct files *fs) {
+        lock_assert_none();
+        lock_take(&fs->lock);
+        fs->dirty = false;
+        struct stage *discard = steal_ptr(fs->discard);
+        struct retire *last = fs->retire_last; /* those listed before the sync */
+        uint64_t sql = fs->c->counters ? counter_get(fs->c->counters, sql_transactions) : fs->sql_seen + 1;
+        lock_drop(&fs->lock);
+        int r = stages_sync_dirty(fs->c->stages);
+        if (r < 0)
+                log_error("cache sync error=%s", err_name(r));
+        int t = 0;
+        if (sql != fs->sql_seen || discard || last) {
+                t = tree_sync(fs->c->tree);
+                if (t < 0)
+                        log_error("cache tree_sync error=%s", err_name(t));
+                else
+                        fs->sql_seen = sql;
+        }
+        while (discard) {
+                struct stage *st = discard;
+                discard = st->chain;
+                if (t < 0)
+                        files_discard(fs, st); /* not before a sync worked */
+                else
+                        stages_discard(st);
+        }
+        if (t == 0 && last)
+                files_retire(fs, last);
+        segments_tidy(fs->c->stages->segs);
+        return r < 0 ? r : t;
+}
+
+static void *run(void *arg) {
+        struct files *fs = arg;
+        int64_t deadline = INT64_MAX;
+        for (;;) {
+                lock_take(&fs->lock);
+                while (!fs->stop && !fs->kicked) {
+                        int64_t until = deadline, now = mono_ms();
+                        if (fs->dirty)
+                                until = MIN(until, fs->dirty_since_ms + FLUSH_MS);
+                        else if (fs->c->counters && counter_get(fs->c->counters, sql_transactions) != fs->sql_seen)
+                                until = MIN(until, now); /* found on the tick below: a tree change has no kick of its own */
+                        if (now >= until)
+                                break;
+                        if (cond_wait_until(&fs->work, &fs->lock, MIN(until, now + FLUSH_MS)) < 0)
+                                break;
+                }
+                bool stop = fs->stop;
+                fs->kicked = false;
+                lock_drop(&fs->lock);
+                if (stop)
+                        break;
+                (void)!files_flush(fs); /* logged there; comes again */
+                files_queue_again(fs);
+                int64_t at = serve_waiters(fs);
+                /* deadlines are told on the cache's clock */
+                deadline = at == INT64_MAX ? at : mono_ms() + MAX((int64_t)1, MIN(at - clock_mono_ms(fs->c->clock), (int64_t)FLUSH_MS));
+        }
+        (void)serve_waiters(fs);
+        return NULL;
+}
+
+int files_start(struct files *fs) {
+        fs->running = true;
+        int r = thread_start(&fs->thread, "cache-flush", run, fs);
+        if (r < 0)
+                fs->running = false;
+        return r;
+}
+
+void files_stop(struct files *fs) {
+        if (!fs->running)
+                return;
+        lock_take(&fs->lock);
+        fs->stop = true;
+        cond_broadcast(&fs->work);
+        lock_drop(&fs->lock);
+        (void)pthread_join(fs->thread, NULL);
+        fs->running = false;
+}
+
+void cache_set_online(struct cache *c, bool online) {
+        struct files *fs = c->files;
+        LOCK_SCOPE(&fs->lock);
+        fs->online = online;
+        fs->kicked = true;
+        cond_broadcast(&fs->work);
+}
+
+int cache_sync(struct cache *c) {
+        return files_flush(c->files);
+}
