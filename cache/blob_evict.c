@@ -287,6 +287,10 @@ int blobs_charge(struct blobs *b, uint64_t n) {
         return blobs_make_room(b, n, true);
 }
 
+void blobs_charge_found(struct blobs *b, uint64_t n) {
+        room_add(&b->room, n, true);
+}
+
 void blobs_discharge(struct blobs *b, uint64_t n) {
         room_give(&b->room, n, true);
         blobs_room_freed(b);

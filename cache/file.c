@@ -20,6 +20,7 @@
  * Locks: f->lock (RANK_FILE) guards the stack and is held over tree calls, never over fsync or waits for room. The table's lock (fs->lock, RANK_QUEUE) is a leaf: the tree asks
  * file_is_open from inside its transactions. */
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -667,9 +668,9 @@ void file_release(struct file *f, bool write) {
                 r = file_seal(f, &gen);
         }
         lock_take(&fs->lock);
-        open = f->has_open;
+        bool look = last && (f->has_open || (f->recheck && f->layered));
         lock_drop(&fs->lock);
-        if (r == 0 && last && open)
+        if (r == 0 && look)
                 r = reconcile(f);
         if (r < 0)
                 log_warn("file ino=%llu release error=%s", (unsigned long long)f->ino, err_name(r));

@@ -21,6 +21,7 @@ struct file {
         unsigned handles, writers;    /* fs->lock */
         bool layered, has_open;       /* fs->lock: top != NULL; top is open */
         bool unqueued;                /* fs->lock: tree_content failed, to be tried again */
+        bool recheck;                 /* fs->lock: a generation of it was dropped: look at the row when no handle is left */
         struct lock lock;             /* RANK_FILE: below; held over SQL, never over fsync */
         bool loaded;
         struct stage *top;            /* reference; NULL: the content alone */
@@ -29,7 +30,7 @@ struct file {
         struct id version;            /* of the newest content below a stage to come */
         int error;                    /* to be told at close */
 };
-struct retire { struct job job; struct files *fs; struct stage *stage; struct content content; struct id version; struct retire *next; };
+struct retire { struct job job; /* first of a chain: */ struct files *fs; struct stage *stage; struct content content; struct id version; struct retire *next; };
 
 struct files {
         struct cache *c;
@@ -46,12 +47,11 @@ struct files {
         uint64_t room_seq, failed_seq; /* room was freed; at the last -ENOSPC of the blobs */
         uint64_t dirty_limit;
         /* flusher */
-        pthread_t thread; bool running, stop, dirty, kicked;
+        pthread_t thread; bool running, stop, dirty, kicked, flushing;
         int64_t dirty_since_ms;
         struct cond work, idle;
         struct retire *retire_first, *retire_last;
         unsigned jobs;                /* retirements on workers */
-        uint64_t sql_seen;            /* counters' value at the last tree_sync */
         struct cond drained;
         bool unqueued;                /* some file has a sealed stage whose outbox row failed */
         struct stage *discard;        /* linked by chain: go after the next sync */

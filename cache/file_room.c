@@ -175,22 +175,24 @@ void files_discard(struct files *fs, struct stage *st) {
 int files_flush(struct files *fs) {
         lock_assert_none();
         lock_take(&fs->lock);
+        /* One at a time: what another one has begun to sync is not durable yet. */
+        while (fs->flushing)
+                cond_wait(&fs->idle, &fs->lock);
+        fs->flushing = true;
         fs->dirty = false;
         struct stage *discard = steal_ptr(fs->discard);
         struct retire *last = fs->retire_last; /* those listed before the sync */
-        uint64_t sql = fs->c->counters ? counter_get(fs->c->counters, sql_transactions) : fs->sql_seen + 1;
         lock_drop(&fs->lock);
         int r = stages_sync_dirty(fs->c->stages);
         if (r < 0)
                 log_error("cache sync error=%s", err_name(r));
-        int t = 0;
-        if (sql != fs->sql_seen || discard || last) {
-                t = tree_sync(fs->c->tree);
-                if (t < 0)
-                        log_error("cache tree_sync error=%s", err_name(t));
-                else
-                        fs->sql_seen = sql;
-        }
+        int t = tree_sync(fs->c->tree); /* costs nothing if nothing was committed since */
+        if (t < 0)
+                log_error("cache tree_sync error=%s", err_name(t));
+        lock_take(&fs->lock);
+        fs->flushing = false;
+        cond_broadcast(&fs->idle);
+        lock_drop(&fs->lock);
         while (discard) {
                 struct stage *st = discard;
                 discard = st->chain;
@@ -207,26 +209,30 @@ int files_flush(struct files *fs) {
 
 static void *run(void *arg) {
         struct files *fs = arg;
-        int64_t deadline = INT64_MAX;
+        int64_t deadline = INT64_MAX, tick = mono_ms();
         for (;;) {
+                bool due = false;
                 lock_take(&fs->lock);
-                while (!fs->stop && !fs->kicked) {
-                        int64_t until = deadline, now = mono_ms();
+                for (;;) {
+                        int64_t now = mono_ms();
+                        /* the tree's changes give no kick: they are found once a second */
+                        int64_t until = tick + FLUSH_MS;
                         if (fs->dirty)
                                 until = MIN(until, fs->dirty_since_ms + FLUSH_MS);
-                        else if (fs->c->counters && counter_get(fs->c->counters, sql_transactions) != fs->sql_seen)
-                                until = MIN(until, now); /* found on the tick below: a tree change has no kick of its own */
-                        if (now >= until)
+                        due = now >= until || (fs->kicked && (fs->discard || fs->retire_first));
+                        if (fs->stop || fs->kicked || due || now >= deadline)
                                 break;
-                        if (cond_wait_until(&fs->work, &fs->lock, MIN(until, now + FLUSH_MS)) < 0)
-                                break;
+                        (void)!cond_wait_until(&fs->work, &fs->lock, MIN(until, deadline));
                 }
                 bool stop = fs->stop;
                 fs->kicked = false;
                 lock_drop(&fs->lock);
                 if (stop)
                         break;
-                (void)!files_flush(fs); /* logged there; comes again */
+                if (due) {
+                        (void)!files_flush(fs); /* logged there; comes again */
+                        tick = mono_ms();
+                }
                 files_queue_again(fs);
                 int64_t at = serve_waiters(fs);
                 /* deadlines are told on the cache's clock */

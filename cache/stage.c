@@ -7,8 +7,8 @@
  *   OPEN    --stage_seal-->  SEALED  --committed, layers below too-->  GONE (become: the blob of the new version)
  *      \------------------------\------- discarded (unlinked, dropped) -->  GONE (become: none)
  *
- * Two homes. *Small* (up to 64 KiB appended): records and bytes in the shared log (stage_seg.c). *Large*: bytes at their file offsets in a sparse file `data-N`, records in an own log
- * `log-N` (stage_own.c). A small stage that outgrows its home moves once, as copy 1 of itself; recovery takes the highest complete copy. Nothing is on disk before the
+ * Two homes. *Small* (up to 64 KiB appended): records and bytes in the shared log (stage_seg.c). *Large*: bytes at their file offsets in a sparse file lent by the blob pool, records in an
+ * own log `log-N` (stage_own.c). A small stage that outgrows its home moves once, as copy 1 of itself; recovery takes the highest complete copy. Nothing is on disk before the
  * first change: the header is written with it.
  *
  * Order of a write: bytes, then record, then map, then the reply. Of a cut (truncate, punch): record, then map, then the bytes go. So a record never promises bytes that were not

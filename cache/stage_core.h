@@ -147,7 +147,6 @@ int own_log_append(struct stage *st, const struct slog_entry *e, const void *pay
 int own_log_open(struct stage *st) _must_check_;
 void own_log_close(struct stage *st);
 void own_log_recycle(struct stages *s, struct own_log *log);
-int data_file_take(struct stages *s, struct stage_room *room, char ret_name[STAGE_DATA_NAME], int *ret_fd) _must_check_;
 int data_file_path(struct stages *s, const char *name, char *ret, size_t n) _must_check_;
 /* Moves a small stage into a file of its own. io held. */
 int stage_grow(struct stage *st, struct stage_room *room) _must_check_;

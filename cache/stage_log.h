@@ -49,7 +49,7 @@ struct stage_header {
         struct content base;
         uint32_t mode;
         int64_t mtime_ns;
-        char data_name[STAGE_DATA_NAME]; /* file with the bytes, beside the logs; "" for a shared log */
+        char data_name[STAGE_DATA_NAME]; /* file with the bytes, in lent/; "" for a shared log */
         char name[NAME_BYTES_MAX + 1];
 };
 struct slog_sent { struct digest hash; uint32_t block_bytes, block_off; };

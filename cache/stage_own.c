@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* stage_own.c: the large home of a stage: a sparse file with its bytes and a log file with its records.
  *
- * Both files are recycled: the data file comes from the blob pool, is renamed to data-N beside the logs (so that the blob pool never takes it for its own after a crash), and goes back
- * there or becomes the file of a blob; log files are emptied and kept for the next stage. An empty data-N or log-N that nobody names is a crash between two steps and
- * goes to the pools at the next start; one with bytes that nobody names goes to lost+found/.
+ * Both files are recycled: the data file is lent by the blob pool (it lies in lent/ and is not touched there) and goes back or becomes the file of a blob; log files are emptied and
+ * kept for the next stage. An empty file that no log names is a crash between two steps and goes to the pools at the next start; one with bytes that nobody names goes to
+ * lost+found/.
  *
  * A log comes to life by its first 64 bytes, which are written last: the records of a stage that moves here from the shared log are complete before anybody can find them. The copy
  * in the shared log counts until the own log was synced once (stage_sync then gives the segments back).
@@ -26,17 +26,18 @@ static void log_name(uint32_t number, char ret[STAGE_DATA_NAME]) {
 }
 
 int data_file_path(struct stages *s, const char *name, char *ret, size_t n) {
-        int len = snprintf(ret, n, "%s/%s", s->dir, name);
+        int len = snprintf(ret, n, "%s/lent/%s", s->cfg.dir, name);
         return len < 0 || (size_t)len >= n ? -ENAMETOOLONG : 0;
 }
 
-int data_file_take(struct stages *s, struct stage_room *room, char ret_name[STAGE_DATA_NAME], int *ret_fd) {
+static int data_file_take(struct stages *s, struct stage_room *room, char ret_name[STAGE_DATA_NAME], int *ret_fd) {
         assert(room->fd >= 0);
-        char name[STAGE_DATA_NAME];
-        (void)snprintf(name, sizeof name, "data-%08" PRIu32, segments_number(s->segs));
-        if (renameat(AT_FDCWD, room->path, s->dir_fd, name) < 0)
-                return -errno;
-        memcpy(ret_name, name, sizeof name);
+        char path[PATH_MAX];
+        const char *base = strrchr(room->path, '/');
+        if (!base || strlen(base + 1) >= STAGE_DATA_NAME || data_file_path(s, base + 1, path, sizeof path) < 0 || strcmp(path, room->path) != 0)
+                return -EINVAL; /* not where recovery would look for it */
+        memset(ret_name, 0, STAGE_DATA_NAME);
+        memcpy(ret_name, base + 1, strlen(base + 1));
         *ret_fd = steal_fd(&room->fd);
         return 0;
 }

@@ -64,6 +64,8 @@ void blobs_drop_hint(struct blobs *b, const struct content *content);
 /* Takes n bytes for stages, evicting clean blocks if needed. -ENOSPC: nothing more can be evicted (the caller parks the writer on blobs_on_room). */
 int blobs_charge(struct blobs *b, uint64_t n) _must_check_;
 void blobs_discharge(struct blobs *b, uint64_t n);
+/* Bytes of stages that are on the disk already (found at start): never refused. */
+void blobs_charge_found(struct blobs *b, uint64_t n);
 /* Called (queues only) whenever room was freed. Set once. */
 void blobs_on_room(struct blobs *b, void (*room)(void *arg), void *arg);
 /* An empty sparse file for a stage, from the pool or new: O_RDWR fd and its path (PATH_MAX). Not charged until written. */

@@ -162,4 +162,4 @@ int tree_setting_set(struct tree *t, const char *key, const void *value, size_t 
 /* Recovery: a stage found on disk without its row. If the node lives, its content is queued; else the node is made again under its name (or in lost+found/). */
 struct stage_identity { uint64_t ino, gen; struct id node, parent, base_version; char name[NAME_BYTES_MAX + 1]; uint32_t mode; int64_t mtime_ns; uint64_t size; };
 enum recover_result { RECOVER_QUEUED, RECOVER_KNOWN /* already in the outbox */, RECOVER_COMMITTED /* on the server: the stage may go */, RECOVER_LOST_FOUND };
-int tree_recover_stage(struct tree *t, const struct stage_identity *s, enum recover_result *ret) _must_check_;
+int tree_recover_stage(struct tree *t, struct stage_identity *s /* ino, node: updated to the node that has it now */, enum recover_result *ret) _must_check_;

@@ -1,0 +1,433 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* file_commit.c: what becomes of generations that left the outbox, and the totals.
+ *
+ * Committed. The stage turns into the blob of the new version, without a download, in steps of which each leaves a state that recovery understands:
+ *
+ *   1. the layer above (if any) logs REBASE: its base is this content now       later: it no longer needs the stage to be recovered
+ *   2. the next flush syncs that log and the tree                                 (a power cut must not bring back an outbox row whose stage is gone)
+ *   3. a worker: DONE in the stage's log; bytes to the blobs (below 1 MiB copied into a pack, else the file itself changes hands); blocks that are partly base bytes are completed
+ *   4. the stack closes: whoever was above sits on the blob; readers under way notice by the stage's epoch
+ *   5. log and file go back to their pools, the room is discharged
+ *
+ * Bytes of the base that the stage does not have are found by their hash in the old blob when somebody reads them (blob.c). If anything fails in 3 only cached bytes are lost.
+ *
+ * Moved: a conflict copy took the generation; the file with its handles is re-keyed to the new node. Dropped: the stack goes once no handle shows it.
+ *
+ * One retirement at a time, in commit order; fs->lock guards the list. */
+#include <assert.h>
+#include <stdlib.h>
+
+#include "base/io.h"
+#include "base/log.h"
+#include "file_priv.h"
+
+#define ADOPT_BYTES_MAX (1u << 20)
+#define CHUNK_LATE_MS 10000
+
+/* The file whose stack holds st, locked and referenced; ret_above: the layer on it, or NULL if it is the top. */
+static struct file *file_of_stage(struct files *fs, struct stage *st, struct stage **ret_above) {
+        for (int incarnation = -1;;) {
+                struct file *f = file_find(fs, stage_ino(st), incarnation);
+                if (!f)
+                        return NULL;
+                lock_take(&f->lock);
+                struct stage *above = NULL;
+                for (struct stage *x = f->top; x; above = x, x = x->below)
+                        if (x == st) {
+                                *ret_above = above;
+                                return f;
+                        }
+                unsigned found = f->incarnation;
+                lock_drop(&f->lock);
+                file_put(f);
+                if (found == 0)
+                        return NULL;
+                incarnation = (int)found - 1;
+        }
+}
+
+static void note_rebase(struct stage *above, const struct content *content, const struct id *version) {
+        LOCK_SCOPE(&above->io);
+        above->head.base = *content;
+        above->head.below_gen = 0;
+        above->head.base_version = *version;
+        lock_take(&above->lock);
+        above->head.base_limit = above->base_limit;
+        bool gone = above->state == STAGE_GONE;
+        lock_drop(&above->lock);
+        if (!above->logged || gone)
+                return;
+        uint8_t b[STAGE_HEADER_BYTES];
+        stage_header_encode(&above->head, b);
+        int r = stage_note(above, LOG_REBASE, 0, 0, 0, 0, b, sizeof b);
+        if (r < 0)
+                log_warn("file gen=%llu rebase_note error=%s", (unsigned long long)above->gen, err_name(r));
+}
+
+static void committed(struct files *fs, const struct tree_done *d) {
+        struct stage *st, *above;
+        if (stage_get(fs->c->stages, d->gen, &st) < 0)
+                return;
+        struct retire *re = calloc(1, sizeof *re);
+        struct file *f = file_of_stage(fs, st, &above);
+        lock_take(&st->lock);
+        bool again = st->committed;
+        st->committed = true;
+        st->version = d->version;
+        if (!st->chunked)
+                st->content = d->content;
+        lock_drop(&st->lock);
+        if (f) {
+                if (above)
+                        note_rebase(above, &d->content, &d->version);
+                else
+                        f->version = d->version;
+                lock_drop(&f->lock);
+                file_put(f);
+        }
+        if (!re || again) {
+                free(re);
+                stage_put(st);
+                return;
+        }
+        *re = (struct retire) { .fs = fs, .stage = st, .content = d->content, .version = d->version };
+        LOCK_SCOPE(&fs->lock);
+        if (fs->retire_last)
+                fs->retire_last->next = re;
+        else
+                fs->retire_first = re;
+        fs->retire_last = re;
+        if (!fs->dirty) {
+                fs->dirty = true;
+                fs->dirty_since_ms = clock_mono_ms(clock_system());
+        }
+        if (fs->wait_first)
+                fs->kicked = true;
+        cond_broadcast(&fs->work);
+}
+
+int file_reassign(struct cache *c, uint64_t gen, uint64_t new_ino) {
+        struct files *fs = c->files;
+        struct stage *st, *above;
+        struct node node;
+        int r = tree_get(c->tree, new_ino, &node);
+        if (r == 0)
+                r = stage_get(c->stages, gen, &st);
+        if (r < 0)
+                return r;
+        struct file *f = stage_ino(st) != new_ino ? file_of_stage(fs, st, &above) : NULL;
+        if (f) {
+                file_rekey(f, new_ino, node.incarnation);
+                f->version = node.version;
+                for (struct stage *x = f->top; x; x = x->below) {
+                        atomic_store(&x->ino, new_ino);
+                        LOCK_SCOPE(&x->io);
+                        x->head.ino = new_ino;
+                        x->head.node = node.id;
+                        if (x == above || !above)
+                                x->head.base_version = node.version;
+                        if (x->logged) {
+                                uint8_t b[STAGE_HEADER_BYTES];
+                                stage_header_encode(&x->head, b);
+                                int k = stage_note(x, LOG_REASSIGN, 0, 0, 0, 0, b, sizeof b);
+                                if (k < 0)
+                                        r = k;
+                        }
+                }
+                lock_drop(&f->lock);
+                file_put(f);
+        }
+        stage_put(st);
+        return r;
+}
+
+static void dropped(struct files *fs, const struct tree_done *d) {
+        struct stage *st, *above;
+        if (stage_get(fs->c->stages, d->gen, &st) < 0)
+                return;
+        struct file *f = file_of_stage(fs, st, &above);
+        if (f) {
+                lock_take(&fs->lock);
+                bool held = f->handles > 0;
+                f->recheck = true; /* the last handle looks again */
+                lock_drop(&fs->lock);
+                struct node node;
+                if (!held && !above && tree_get(fs->c->tree, f->ino, &node) == 0)
+                        file_drop_stack(f, &node);
+                lock_drop(&f->lock);
+                file_put(f);
+        }
+        stage_put(st);
+}
+
+void file_committed(struct cache *c, const struct tree_done *done, size_t n) {
+        struct files *fs = c->files;
+        for (size_t i = 0; i < n; i++) {
+                if (!done[i].gen)
+                        continue;
+                if (done[i].fate == FATE_COMMITTED) {
+                        committed(fs, &done[i]);
+                } else if (done[i].fate == FATE_MOVED) {
+                        int r = file_reassign(c, done[i].gen, done[i].ino);
+                        if (r < 0)
+                                log_warn("file gen=%llu reassign error=%s", (unsigned long long)done[i].gen, err_name(r));
+                } else {
+                        dropped(fs, &done[i]);
+                }
+        }
+        LOCK_SCOPE(&fs->lock);
+        cond_broadcast(&fs->drained);
+}
+
+/* ---- retirement, on a worker ---- */
+
+/* Bytes of block [off, off + n) that are not simply the base blob's. */
+enum where { ALL_HERE, ALL_BASE, MIXED };
+static enum where block_where(struct stage *st, uint64_t off, uint32_t n) {
+        uint64_t here = 0, base = 0;
+        for (uint64_t at = off; at < off + n;) {
+                struct piece p;
+                if (view_find(st, at, off + n - at, &p) < 0 || p.kind == PIECE_END)
+                        return MIXED;
+                uint64_t bytes = p.bytes;
+                if (p.kind == PIECE_BLOB)
+                        base += bytes;
+                else if (p.kind == PIECE_ZERO || (p.stage == st && p.fd == st->fd))
+                        here += bytes;
+                piece_end(&p);
+                at += bytes;
+        }
+        return here == n ? ALL_HERE : base == n ? ALL_BASE : MIXED;
+}
+
+/* From now on readers find the bytes there. */
+static void become(struct stage *st, struct blob *blob) {
+        LOCK_SCOPE(&st->io);
+        lock_take(&st->lock);
+        if (st->state != STAGE_GONE) {
+                stages_count_state(st->owner, st->state, STAGE_GONE);
+                st->state = STAGE_GONE;
+                st->become = blob ? blob_ref(blob) : NULL;
+                st->epoch++;
+        }
+        lock_drop(&st->lock);
+}
+
+static int adopt_file(struct stage *st, const struct content *content, const struct blocklist *list, struct blob *blob, bool *ret_taken) {
+        struct blobs *blobs = st->owner->cfg.blobs;
+        char path[PATH_MAX];
+        int fd = -1, r;
+        lock_take(&st->lock);
+        bool large = st->large;
+        lock_drop(&st->lock);
+        _cleanup_close_ int own_fd = -1;
+        _cleanup_free_ uint8_t *present = calloc(1, list->n / 8 + 1), *buf = malloc(BLOCK_BYTES_MAX);
+        if (!present || !buf)
+                return -ENOMEM;
+        if (large) {
+                fd = st->fd;
+                r = data_file_path(st->owner, st->data_name, path, sizeof path);
+        } else {
+                r = blobs_file_take(blobs, &own_fd, path, sizeof path);
+                fd = own_fd;
+        }
+        if (r < 0)
+                return r;
+        uint64_t off = 0;
+        bool torn = false; /* a block stays half ours, half missing: the pool will cut our half off */
+        for (size_t i = 0; i < list->n; off += list->refs[i++].bytes) {
+                uint32_t n = list->refs[i].bytes;
+                enum where w = block_where(st, off, n);
+                bool have = w == ALL_HERE && large;
+                if (!have && (w == MIXED || (w == ALL_HERE && !large)))
+                        have = stage_pread(st, off, buf, n, 0) == (ssize_t)n && pwrite_full(fd, buf, n, off) == 0;
+                if (have)
+                        present[i / 8] |= (uint8_t)(1u << (i % 8));
+                else
+                        torn |= w != ALL_BASE;
+        }
+        if (large) {
+                lock_take(&st->io);
+                r = stage_note(st, LOG_DONE, 0, 0, 0, 0, NULL, 0); /* from here on the log no longer vouches for the file */
+                lock_take(&st->lock);
+                uint64_t pages = st->pages;
+                stage_account(st, 0, 0);
+                lock_drop(&st->lock);
+                lock_drop(&st->io);
+                if (pages)
+                        blobs_discharge(blobs, pages * EXTENT_PAGE);
+                if (r < 0)
+                        return r;
+                *ret_taken = true;
+                if (torn)
+                        become(st, blob);
+        }
+        r = blobs_adopt_file(blobs, content, list, path, present);
+        if (r < 0) {
+                become(st, blob);
+                (void)!blobs_file_return(blobs, path); /* if it is still there */
+        }
+        return r;
+}
+
+static int adopt(struct stage *st, const struct content *content, struct blob *blob, bool *ret_taken) {
+        const struct blocklist *list;
+        struct content cut;
+        if (content->size == 0)
+                return 0;
+        int r = stage_chunk(st, clock_mono_ms(st->owner->cfg.clock) + CHUNK_LATE_MS, &list, &cut);
+        if (r < 0)
+                return r;
+        if (!content_equal(&cut, content))
+                return -ESTALE;
+        if (content->size >= ADOPT_BYTES_MAX)
+                return adopt_file(st, content, list, blob, ret_taken);
+        _cleanup_free_ uint8_t *buf = malloc((size_t)content->size);
+        if (!buf)
+                return -ENOMEM;
+        ssize_t n = stage_pread(st, 0, buf, (size_t)content->size, 0);
+        if (n < 0)
+                return (int)n;
+        return (uint64_t)n != content->size ? -EIO : blobs_adopt_bytes(st->owner->cfg.blobs, content, list, buf);
+}
+
+static void close_stack(struct files *fs, struct stage *st, struct blob *blob, const struct retire *re) {
+        struct stage *above;
+        struct file *f = file_of_stage(fs, st, &above);
+        struct blob *old = NULL;
+        bool held = false;
+        if (f && above) {
+                LOCK_SCOPE(&above->lock);
+                above->below = NULL;
+                old = above->blob;
+                above->blob = blob ? blob_ref(blob) : NULL;
+                above->base = re->content;
+                held = true;
+        } else if (f) {
+                f->top = NULL;
+                old = f->blob;
+                f->blob = blob ? blob_ref(blob) : NULL;
+                f->content = re->content;
+                f->version = re->version;
+                held = true;
+                file_update_flags(f);
+        }
+        if (f)
+                lock_drop(&f->lock);
+        file_put(f);
+        blob_put(old);
+        if (held)
+                stage_put(st);
+}
+
+static void retire_one(struct files *fs, struct retire *re) {
+        struct stage *st = re->stage;
+        lock_take(&st->lock);
+        bool gone = st->state == STAGE_GONE;
+        lock_drop(&st->lock);
+        bool taken = false;
+        struct blob *blob = NULL;
+        if (!gone) {
+                if (re->content.size > 0 && blob_get(fs->c->blobs, &re->content, &blob) < 0)
+                        log_warn("file gen=%llu blob error", (unsigned long long)st->gen);
+                int r = blob ? adopt(st, &re->content, blob, &taken) : 0;
+                if (r < 0)
+                        log_debug("file gen=%llu adopt error=%s", (unsigned long long)st->gen, err_name(r));
+                become(st, blob);
+                lock_take(&st->lock);
+                struct stage *below = steal_ptr(st->below);
+                lock_drop(&st->lock);
+                close_stack(fs, st, blob, re);
+                while (below) {
+                        lock_take(&below->lock);
+                        struct stage *next = steal_ptr(below->below);
+                        lock_drop(&below->lock);
+                        files_discard(fs, below);
+                        below = next;
+                }
+                stage_release_disk(st, taken);
+        }
+        blob_put(blob);
+        stage_put(st);
+        free(re);
+}
+
+static void retire_run(struct job *j) {
+        struct retire *re = container_of(j, struct retire, job);
+        struct files *fs = re->fs;
+        while (re) {
+                struct retire *next = re->next;
+                retire_one(fs, re);
+                re = next;
+        }
+        LOCK_SCOPE(&fs->lock);
+        fs->jobs--;
+        if (fs->retire_first)
+                fs->kicked = true;
+        cond_broadcast(&fs->idle);
+        cond_broadcast(&fs->work);
+        cond_broadcast(&fs->drained);
+}
+
+void files_retire(struct files *fs, struct retire *last) {
+        lock_take(&fs->lock);
+        struct retire *first = fs->jobs == 0 ? fs->retire_first : NULL; /* one chain at a time */
+        if (first) {
+                fs->retire_first = last->next;
+                if (!fs->retire_first)
+                        fs->retire_last = NULL;
+                last->next = NULL;
+                fs->jobs++;
+        } else if (fs->retire_first) {
+                fs->dirty = true; /* again after that one */
+        }
+        lock_drop(&fs->lock);
+        if (!first)
+                return;
+        first->job.run = retire_run;
+        if (fs->cfg.workers)
+                executor_submit(fs->cfg.workers, &first->job);
+        else
+                retire_run(&first->job);
+}
+
+/* ---- totals ---- */
+
+int cache_totals(struct cache *c, struct cache_totals *ret) {
+        struct files *fs = c->files;
+        struct outbox_totals o;
+        struct stages_totals s;
+        struct blobs_totals b;
+        int r = outbox_totals(c->tree, &o);
+        if (r < 0)
+                return r;
+        stages_totals(c->stages, &s);
+        blobs_totals(c->blobs, &b);
+        lock_take(&fs->lock);
+        uint64_t open = fs->n_open;
+        lock_drop(&fs->lock);
+        int64_t oldest = o.oldest_ns;
+        if (s.oldest_write_ns && (!oldest || s.oldest_write_ns < oldest))
+                oldest = s.oldest_write_ns;
+        *ret = (struct cache_totals) { .bytes = b.bytes, .limit_bytes = b.limit_bytes, .dirty_bytes = s.dirty_bytes, .pending_files = o.files + open,
+                                       .pending_bytes = s.dirty_bytes, .oldest_pending_ns = oldest };
+        return 0;
+}
+
+int cache_wait_drained(struct cache *c, int64_t deadline_ms) {
+        struct files *fs = c->files;
+        for (;;) {
+                struct outbox_totals o;
+                int r = outbox_totals(c->tree, &o);
+                if (r < 0)
+                        return r;
+                LOCK_SCOPE(&fs->lock);
+                if (o.items == 0 && fs->n_open == 0)
+                        return 0;
+                int64_t now = clock_mono_ms(c->clock);
+                if (now >= deadline_ms)
+                        return -ETIMEDOUT;
+                /* answers without bytes of ours (mkdir, ...) have no signal of their own: look every 50 ms too */
+                (void)!cond_wait_until(&fs->drained, &fs->lock, clock_mono_ms(clock_system()) + MIN(deadline_ms - now, (int64_t)50));
+        }
+}
