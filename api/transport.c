@@ -308,8 +308,6 @@ static void finish(struct transport_curl *tc, struct request *q, int err) {
                 tc->running--;
                 tc->running_background -= c->background;
         }
-        if (err < 0)
-                counter_add(tc->counters, http_errors, 1);
         curl_easy_cleanup(q->easy);
         curl_slist_free_all(q->headers);
         free(q);

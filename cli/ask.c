@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* ask.c: the client's side of a daemon's control socket: connect, one line of JSON there, one line (or, for umount, two) back. control.c has the other side
+ * and the commands. Everything has a deadline; a daemon that was stopped by a debugger or a signal must not hang `tarn status`. */
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "base/clock.h"
+#include "base/io.h"
+#include "cli.h"
+
+#define ANSWER_BYTES_MAX (4u << 20)
+
+int control_connect(const char *place_dir, int *ret_fd) {
+        /* A socket's path may be 107 bytes long and a state directory may be deeper: the way goes through a descriptor of the directory. */
+        struct sockaddr_un a = { .sun_family = AF_UNIX };
+        _cleanup_close_ int dir = open(place_dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+        _cleanup_close_ int fd = -1;
+        if (dir < 0)
+                return -errno;
+        (void)snprintf(a.sun_path, sizeof a.sun_path, "/proc/self/fd/%d/control.sock", dir);
+        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (fd < 0 || connect(fd, (struct sockaddr *)&a, sizeof a) < 0)
+                return -errno;
+        *ret_fd = steal_fd(&fd);
+        return 0;
+}
+
+int control_send(int fd, const json_t *request) {
+        _cleanup_buf_ struct buf b = BUF_INIT(65536);
+        int r = request ? json_to_buf(request, &b) : -ENOMEM;
+        if (r == 0)
+                r = buf_add(&b, "\n", 1);
+        if (r < 0)
+                return r;
+        ssize_t n = send(fd, b.data, b.bytes, MSG_NOSIGNAL); /* fits into an empty socket buffer */
+        return n == (ssize_t)b.bytes ? 0 : n < 0 ? -errno : -EPIPE;
+}
+
+int control_receive(int fd, int64_t deadline_ms, json_t **ret) {
+        _cleanup_buf_ struct buf b = BUF_INIT(ANSWER_BYTES_MAX);
+        for (;;) {
+                int64_t left = deadline_ms - clock_mono_ms(clock_system());
+                struct pollfd p = { .fd = fd, .events = POLLIN };
+                char piece[65536];
+                if (left <= 0)
+                        return -ETIMEDOUT;
+                int k = poll(&p, 1, (int)MIN(left, (int64_t)INT32_MAX));
+                if (k < 0 && errno != EINTR)
+                        return -errno;
+                if (k <= 0)
+                        continue;
+                /* a second line may follow: no further than the end of the first */
+                ssize_t n = recv(fd, piece, sizeof piece, MSG_PEEK | MSG_DONTWAIT);
+                if (n < 0 && (errno == EAGAIN || errno == EINTR))
+                        continue;
+                if (n <= 0)
+                        return -EPIPE;
+                const char *end = memchr(piece, '\n', (size_t)n);
+                size_t take = end ? (size_t)(end - piece) + 1 : (size_t)n;
+                n = recv(fd, piece, take, MSG_DONTWAIT);
+                if (n != (ssize_t)take)
+                        return -EPIPE;
+                int r = buf_add(&b, piece, take);
+                if (r < 0)
+                        return r;
+                if (end)
+                        return json_parse(b.data, b.bytes, ret);
+        }
+}
+
+int control_ask(const char *place_dir, const char *command, int64_t timeout_ms, json_t **ret) {
+        _cleanup_close_ int fd = -1;
+        _cleanup_json_ json_t *q = json_pack("{s:s}", "cmd", command);
+        int r = control_connect(place_dir, &fd);
+        if (r == 0)
+                r = control_send(fd, q);
+        return r < 0 ? r : control_receive(fd, clock_mono_ms(clock_system()) + timeout_ms, ret);
+}
+
+static bool alive(const struct mount_info *m) {
+        _cleanup_close_ int fd = -1;
+        int r = control_connect(m->place_dir, &fd);
+        return r == 0 || r == -EAGAIN; /* EAGAIN: its backlog is full */
+}
+
+int find_mounts(const char *program, const char *state, const char *dir, struct mount_info **ret_all, size_t *ret_n, const struct mount_info ***ret) {
+        struct mount_info *all = NULL;
+        size_t n = 0, found = 0;
+        int r = mount_infos_list(state, &all, &n);
+        if (r < 0)
+                return fail(program, EXIT_DISK, "cannot read %s: %s", state, strerror(-r));
+        const struct mount_info **list = calloc(n + 1, sizeof *list);
+        if (!list) {
+                mount_infos_free(all, n);
+                return fail(program, EXIT_OTHER, "out of memory");
+        }
+        const struct mount_info *one = dir ? mount_infos_find(all, n, dir) : NULL;
+        for (size_t i = 0; i < n; i++)
+                if ((!dir || &all[i] == one) && alive(&all[i]))
+                        list[found++] = &all[i];
+        if (found == 0) {
+                if (!dir)
+                        r = fail(program, EXIT_NOT_MOUNTED, "nothing is mounted (state in %s): mount with `tarn mount URL/WORKSPACE DIR`", state);
+                else if (one)
+                        r = fail(program, EXIT_NOT_MOUNTED, "the daemon of %s is gone: mount again with `tarn mount %s %s`, nothing is lost", dir, one->url, one->mountpoint);
+                else
+                        r = fail(program, EXIT_NOT_MOUNTED, "%s is not a mount of tarn (state in %s); see `tarn status`", dir, state);
+                mount_infos_free(all, n);
+                free(list);
+                return r;
+        }
+        *ret_all = all;
+        *ret_n = n;
+        *ret = list;
+        return 0;
+}

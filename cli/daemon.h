@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* daemon.h: one mount from wiring to end. */
+#pragma once
+#include <signal.h>
+
+#include "cache/file.h"
+#include "cli.h"
+
+struct mount_options {
+        const char *cache_dir, *ca_file, *close, *owner;
+        uint64_t cache_size_bytes, free_floor_bytes, net_timeout_s, drain_timeout_s, uploads, threads; /* sizes 0: chosen by the disk */
+        bool ro, allow_other, fastperm, debug;
+        enum close_level close_level; /* from close */
+        bool owner_stored;            /* from owner */
+};
+
+struct daemon_config {
+        const struct mount_options *o;
+        const char *program;          /* for error lines */
+        const char *state, *base_url, *workspace, *url; /* url: as shown in /proc/mounts */
+        const char *mountpoint;       /* absolute */
+        const struct place *place;
+        int status_fd;                /* one line "CODE MESSAGE\n" goes there when the mount answers or cannot; -1: foreground, errors to stderr */
+};
+/* Runs a mount to its end on the calling thread; no other thread may exist yet. Returns an exit code. */
+int daemon_run(const struct daemon_config *c);
+
+/* ---- control.c ---- */
+struct control;
+struct control_config {
+        const char *place_dir;
+        struct cache *cache;
+        /* all called on the control thread, no lock held */
+        json_t *(*status)(void *arg);                 /* NULL: no memory */
+        int (*unmount)(void *arg, bool lazy);         /* 0, -EBUSY, -EAGAIN (not mounted yet) */
+        void (*nudge)(void *arg);
+        void (*terminate)(void *arg);                 /* SIGTERM, SIGINT */
+        const char *(*hopeless)(void *arg);           /* why waiting is pointless ("signed_out", "upgrade_needed"), or NULL */
+        void *arg;
+};
+/* Blocks the signals that it will read; call before any thread is made. */
+void control_block_signals(sigset_t *ret_old);
+int control_start(const struct control_config *config, struct control **ret) _must_check_;
+/* No more commands; those who asked for the unmount get `last` (stolen). Joins the threads; the connections of those stay open until control_free. */
+void control_stop(struct control *c, json_t *last);
+void control_free(struct control *c);
