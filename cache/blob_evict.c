@@ -72,38 +72,44 @@ static int save_row(struct blobs *b, struct blob *blob, bool *ret_list_saved) {
 }
 
 int blobs_flush(struct blobs *b) {
-        struct blob *dirty, *next;
+        _cleanup_free_ struct blob **all = NULL; /* a blob may become dirty and be chained anew while we are at it: no walking of the chain */
+        _cleanup_free_ bool *saved = NULL;
+        size_t n = 0;
         int r = 0;
         {
+                /* Also when nothing is dirty: a row of ours may be in another thread's transaction, which must be over. */
                 LOCK_SCOPE(&b->index_lock);
-                {
-                        LOCK_SCOPE(&b->table_lock);
-                        dirty = b->dirty;
-                        b->dirty = NULL;
-                        b->n_dirty = 0;
-                        for (struct blob *blob = dirty; blob; blob = blob->dirty_next)
-                                blob->dirty = false;
+                for (size_t room = 0;;) {
+                        {
+                                LOCK_SCOPE(&b->table_lock);
+                                for (; b->n_dirty <= room && b->dirty; n++) {
+                                        all[n] = b->dirty;
+                                        b->dirty = all[n]->dirty_next;
+                                        all[n]->dirty = false;
+                                }
+                                if (!b->dirty) {
+                                        b->n_dirty = 0;
+                                        break;
+                                }
+                                room = b->n_dirty + 32;
+                        }
+                        free(all);
+                        free(saved);
+                        all = reallocarray(NULL, room, sizeof *all);
+                        saved = calloc(room, sizeof *saved);
+                        if (!all || !saved)
+                                return -ENOMEM;
                 }
-                /* From here on a blob may become dirty again and be chained anew: walk an array. */
-                size_t n = 0, i = 0;
-                for (struct blob *blob = dirty; blob; blob = blob->dirty_next)
-                        n++;
-                _cleanup_free_ struct blob **all = reallocarray(NULL, n + 1, sizeof *all);
-                _cleanup_free_ bool *saved = calloc(n + 1, sizeof *saved);
-                if (!all || !saved)
-                        r = -ENOMEM;
-                for (struct blob *blob = dirty; all && blob; blob = blob->dirty_next)
-                        all[i++] = blob;
-                if (r == 0 && n > 0 && b->index) {
+                if (n > 0 && b->index) {
                         r = blob_index_begin(b->index);
-                        for (i = 0; r == 0 && i < n; i++)
+                        for (size_t i = 0; r == 0 && i < n; i++)
                                 r = save_row(b, all[i], &saved[i]);
                         if (r == 0)
                                 r = blob_index_commit(b->index);
                         else
                                 blob_index_rollback(b->index);
                         counter_add(b->counters, sql_transactions, 1);
-                        for (i = 0; r == 0 && i < n; i++)
+                        for (size_t i = 0; r == 0 && i < n; i++)
                                 all[i]->list_saved = saved[i];
                         if (r == -EBADMSG) {
                                 log_debug("blobs: index damaged while writing dir=%s", b->dir);
@@ -112,19 +118,19 @@ int blobs_flush(struct blobs *b) {
                         }
                 }
         }
-        for (; dirty; dirty = next) { /* failed rows try again with the next flush */
-                next = dirty->dirty_next;
-                if (r < 0 && r != -EBADMSG) {
+        for (size_t i = 0; i < n; i++) {
+                bool kept = false;
+                if (r < 0 && r != -EBADMSG) { /* failed rows try again with the next flush */
                         LOCK_SCOPE(&b->table_lock);
-                        if (!dirty->dirty) {
-                                dirty->dirty = true;
-                                dirty->dirty_next = b->dirty;
-                                b->dirty = dirty;
+                        if (!all[i]->dirty) {
+                                all[i]->dirty = kept = true; /* the reference stays with the list */
+                                all[i]->dirty_next = b->dirty;
+                                b->dirty = all[i];
                                 b->n_dirty++;
-                                continue; /* the reference stays with the list */
                         }
                 }
-                blob_put(dirty);
+                if (!kept)
+                        blob_put(all[i]);
         }
         blobs_measure(b);
         return r;

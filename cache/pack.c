@@ -298,7 +298,7 @@ uint64_t pack_trim(struct pack *p, uint64_t bytes) {
         while (given < bytes) {
                 unsigned first, n;
                 lock_take(&p->lock);
-                struct segment *s = trim_next_locked(p, (bytes - given + PACK_PAGE - 1) / PACK_PAGE, &first, &n);
+                struct segment *s = trim_next_locked(p, (bytes - given - 1) / PACK_PAGE + 1, &first, &n);
                 lock_drop(&p->lock);
                 if (!s)
                         break;

@@ -36,6 +36,7 @@ struct world {
         struct source source;
         struct counters counters;
         char dir[128];
+        uint64_t floor;
         struct blobs *blobs;
         struct known **known; size_t n_known;  /* lock */
         struct rng_seeded rng;                 /* main thread */
@@ -54,6 +55,13 @@ struct world {
         bool pages_last, shuffle;
         size_t fetches, blocks, cancels;
 };
+
+static inline uint64_t test_seed(void) {
+        const char *text = getenv("TARN_TEST_SEED");
+        uint64_t seed = text ? strtoull(text, NULL, 0) : rng_u64(rng_system());
+        print_message("seed %llu (TARN_TEST_SEED=%llu repeats it)\n", (unsigned long long)seed, (unsigned long long)seed);
+        return seed;
+}
 
 static inline int64_t now_ms(void) { return clock_mono_ms(clock_system()); }
 
@@ -237,7 +245,7 @@ static inline size_t get_size(struct world *w, size_t *field) {
 }
 
 static inline void world_open(struct world *w, uint64_t limit, bool new_boot) {
-        struct blobs_config c = { .dir = w->dir, .limit_bytes = limit, .clock = clock_system(), .counters = &w->counters, .source = &w->source, .new_boot = new_boot };
+        struct blobs_config c = { .dir = w->dir, .limit_bytes = limit, .free_floor_bytes = w->floor, .clock = clock_system(), .counters = &w->counters, .source = &w->source, .new_boot = new_boot };
         assert_int_equal(blobs_open(&c, &w->blobs), 0);
 }
 
@@ -246,15 +254,10 @@ static inline void world_close(struct world *w) {
         w->blobs = NULL;
 }
 
-static inline uint64_t test_seed(void) {
-        const char *text = getenv("TARN_TEST_SEED");
-        uint64_t seed = text ? strtoull(text, NULL, 0) : rng_u64(rng_system());
-        printf("seed %llu (TARN_TEST_SEED=%llu repeats it)\n", (unsigned long long)seed, (unsigned long long)seed);
-        return seed;
-}
 
-static inline struct world *world_new_in(const char *parent, uint64_t limit, uint64_t seed) {
+static inline struct world *world_new_floor(const char *parent, uint64_t limit, uint64_t seed, uint64_t floor) {
         struct world *w = calloc(1, sizeof *w);
+        w->floor = floor;
         (void)snprintf(w->dir, sizeof w->dir, "%s/tarn-blob-XXXXXX", parent);
         assert_non_null(mkdtemp(w->dir));
         w->source = (struct source){ world_fetch, world_cancel };
@@ -264,6 +267,10 @@ static inline struct world *world_new_in(const char *parent, uint64_t limit, uin
         assert_int_equal(thread_start(&w->thread, "source", world_run, w), 0);
         world_open(w, limit, false);
         return w;
+}
+
+static inline struct world *world_new_in(const char *parent, uint64_t limit, uint64_t seed) {
+        return world_new_floor(parent, limit, seed, 0);
 }
 
 static inline struct world *world_new(uint64_t limit) {
