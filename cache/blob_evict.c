@@ -277,7 +277,7 @@ int blobs_make_room(struct blobs *b, uint64_t n, bool is_dirty) {
                         blobs_measure(b);
                 if (room_take(&b->room, n, is_dirty) == 0)
                         break;
-                uint64_t want = room_excess(&b->room) + n;
+                uint64_t want = MAX(room_short(&b->room, n), UINT64_C(1));
                 if (pack_trim(b->pack, want) > 0)
                         continue;
                 if (blobs_evict(b, want) == 0)

@@ -63,14 +63,14 @@ void room_give(struct room *r, uint64_t n, bool is_dirty) {
         *account -= n;
 }
 
-uint64_t room_excess(struct room *r) {
+uint64_t room_short(struct room *r, uint64_t n) {
         LOCK_SCOPE(&r->lock);
-        uint64_t used = used_locked(r), allowed = allowed_locked(r);
-        return used > allowed ? used - allowed : 0;
+        uint64_t wanted = used_locked(r) + n, allowed = allowed_locked(r);
+        return wanted > allowed ? wanted - allowed : 0;
 }
 
 bool room_over(struct room *r) {
-        return room_excess(r) > 0;
+        return room_short(r, 0) > 0;
 }
 
 bool room_wants_measure(struct room *r) {

@@ -28,7 +28,7 @@ int room_take(struct room *r, uint64_t n, bool is_dirty) _must_check_;
 void room_add(struct room *r, uint64_t n, bool is_dirty);
 void room_give(struct room *r, uint64_t n, bool is_dirty);
 bool room_over(struct room *r);        /* more is used than allowed: evict */
-uint64_t room_excess(struct room *r);  /* by how much */
+uint64_t room_short(struct room *r, uint64_t n); /* how much must go before n more bytes may come */
 bool room_wants_measure(struct room *r); /* true once per ROOM_MEASURE_BYTES taken: the caller measures */
 void room_measured(struct room *r, uint64_t books_bytes, uint64_t disk_free_bytes);
 void room_set_limit(struct room *r, uint64_t limit);

@@ -203,7 +203,7 @@ static void test_room(void **state) {
         room_give(&r, 10 * MIB, false);
         assert_int_equal(room_take(&r, 10 * MIB, true), 0);
         room_measured(&r, 6 * MIB, 1000ull * MIB); /* books grow beyond half the reserve */
-        assert_int_equal(room_excess(&r), 2 * MIB);
+        assert_int_equal(room_short(&r, 0), 2 * MIB);
         room_give(&r, 10 * MIB, true);
         assert_int_equal(room_take(&r, 8 * MIB, true), 0);
         room_give(&r, 60 * MIB, false);
@@ -211,7 +211,7 @@ static void test_room(void **state) {
         assert_int_equal(room_take(&r, 5 * MIB, false), 0);
         assert_int_equal(room_take(&r, 1, false), -ENOSPC);
         room_measured(&r, 0, 4ull * MIB); /* 6 MiB below it */
-        assert_int_equal(room_excess(&r), 6 * MIB);
+        assert_int_equal(room_short(&r, 0), 6 * MIB);
         room_destroy(&r);
 }
 
