@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* auth.c: passwords and tokens.
  *
  * Passwords: argon2id at libsodium's INTERACTIVE cost (64 MiB, about 60 ms here); a wrong user name is verified against a hash of nothing, so that

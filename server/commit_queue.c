@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* commit_queue.c: group commit.
  *
  *   queue (FIFO)  ->  group: one transaction, up to max_ops steps or max_ms   ->  keep() and wake

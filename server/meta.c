@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* meta.c: opening, transactions, housekeeping.
  *
  * Writing: everything goes through the commit queue, whose callbacks are here. A transaction holds db_lock from BEGIN IMMEDIATE to COMMIT. The workspace

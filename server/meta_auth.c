@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* meta_auth.c: users, devices, tokens.
  *
  * A device is what a login or a script token made; all its tokens die with it. Access tokens live an hour; a refresh token lives on with each use and is

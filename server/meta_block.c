@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* meta_block.c: where blocks lie, who may name them, claims.
  *
  * A block (SHA-256) lies once in the store, whoever brought it: its row maps it into an object. Whether somebody may *name* it is a question to one workspace:

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* meta_commit.c: a batch of operations as a job of the commit queue: one operation = one step.
  *
  * Before it is queued: request digests, and the block lists of deep contents (meta_content.c), both on the caller's thread without any lock. If the

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* meta_content.c: the blocks of a content: may the subject name them, are they there, and who refers to them.
  *
  * A content of one block needs nothing but its root. A deeper one is a tree of list pages, which are read before the transaction (content_plan_make): store

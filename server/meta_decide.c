@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* meta_decide.c: what each kind of operation may do, on the rows as they are. Reads and plans only.
  *
  *   kind      must hold                                                          otherwise

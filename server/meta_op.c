@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* meta_op.c: the life of one operation inside the transaction.
  *
  *   known id?  -> same digest: the stored result again; another digest: ID_REUSED

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* meta_path.c: what people do with curl: put and delete a whole file by path, restore a version. Each is one step of the commit queue that finds its rows
  * in the transaction, makes an ordinary operation with the current rows as bases, and ends as one event.
  *

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* meta_read.c: what clients read: events, snapshot pages, one directory, single nodes, paths, versions, trash. Each call is one consistent view.
  *
  * A cursor is believed only if epoch, seq and mark all fit: a server that was rolled back without saying so has other marks (or fewer events), and the client must

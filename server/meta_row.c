@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* meta_row.c: database rows to model rows and back, look-ups by key, paths.
  *
  * On disk: ids and hashes are blobs; a symlink's target is a blob with its NUL; extended attributes are one blob of { u8 name bytes, name, NUL, u32 LE value bytes,

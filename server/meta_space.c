@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* meta_space.c: workspaces, members, quota, epochs, the horizon.
  *
  * A workspace is born with its root directory (id_root, no entry) at seq 0, whose mark is zero: an empty client may start there and replay everything.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* schema.c: the tables. docs/server-schema.md explains them; ideas in short:
  *
  *   workspace   one row per tree; every mutation takes seq, mark, entry ids and quota from it, so that mutations of one workspace are serial

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* sql.c: what all drivers share: the statement cache and binding by format.
  *
  * Statements are found by the address of their literal text (an open-addressing table per connection, a few hundred entries that never go

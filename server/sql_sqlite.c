@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* sql_sqlite.c: the SQLite driver.
  *
  * One connection writes and checkpoints a file; readers only read: query_only is set and their close never checkpoints (SQLite 3.40.1 of Debian 12 can

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_meta_auth.c: passwords, tokens, devices; workspaces and members; the schema's version. */
 #include <sqlite3.h>
 #include <stdlib.h>

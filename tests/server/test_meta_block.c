@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_meta_block.c: claims, sessions, "missing?", who may read what; deep contents with their list pages, quickly and counted right. */
 #include <stdlib.h>
 #include <time.h>

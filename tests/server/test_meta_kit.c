@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_meta_kit.c: see test_meta_kit.h. */
 #include "test_meta_kit.h"
 

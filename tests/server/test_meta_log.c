@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_meta_log.c: the event log as a client sees it. A random stream of operations (seed printed) is replayed event by event into a model of a client that
  * applies rows and knows nothing else: after every event the model must be a valid tree (every parent live, no name twice, directories with one name, no
  * cycle), seq must be dense, and at the end the model equals the snapshot. Then cursors: marks, epochs, the horizon; limits; pages. */

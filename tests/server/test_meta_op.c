@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_meta_op.c: every kind of operation, accepted and refused, with the rows that a refusal carries; replay, merges, revival. */
 #include "test_meta_kit.h"
 

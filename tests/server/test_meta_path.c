@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_meta_path.c: whole files by path, conditions, idempotency keys, versions, restore, trash. */
 #include "test_meta_kit.h"
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+/* SPDX-License-Identifier: Apache-2.0 */
 /* test_meta_queue.c: group commit. The queue alone with a made-up database that fails on demand; then the real one: sixteen threads, the n-th database call failing,
  * a process that dies without a word, and how fast small creates are. */
 #include <stdatomic.h>
