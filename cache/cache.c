@@ -1,4 +1,425 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* placeholder until the layer has its first file */
-extern int cache_placeholder;
-int cache_placeholder;
+/* cache.c: the cache as a whole: opening, recovery, closing.
+ *
+ *   DIR/lock            held by the one process that owns DIR
+ *   DIR/boot            boot id of the last start: another one means that bytes which were not synced may be gone, and nothing cached is trusted unhashed
+ *   DIR/tree.db         nodes, outbox, cursor (tree.c); a damaged one is moved aside to tree.db.damaged-TIME and made anew
+ *   DIR/stages, lent/   logs and bytes of files being written (stage*.c)
+ *   DIR/blob, ...       cached blocks (blob*.c)
+ *   DIR/lost+found      what could not be matched or is damaged, as plain files
+ *
+ * Recovery. Stages are rebuilt from their logs (stage_recover.c), then matched with the tree, newest generation of each node first:
+ *
+ *   DONE in its log                  its files go back to the pools
+ *   damaged                          what can be read goes to lost+found/; a row of the outbox that names it is dropped
+ *   nothing was ever changed         discarded
+ *   a write of it had failed         shown again as it was, not committed, until it is healed or truncated
+ *   tree: already in the outbox      KNOWN: kept with its layers
+ *   tree: newer than its rows        QUEUED or LOST_FOUND (node made again): sealed, kept
+ *   tree: committed or replaced      COMMITTED: discarded
+ *
+ * An outbox row without its stage can only come from a power cut within a second after it (rows may reach the disk before bytes) or from damage: it is dropped, so
+ * that the file shows its last version again. One thread until the flusher starts. */
+#include <assert.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+
+#include "base/io.h"
+#include "base/log.h"
+#include "file_priv.h"
+
+#define OUTBOX_LOOK 65536u
+#define EARLY_BYTES_MAX (UINT64_C(64) << 20)
+
+static bool open_for_write(void *arg, uint64_t ino) {
+        return file_is_open_for_write(arg, ino);
+}
+
+static int new_boot(const char *dir, bool *ret, char now[37]) {
+        _cleanup_free_ char *path = path_join(dir, "boot");
+        _cleanup_buf_ struct buf b = BUF_INIT(64);
+        if (!path)
+                return -ENOMEM;
+        int r = boot_id(now);
+        if (r < 0)
+                return r;
+        r = file_load(path, 64, &b);
+        *ret = r < 0 || b.bytes != 36 || memcmp(b.data, now, 36) != 0;
+        return r < 0 && r != -ENOENT ? r : 0;
+}
+
+static int open_tree(struct cache *c, const struct cache_config *cfg, bool *ret_lost) {
+        _cleanup_free_ char *path = path_join(cfg->dir, "tree.db");
+        if (!path)
+                return -ENOMEM;
+        struct tree_config tc = { .path = path, .readers = 4, .clock = cfg->clock, .rng = cfg->rng, .counters = cfg->counters, .uid = cfg->uid, .gid = cfg->gid };
+        int r = tree_open(&tc, &c->tree);
+        if (r != -EBADMSG)
+                return r;
+        static const char *const parts[] = { "", "-wal", "-shm" };
+        int64_t now = clock_real_ns(cfg->clock) / 1000000000;
+        for (size_t i = 0; i < ARRAY_SIZE(parts); i++) {
+                char from[PATH_MAX], to[PATH_MAX];
+                if ((size_t)snprintf(from, sizeof from, "%s%s", path, parts[i]) >= sizeof from ||
+                    (size_t)snprintf(to, sizeof to, "%s.damaged-%" PRId64 "%s", path, now, parts[i]) >= sizeof to)
+                        return -ENAMETOOLONG;
+                if (rename(from, to) < 0 && errno != ENOENT)
+                        return -errno;
+        }
+        log_error("cache tree_file=%s damaged, moved aside", path);
+        *ret_lost = true;
+        return tree_open(&tc, &c->tree);
+}
+
+/* ---- matching ---- */
+
+static bool nothing_changed(struct stage *st) {
+        LOCK_SCOPE(&st->lock);
+        return st->map.n == 0 && st->size == st->head.base_limit && st->base_limit == st->head.base_limit && !st->error;
+}
+
+static int by_ino_and_gen(const void *a, const void *b) {
+        const struct found_stage *x = a, *y = b;
+        uint64_t i = stage_ino(x->stage), k = stage_ino(y->stage);
+        if (i != k)
+                return i < k ? -1 : 1;
+        return x->stage->gen < y->stage->gen ? 1 : x->stage->gen > y->stage->gen ? -1 : 0; /* newest first */
+}
+static int by_gen(const void *a, const void *b) {
+        const struct found_stage *x = a, *y = b;
+        return x->stage->gen < y->stage->gen ? -1 : x->stage->gen > y->stage->gen;
+}
+
+static int attach(struct files *fs, struct stage *st) {
+        struct node node;
+        int r = tree_get(fs->c->tree, stage_ino(st), &node);
+        if (r < 0)
+                return r;
+        struct file *f = file_get_or_new(fs, node.ino, node.incarnation);
+        if (!f)
+                return -ENOMEM;
+        lock_take(&f->lock);
+        struct stage *old = f->top, *bottom = st;
+        if (old) {
+                /* an older generation that the newer one does not stand on (a crash between two steps): under it, if it does not show through */
+                while (bottom->below)
+                        bottom = bottom->below;
+                if (bottom->base_limit == 0)
+                        bottom->below = steal_ptr(old);
+                else
+                        r = stage_salvage(old, fs->lost_dir);
+        }
+        f->top = stage_ref(st);
+        f->content = node.content;
+        f->version = node.version;
+        f->loaded = true;
+        file_update_flags(f);
+        lock_drop(&f->lock);
+        stage_put(old);
+        file_put(f);
+        return r;
+}
+
+/* Seals what was open, asks the tree, keeps or drops. ret_keep: somebody shows it. */
+static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool *ret_recovered) {
+        struct stage *st = fo->stage;
+        *ret_keep = false;
+        if (stage_error(st)) {
+                *ret_keep = attach(fs, st) == 0;
+                return *ret_keep ? 0 : stage_salvage(st, fs->lost_dir);
+        }
+        if (!fo->sealed) {
+                lock_take(&st->io);
+                int r = stage_seal(st);
+                lock_drop(&st->io);
+                if (r == -EAGAIN) {
+                        /* no segment yet */
+                        r = segments_prepare(st->owner->segs, LOG_UNIT);
+                        lock_take(&st->io);
+                        if (r == 0)
+                                r = stage_seal(st);
+                        lock_drop(&st->io);
+                }
+                if (r < 0)
+                        return r;
+                fo->sealed = true;
+        }
+        struct stage_identity id = { .ino = stage_ino(st), .gen = st->gen, .node = st->head.node, .parent = st->head.parent, .base_version = st->head.base_version,
+                                     .mode = st->head.mode, .mtime_ns = st->mtime_ns, .size = stage_size(st) };
+        memcpy(id.name, st->head.name, sizeof id.name);
+        enum recover_result how;
+        int r = tree_recover_stage(fs->c->tree, &id, &how);
+        if (r < 0)
+                return r;
+        log_info("cache recover gen=%" PRIu64 " ino=%" PRIu64 " result=%d", st->gen, id.ino, (int)how);
+        if (how == RECOVER_COMMITTED)
+                return 0;
+        *ret_recovered = how != RECOVER_KNOWN;
+        if (id.ino != stage_ino(st)) {
+                for (struct stage *x = st; x; x = x->below) {
+                        atomic_store(&x->ino, id.ino);
+                        LOCK_SCOPE(&x->io);
+                        x->head.ino = id.ino;
+                        x->head.node = id.node;
+                        uint8_t b[STAGE_HEADER_BYTES];
+                        stage_header_encode(&x->head, b);
+                        r = stage_note(x, LOG_REASSIGN, 0, 0, 0, 0, b, sizeof b);
+                        if (r < 0)
+                                log_warn("cache recover gen=%" PRIu64 " reassign_note error=%s", x->gen, err_name(r));
+                }
+        }
+        for (struct stage *x = st; x; x = x->below) {
+                LOCK_SCOPE(&x->lock);
+                x->queued = true;
+        }
+        r = attach(fs, st);
+        *ret_keep = r == 0;
+        return r;
+}
+
+static int drop_rows_without_stage(struct files *fs, unsigned *ret_dropped) {
+        _cleanup_arena_ struct arena *a = NULL;
+        int r = arena_new(256u << 20, &a);
+        if (r < 0)
+                return r;
+        _cleanup_free_ struct outbox_item *items = calloc(OUTBOX_LOOK, sizeof *items);
+        if (!items)
+                return -ENOMEM;
+        size_t n = 0;
+        r = outbox_list(fs->c->tree, a, false, items, OUTBOX_LOOK, &n);
+        for (size_t i = 0; r == 0 && i < n; i++) {
+                struct stage *st;
+                if (!items[i].gen)
+                        continue;
+                if (stage_get(fs->c->stages, items[i].gen, &st) == 0) {
+                        stage_put(st);
+                        continue;
+                }
+                _cleanup_arena_ struct arena *b = NULL;
+                r = arena_new(16u << 20, &b);
+                if (r < 0)
+                        return r;
+                struct op_result res = { .op = items[i].op.id, .code = RES_STALE };
+                struct resolve how = { .kind = RESOLVE_DROP };
+                struct tree_applied applied = { 0 };
+                int k = tree_resolve(fs->c->tree, &res, &how, NULL, NULL, b, &applied);
+                log_warn("cache recover outbox_row gen=%" PRIu64 " ino=%" PRIu64 " without_stage dropped=%s", items[i].gen, items[i].ino, k < 0 ? err_name(k) : "yes");
+                if (k == 0)
+                        (*ret_dropped)++;
+        }
+        return r;
+}
+
+int files_recover(struct files *fs, struct stages_found *found, bool look, unsigned *ret_recovered, unsigned *ret_lost) {
+        if (found->n)
+                qsort(found->v, found->n, sizeof *found->v, by_ino_and_gen);
+        /* newest per node first: lower ones that it stands on are its layers */
+        size_t tops = 0;
+        for (size_t i = 0; i < found->n; i++) {
+                struct found_stage *fo = &found->v[i];
+                struct stage *st = fo->stage;
+                fo->keep = false;
+                bool held = false;
+                for (size_t k = i; !held && k > 0 && stage_ino(found->v[k - 1].stage) == stage_ino(st); k--)
+                        if (!found->v[k - 1].done && !found->v[k - 1].damaged)
+                                for (struct stage *x = found->v[k - 1].stage; x && !held; x = x->below)
+                                        held = x == st;
+                fo->top = !held && !fo->done && !fo->damaged && !fo->layer && !nothing_changed(st);
+                fo->held = held;
+                tops += fo->top;
+                if (fo->damaged) {
+                        (*ret_lost)++;
+                        int r = stage_salvage(st, fs->lost_dir);
+                        if (r < 0)
+                                log_error("cache recover gen=%" PRIu64 " salvage error=%s", st->gen, err_name(r));
+                }
+        }
+        (void)tops;
+        /* in the order in which they were written */
+        if (found->n)
+                qsort(found->v, found->n, sizeof *found->v, by_gen);
+        for (size_t i = 0; i < found->n; i++) {
+                struct found_stage *fo = &found->v[i];
+                bool recovered = false;
+                if (!fo->top)
+                        continue;
+                int r = match(fs, fo, &fo->keep, &recovered);
+                if (r < 0)
+                        return r;
+                *ret_recovered += recovered;
+        }
+        /* what nobody keeps goes: after the next sync */
+        for (size_t i = 0; i < found->n; i++) {
+                struct stage *st = found->v[i].stage;
+                bool kept = false;
+                for (size_t k = i; !kept && k < found->n; k++)
+                        if (found->v[k].keep)
+                                for (struct stage *x = found->v[k].stage; x && !kept; x = x->below)
+                                        kept = x == st;
+                if (!kept)
+                        files_discard(fs, stage_ref(st));
+        }
+        return look ? drop_rows_without_stage(fs, ret_lost) : 0;
+}
+
+/* ---- open, close ---- */
+
+static void raise_descriptors(void) {
+        struct rlimit l;
+        if (getrlimit(RLIMIT_NOFILE, &l) == 0 && l.rlim_cur < l.rlim_max) {
+                l.rlim_cur = l.rlim_max; /* a large stage keeps one open */
+                (void)setrlimit(RLIMIT_NOFILE, &l);
+        }
+}
+
+int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_note, size_t n) {
+        struct cache *c = calloc(1, sizeof *c);
+        if (!c)
+                return -ENOMEM;
+        bool fresh_boot = false, tree_lost = false;
+        char boot[37] = "";
+        unsigned recovered = 0, lost = 0;
+        c->clock = cfg->clock;
+        c->rng = cfg->rng;
+        c->counters = cfg->counters;
+        if (n)
+                ret_note[0] = 0;
+        raise_descriptors();
+        int r = files_new(c, cfg, &c->files);
+        if (r == 0)
+                r = mkdir_p(cfg->dir, 0700);
+        _cleanup_free_ char *lock_path = path_join(cfg->dir, "lock"), *boot_path = path_join(cfg->dir, "boot");
+        if (r == 0 && (!lock_path || !boot_path))
+                r = -ENOMEM;
+        if (r == 0)
+                r = file_lock(lock_path, &c->files->lock_fd);
+        if (r == 0)
+                r = new_boot(cfg->dir, &fresh_boot, boot);
+        if (r == 0)
+                r = open_tree(c, cfg, &tree_lost);
+        if (r == 0) {
+                struct blobs_config bc = { .dir = cfg->dir, .limit_bytes = cfg->limit_bytes, .free_floor_bytes = cfg->free_floor_bytes, .clock = cfg->clock, .counters = cfg->counters,
+                                           .workers = cfg->workers, .new_boot = fresh_boot };
+                r = blobs_open(&bc, &c->blobs);
+        }
+        if (r == 0) {
+                c->files->dirty_limit = cfg->limit_bytes / 2;
+                struct stages_config sc = { .dir = cfg->dir, .blobs = c->blobs, .clock = cfg->clock, .counters = cfg->counters, .workers = cfg->workers,
+                                            .dirty_limit_bytes = cfg->limit_bytes / 2, .early_bytes = MIN(cfg->limit_bytes / 8, EARLY_BYTES_MAX) };
+                r = stages_open(&sc, cfg->rng, &c->stages);
+        }
+        if (r == 0) {
+                /* never one that was used before, even if the tree and all stages are lost */
+                stages_gen_above(c->stages, (uint64_t)(clock_real_ns(cfg->clock) / 1000));
+                stages_set_kick(c->stages, files_dirty, c->files);
+                blobs_on_room(c->blobs, files_room, c->files);
+                outbox_set_open_check(c->tree, open_for_write, c);
+                struct stages_found found;
+                r = stages_recover(c->stages, fresh_boot, c->files->lost_dir, &found);
+                if (r == 0) {
+                        lost = found.lost;
+                        r = files_recover(c->files, &found, true, &recovered, &lost);
+                        stages_found_free(&found);
+                }
+        }
+        if (r == 0)
+                r = files_flush(c->files); /* what was found is durable before anything builds on it */
+        if (r == 0 && fresh_boot)
+                r = file_replace(boot_path, boot, 36, 0600);
+        if (r == 0)
+                r = files_start(c->files);
+        if (r < 0) {
+                cache_close(c);
+                return r;
+        }
+        if (n && (recovered || lost || tree_lost))
+                (void)snprintf(ret_note, n, "recovered %u unsaved file%s%s%s", recovered, recovered == 1 ? "" : "s", lost ? ", damaged or unmatched data kept in lost+found" : "",
+                               tree_lost ? ", the tree file was damaged and is loaded again" : "");
+        *ret = c;
+        return 0;
+}
+
+static void freeze_all(struct cache *c) {
+        struct files *fs = c->files;
+        for (uint64_t round = 0; round < UINT32_MAX; round++) {
+                lock_take(&fs->lock);
+                struct file *f = fs->open_first;
+                while (f && f->closing)
+                        f = f->open_next;
+                if (f) {
+                        f->refs++;
+                        f->closing = true;
+                }
+                lock_drop(&fs->lock);
+                if (!f)
+                        return;
+                uint64_t gen;
+                lock_take(&f->lock);
+                int r = file_seal(f, &gen);
+                lock_drop(&f->lock);
+                if (r < 0)
+                        log_warn("cache close ino=%" PRIu64 " error=%s", file_ino(f), err_name(r));
+                file_put(f);
+        }
+}
+
+void cache_close(struct cache *c) {
+        if (!c)
+                return;
+        struct files *fs = c->files;
+        if (fs && fs->running) {
+                freeze_all(c);
+                files_stop(fs);
+                int r = files_flush(fs);
+                if (r < 0)
+                        log_error("cache close sync error=%s", err_name(r));
+        }
+        if (fs) {
+                lock_take(&fs->lock);
+                while (fs->jobs > 0)
+                        cond_wait(&fs->idle, &fs->lock);
+                struct retire *re = steal_ptr(fs->retire_first);
+                fs->retire_last = NULL;
+                struct stage *st = steal_ptr(fs->discard);
+                lock_drop(&fs->lock);
+                /* what is left in the lists is found again at the next start */
+                while (re) {
+                        struct retire *next = re->next;
+                        stage_put(re->stage);
+                        free(re);
+                        re = next;
+                }
+                while (st) {
+                        struct stage *next = st->chain;
+                        stage_put(st);
+                        st = next;
+                }
+        }
+        if (c->blobs) {
+                int r = blobs_sync(c->blobs);
+                if (r < 0)
+                        log_warn("cache close blobs error=%s", err_name(r));
+        }
+        int lock_fd = fs ? steal_fd(&fs->lock_fd) : -1;
+        files_free(fs); /* the last references to stages */
+        stages_close(c->stages);
+        blobs_close(c->blobs);
+        tree_close(c->tree);
+        if (lock_fd >= 0)
+                (void)close(lock_fd);
+        free(c);
+}
+
+void cache_set_source(struct cache *c, struct source *s) {
+        blobs_set_source(c->blobs, s);
+}
+
+void cache_set_listener(struct cache *c, struct listener *l) {
+        struct files *fs = c->files;
+        assert(fs->n_listeners < LISTENERS_MAX);
+        fs->listener[fs->n_listeners++] = l;
+        tree_add_listener(c->tree, l);
+}

@@ -20,6 +20,7 @@ struct file {
         unsigned refs;                /* fs->lock: handles, and calls under way */
         unsigned handles, writers;    /* fs->lock */
         bool layered, has_open;       /* fs->lock: top != NULL; top is open */
+        bool closing;                 /* fs->lock: cache_close has seen it */
         bool unqueued;                /* fs->lock: tree_content failed, to be tried again */
         bool recheck;                 /* fs->lock: a generation of it was dropped: look at the row when no handle is left */
         struct lock lock;             /* RANK_FILE: below; held over SQL, never over fsync */
@@ -90,4 +91,5 @@ int files_flush(struct files *fs) _must_check_;
 bool files_room_now(struct files *fs, uint64_t n);
 /* file_commit.c */
 void files_retire(struct files *fs, struct retire *last); /* hands the list up to last to the workers; after a sync */
-int files_recover(struct files *fs, struct stages_found *found, bool tree_lost, unsigned *ret_recovered) _must_check_;
+/* cache.c. look: compare the outbox with the stages too. Adds to the counts. */
+int files_recover(struct files *fs, struct stages_found *found, bool look, unsigned *ret_recovered, unsigned *ret_lost) _must_check_;

@@ -169,13 +169,14 @@ void piece_end(struct piece *p);
 struct blob *stage_base_blob(struct stage *st, int *ret_err); /* reference, or NULL */
 /* ---- stage_early.c ---- */
 void early_touch(struct stage *st, uint64_t off, uint64_t end); /* lock held */
+int early_known(struct stage *st, uint64_t off, const struct blockref *ref) _must_check_; /* recovery: a sent block. lock held */
 void stage_punch_sent(struct stage *st);                        /* blocks that the server holds leave the disk. No lock held */
 struct sent_block *stage_sent_block(struct stage *st, const struct digest *hash, uint32_t bytes); /* lock held; NULL: no memory */
 /* ---- stage_chunk.c ---- */
 /* The block that begins at off in the view, if it is known and intact. ret_sent: the server has it. */
 bool stage_known_block(struct stage *st, uint64_t off, struct blockref *ret, bool *ret_sent);
 /* ---- stage_recover.c ---- */
-struct found_stage { struct stage *stage; bool sealed, layer, done, damaged, incomplete; };
+struct found_stage { struct stage *stage; bool sealed, layer, done, damaged, incomplete; bool top, held, keep; /* cache.c's */ };
 struct stages_found { struct found_stage *v; size_t n, room; unsigned lost; };
 int stages_recover(struct stages *s, bool new_boot, const char *lost_dir, struct stages_found *ret) _must_check_;
 void stages_found_free(struct stages_found *f);

@@ -70,6 +70,13 @@ static int known_add_locked(struct stage *st, uint64_t off, const struct blockre
         return 0;
 }
 
+int early_known(struct stage *st, uint64_t off, const struct blockref *ref) {
+        int r = known_add_locked(st, off, ref, true);
+        if (r == 0)
+                st->known[known_lower(st, off)].off_disk = true;
+        return r;
+}
+
 struct sent_block *stage_sent_block(struct stage *st, const struct digest *hash, uint32_t bytes) {
         if (st->n_sent_blocks > 0) {
                 struct sent_block *last = st->sent_blocks[st->n_sent_blocks - 1];

@@ -229,6 +229,7 @@ bool segment_is_synced(struct segment *seg, uint64_t pos) {
         return pos < seg->synced;
 }
 
+/* The newest one before below_order that has records behind its last mark. */
 static struct segment *unsynced_locked(struct segments *s, uint64_t below_order) {
         struct segment *best = NULL;
         for (struct segment *g = s->all; g; g = g->next)
@@ -336,4 +337,15 @@ int segments_found(struct segments *s, uint32_t number, int fd, const struct slo
                 s->number = number + 1;
         *ret = seg;
         return 0;
+}
+
+void segments_found_end(struct segment *seg, uint64_t end, uint64_t synced) {
+        LOCK_SCOPE(&seg->owner->lock);
+        seg->end = end;
+        seg->synced = synced;
+        seg->marked = 0; /* synced again once: after a kill the page cache may still hold some of it */
+}
+
+uint64_t segments_each(const struct segments *s) {
+        return s->cfg.segment_bytes;
 }

@@ -44,4 +44,7 @@ int segments_sync(struct segments *s) _must_check_;
 void segments_tidy(struct segments *s);
 /* Recovery: a segment file as found, already full. Holds one reference for the caller. fd is taken over. */
 int segments_found(struct segments *s, uint32_t number, int fd, const struct slog_file *f, uint64_t end, struct segment **ret) _must_check_;
+/* After its scan: where its records end, and what its last sync mark says. */
+void segments_found_end(struct segment *seg, uint64_t end, uint64_t synced);
+uint64_t segments_each(const struct segments *s);                /* bytes that one is charged with */
 uint64_t segments_bytes(struct segments *s);                     /* on disk */
