@@ -142,7 +142,7 @@ struct meta_batch {
         /* Reads list pages of contents with depth > 0, by hash; called on this thread, outside transactions, only for pages that the subject may read. NULL if no
          * such content can come (then BLOCKS_MISSING names the root). The page's bytes need to live until the next call only. */
         struct page_get *pages;
-        /* out: n_ops results, in the arena with all that they point to */
+        /* out: n_ops results, in the arena with all that they point to (rows just written borrow strings from ops) */
         struct arena *arena;            /* given; 16 MiB is good for a batch */
         struct op_result *results;
 };
@@ -187,7 +187,7 @@ struct meta_event { uint64_t seq; const void *bytes; size_t n; };
 int meta_events(struct meta *m, uint64_t ws, const struct cursor *after, size_t max_events, size_t max_bytes, struct arena *a,
                 struct meta_event **ret, size_t *ret_n, struct cursor *ret_upto, struct meta_workspace *ret_ws) _must_check_;
 
-/* Rows are given one by one; a row lives until the sink returns. The sink returns 0 to go on, 1 "the page is full, this row is not in it", -errno to fail. */
+/* Rows are given one by one, inside the read transaction: a sink calls nothing of meta. A row lives until the sink returns. The sink returns 0 to go on, 1 "the page is full, this row is not in it", -errno to fail. */
 struct meta_sink {
         int (*node)(struct meta_sink *s, const struct node_row *row);
         int (*entry)(struct meta_sink *s, const struct entry_row *row);

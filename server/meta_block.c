@@ -60,7 +60,7 @@ static int uploader(struct txn *t, const struct meta_subject *subject, uint64_t 
 static int claim_put(struct txn *t, uint64_t ws, uint64_t account, const struct digest *hash, uint32_t raw, const struct id *session) {
         return sql_run(t->db,
                        "INSERT INTO claim(workspace, account, hash, raw, session, expires_ns) VALUES(?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT(workspace, account, hash) DO UPDATE"
-                       " SET raw = max(claim.raw, excluded.raw), session = coalesce(excluded.session, claim.session), expires_ns = excluded.expires_ns",
+                       " SET raw = CASE WHEN claim.raw > excluded.raw THEN claim.raw ELSE excluded.raw END, session = coalesce(excluded.session, claim.session), expires_ns = excluded.expires_ns",
                        "iidibi", (int64_t)ws, (int64_t)account, hash, (int64_t)raw, (const void *)session, (size_t)ID_BYTES, t->now_ns + META_CLAIM_S * S_NS);
 }
 

@@ -318,7 +318,7 @@ int content_apply(struct opx *x) {
                 if (r == 0 && run->state == RUN_CLAIMED)
                         r = sql_run(x->db, "DELETE FROM claim WHERE workspace = ?1 AND account = ?2 AND hash = ?3", "iid", (int64_t)x->s->ws, (int64_t)x->subject->account, &run->hash);
                 if (r == 0)
-                        r = sql_run(x->db, "INSERT INTO block_ref(workspace, hash, refs, raw) VALUES(?1, ?2, 1, ?3) ON CONFLICT(workspace, hash) DO UPDATE SET refs = refs + 1", "idi",
+                        r = sql_run(x->db, "INSERT INTO block_ref(workspace, hash, refs, raw) VALUES(?1, ?2, 1, ?3) ON CONFLICT(workspace, hash) DO UPDATE SET refs = block_ref.refs + 1", "idi",
                                     (int64_t)x->s->ws, &run->hash, (int64_t)run->raw);
                 if (r < 0)
                         return r;

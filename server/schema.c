@@ -90,9 +90,11 @@ int schema_open(struct sql *db) {
                 sql_reset(db, st);
                 if (version > META_SCHEMA_VERSION)
                         return -EPROTONOSUPPORT;
-                return version == META_SCHEMA_VERSION ? 0 : -EBADMSG;
+                return version == META_SCHEMA_VERSION ? db->ops->start(db) : -EBADMSG;
         }
-        r = sql_begin(db, true);
+        r = db->ops->start(db);
+        if (r == 0)
+                r = sql_begin(db, true);
         if (r < 0)
                 return r;
         r = db->ops->exec(db, schema_1);

@@ -18,6 +18,7 @@ struct sql;
 struct sql_stmt;
 
 struct sql_ops {
+        int (*start)(struct sql *db);                                         /* a writer, once its format is accepted: until then nothing is changed, not even on close */
         int (*exec)(struct sql *db, const char *script);                      /* several statements, no rows */
         int (*prepare)(struct sql *db, const char *text, struct sql_stmt **ret);
         void (*finalize)(struct sql_stmt *st);
@@ -44,7 +45,7 @@ struct sql {
         struct { const char *text; struct sql_stmt *st; } cache[SQL_CACHE];
 };
 
-/* SQLite. path ":memory:" or a file; vfs NULL = the default. The writer makes the file if absent, sets WAL, synchronous=FULL and mmap_size=0; it must be
+/* SQLite. path ":memory:" or a file; vfs NULL = the default. The writer makes the file if absent; start() sets WAL, synchronous=FULL; it must be
  * opened first and closed last. Readers never write or checkpoint. clock is the database's clock. */
 int sql_sqlite_open(const char *path, const char *vfs, bool writer, struct clock *clock, struct sql **ret) _must_check_;
 void sql_close(struct sql *db);

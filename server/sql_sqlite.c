@@ -138,8 +138,13 @@ static void op_close(struct sql *db) {
         free(up(db));
 }
 
+static int op_start(struct sql *db) {
+        int r = fail(up(db), sqlite3_db_config(up(db)->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0, NULL));
+        return r < 0 ? r : op_exec(db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=4000; PRAGMA journal_size_limit=67108864;");
+}
+
 static const struct sql_ops sqlite_ops = {
-        .exec = op_exec, .prepare = op_prepare, .finalize = op_finalize, .bind_int = op_bind_int, .bind_blob = op_bind_blob, .bind_text = op_bind_text,
+        .start = op_start, .exec = op_exec, .prepare = op_prepare, .finalize = op_finalize, .bind_int = op_bind_int, .bind_blob = op_bind_blob, .bind_text = op_bind_text,
         .step = op_step, .reset = op_reset, .col_int = op_col_int, .col_blob = op_col_blob, .col_text = op_col_text, .begin = op_begin,
         .commit = op_commit, .rollback = op_rollback, .now_ns = op_now_ns, .tables = op_tables, .changes = op_changes, .close = op_close,
 };
@@ -155,11 +160,10 @@ int sql_sqlite_open(const char *path, const char *vfs, bool writer, struct clock
         int r = fail(q, rc);
         if (r == 0) {
                 (void)sqlite3_busy_timeout(q->db, 5000);
-                r = op_exec(&q->sql, writer ? "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA mmap_size=0; PRAGMA foreign_keys=OFF;"
-                                              "PRAGMA cache_size=-65536; PRAGMA temp_store=MEMORY; PRAGMA wal_autocheckpoint=4000; PRAGMA journal_size_limit=67108864;"
+                r = op_exec(&q->sql, writer ? "PRAGMA synchronous=FULL; PRAGMA mmap_size=0; PRAGMA cache_size=-65536; PRAGMA temp_store=MEMORY;"
                                             : "PRAGMA query_only=1; PRAGMA mmap_size=0; PRAGMA cache_size=-16384; PRAGMA temp_store=MEMORY; PRAGMA wal_autocheckpoint=0;");
         }
-        if (r == 0 && !writer)
+        if (r == 0)
                 r = fail(q, sqlite3_db_config(q->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL));
         if (r < 0) {
                 (void)sqlite3_close(q->db);

@@ -197,6 +197,17 @@ static int64_t pragma_of(const char *path, const char *sql) {
         return v;
 }
 
+static struct digest file_digest(const char *path) {
+        static uint8_t all[1 << 20];
+        FILE *f = fopen(path, "r");
+        assert_non_null(f);
+        size_t n = fread(all, 1, sizeof all, f);
+        fclose(f);
+        struct digest d;
+        sha256(all, n, &d);
+        return d;
+}
+
 static void schema_versions(void **state) {
         struct kit k;
         char why[200] = "";
@@ -215,7 +226,10 @@ static void schema_versions(void **state) {
         char other[128];
         (void)snprintf(other, sizeof other, "%s/other.db", k.dir);
         (void)pragma_of(other, "CREATE TABLE theirs(x)");
+        struct digest was = file_digest(other);
         assert_int_equal(open_file(&k, other, why, sizeof why), -EBADMSG);
+        struct digest is = file_digest(other);
+        assert_memory_equal(&was, &is, sizeof is); /* somebody else's database stays as it is */
         (void)snprintf(other, sizeof other, "%s/junk.db", k.dir);
         FILE *f = fopen(other, "w");
         for (int i = 0; i < 1000; i++)

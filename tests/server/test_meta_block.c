@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include "base/chunk.h"
+#include "meta_int.h"
 #include "test_meta_kit.h"
 
 #define DAY_MS (86400ll * 1000)
@@ -227,6 +228,18 @@ static int64_t now_us(void) {
         return t.tv_sec * 1000000ll + t.tv_nsec / 1000;
 }
 
+static int64_t refs_of(struct kit *k, unsigned block) {
+        struct sql *db;
+        struct sql_stmt *st;
+        struct digest hash = block_hash(block);
+        assert_int_equal(view_begin(k->m, &db), 0);
+        assert_int_equal(sql_first(db, &st, "SELECT refs FROM block_ref WHERE workspace = ?1 AND hash = ?2", "id", (int64_t)k->ws, &hash), 1);
+        int64_t refs = sql_int(db, st, 0);
+        sql_reset(db, st);
+        view_end(k->m, db);
+        return refs;
+}
+
 static void deep_contents(void **state) {
         struct kit k;
         kit_open(&k);
@@ -294,6 +307,10 @@ static void deep_contents(void **state) {
         assert_int_equal(res.code, RES_OK);
         assert_true(content_equal(&res.node.content, &c));
         assert_true(id_equal(&res.replaced_version, &small.id));
+        assert_int_equal(refs_of(&k, 0), 2);    /* versions 1-2, 6 */
+        assert_int_equal(refs_of(&k, 15), 2);   /* 1-3, 6 */
+        assert_int_equal(refs_of(&k, 100), 2);  /* 1-4, 6 */
+        assert_int_equal(refs_of(&k, 4096), 1); /* 2 */
         struct meta_version *versions;
         size_t n;
         assert_int_equal(meta_versions(k.m, k.ws, &f.node, 100, k.a, &versions, &n), 0);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_meta_log.c: the event log as a client sees it. A random stream of operations (seed printed) is replayed event by event into a model of a client that
  * applies rows and knows nothing else: after every event the model must be a valid tree (every parent live, no name twice, directories with one name, no
- * cycle), seq must be dense, and at the end the model equals the snapshot. Then cursors: marks, epochs, the horizon; limits; pages. */
+ * cycle), seq must be dense, and at the end the model equals the snapshot. Models kept from the way equal the tree as of their moment, read from the history tables. Then cursors: marks, epochs, the horizon; limits; pages. */
 #include <stdlib.h>
 
+#include "meta_int.h"
 #include "test_meta_kit.h"
 
 #define NODES_MAX 4000u
@@ -113,7 +114,7 @@ static struct op random_op(struct kit *k, struct model *m, char name[16]) {
         struct rng *r = &k->rng.rng;
         struct mname *w = any_name(k, m), *w2 = any_name(k, m);
         (void)snprintf(name, 16, "n%u", (unsigned)rng_below(r, 8));
-        unsigned kind = w ? (unsigned)rng_below(r, 12) : 0;
+        unsigned kind = w ? (unsigned)rng_below(r, 14) : 0;
         char text[16];
         struct op op;
         switch (kind) {
@@ -138,6 +139,15 @@ static struct op random_op(struct kit *k, struct model *m, char name[16]) {
                 op.replaced_version = node_of(m, &w2->node)->version;
                 op.replaced_placement = w2->placement;
                 op.flags = rng_below(r, 3) ? 0 : OPF_EXCHANGE;
+                break;
+        case 11:
+                op = op_content(k, w->node, node_of(m, &w->node)->version, kit_block(k, &k->ann, k->ws, any_text(k, text)));
+                op.kind = OP_REPLACE;
+                op.source = w2->node;
+                op.parent = w2->parent, op.name = w2->name, op.name_bytes = strlen(w2->name), op.placement = w2->placement;
+                break;
+        case 12:
+                op = (struct op){ .id = kit_id(k), .kind = OP_ATTR, .node = w->node, .attr_mask = ATTR_MODE, .attrs = { .mode = (uint32_t)rng_below(r, 512) } };
                 break;
         case 10:
                 op = op_rename(k, w->node, w->parent, w->name, w->placement, any_dir(k, m), name);
@@ -244,6 +254,73 @@ static void snapshot(struct kit *k, struct model *m, size_t limit, size_t full_a
         *ret_end = page.upto;
 }
 
+/* The tree as of seq, from the rows of today and of the past. */
+static void tree_at(struct kit *k, uint64_t seq, struct model *m) {
+        struct sql *db;
+        struct sql_stmt *st;
+        assert_int_equal(view_begin(k->m, &db), 0);
+        assert_int_equal(sql_stmt(db, &st, "SELECT " NODE_COLUMNS " FROM node WHERE workspace = ?1 AND seq <= ?2 UNION ALL SELECT " NODE_COLUMNS
+                                  " FROM revision WHERE workspace = ?1 AND seq <= ?2 AND until_seq > ?2", "ii", (int64_t)k->ws, (int64_t)seq), 0);
+        while (sql_step(db, st) > 0) {
+                struct node_row row;
+                assert_int_equal(node_from(db, st, k->a, &row), 0);
+                apply_node(m, &row);
+        }
+        sql_reset(db, st);
+        assert_int_equal(sql_stmt(db, &st, "SELECT " ENTRY_COLUMNS " FROM entry WHERE workspace = ?1 AND seq <= ?2 UNION ALL SELECT " ENTRY_COLUMNS
+                                  " FROM entry_past WHERE workspace = ?1 AND seq <= ?2 AND until_seq > ?2", "ii", (int64_t)k->ws, (int64_t)seq), 0);
+        while (sql_step(db, st) > 0) {
+                struct entry_row e;
+                assert_int_equal(entry_from(db, st, k->a, &e), 0);
+                apply_entry(m, &e);
+        }
+        sql_reset(db, st);
+        view_end(k->m, db);
+}
+
+/* References to blocks are counted as the schema says: one for each run of versions of a node that hold the block. */
+static void check_references(struct kit *k) {
+        struct sql *db;
+        struct sql_stmt *st;
+        struct { struct digest hash; uint64_t runs, bytes; } seen[32];
+        size_t n = 0;
+        struct node_row row, last = { .id = { { 0 } } };
+        assert_int_equal(view_begin(k->m, &db), 0);
+        assert_int_equal(sql_stmt(db, &st, "SELECT " NODE_COLUMNS " FROM node WHERE workspace = ?1 AND kind = 1 UNION ALL SELECT " NODE_COLUMNS
+                                  " FROM revision WHERE workspace = ?1 AND kind = 1 ORDER BY id, seq", "i", (int64_t)k->ws), 0);
+        while (sql_step(db, st) > 0) {
+                assert_int_equal(node_from(db, st, k->a, &row), 0);
+                bool runs_on = id_equal(&row.id, &last.id) && digest_equal(&row.content.root, &last.content.root);
+                last = row;
+                if (runs_on || row.content.size == 0)
+                        continue;
+                size_t i = 0;
+                while (i < n && !digest_equal(&seen[i].hash, &row.content.root))
+                        i++;
+                assert_true(i < ARRAY_SIZE(seen));
+                if (i == n)
+                        seen[n++].runs = 0;
+                seen[i].hash = row.content.root;
+                seen[i].bytes = row.content.size;
+                seen[i].runs++;
+        }
+        sql_reset(db, st);
+        uint64_t used = 0;
+        for (size_t i = 0; i < n; i++) {
+                assert_int_equal(sql_first(db, &st, "SELECT refs FROM block_ref WHERE workspace = ?1 AND hash = ?2", "id", (int64_t)k->ws, &seen[i].hash), 1);
+                assert_int_equal(sql_int(db, st, 0), seen[i].runs);
+                sql_reset(db, st);
+                used += seen[i].bytes;
+        }
+        assert_int_equal(sql_first(db, &st, "SELECT count(*) FROM block_ref", ""), 1);
+        assert_int_equal(sql_int(db, st, 0), n);
+        sql_reset(db, st);
+        view_end(k->m, db);
+        struct meta_workspace w;
+        assert_int_equal(meta_access(k->m, NULL, "w", ROLE_NONE, &w), 0);
+        assert_int_equal(w.used_bytes, used);
+}
+
 static void random_log(void **state) {
         struct kit k;
         kit_open(&k);
@@ -258,6 +335,7 @@ static void random_log(void **state) {
         struct model *m = calloc(1, sizeof *m), *s = calloc(1, sizeof *s);
         assert_true(m && s);
         struct cursor at = { .epoch = k.epoch }, first, end;
+        struct { struct model *m; uint64_t seq; } kept[4] = { { NULL, 0 } };
         struct change root = node_now(&k, id_root);
         apply_node(m, &root.node);
         unsigned codes[32] = { 0 };
@@ -279,8 +357,15 @@ static void random_log(void **state) {
                 }
                 if (rng_below(&k.rng.rng, 3) == 0)
                         (void)follow(&k, &at, m, 1 + (size_t)rng_below(&k.rng.rng, 5));
+                if (i % (ops / 4) == ops / 8) {
+                        kept[i / (ops / 4)].m = malloc(sizeof *m);
+                        assert_non_null(kept[i / (ops / 4)].m);
+                        memcpy(kept[i / (ops / 4)].m, m, sizeof *m);
+                        kept[i / (ops / 4)].seq = at.seq;
+                }
         }
         (void)follow(&k, &at, m, 100);
+        check_references(&k);
         assert_int_equal(at.seq, accepted);
         for (int i = 0; i < 20; i++)
                 if (codes[i])
@@ -290,6 +375,12 @@ static void random_log(void **state) {
         assert_int_equal(end.seq, at.seq);
         assert_memory_equal(end.mark, at.mark, 8);
         assert_same(m, s);
+        for (size_t i = 0; i < ARRAY_SIZE(kept); i++) {
+                memset(s, 0, sizeof *s);
+                tree_at(&k, kept[i].seq, s);
+                assert_same(kept[i].m, s);
+                free(kept[i].m);
+        }
         struct meta_workspace w;
         assert_int_equal(meta_access(k.m, NULL, "w", ROLE_NONE, &w), 0);
         size_t live = 0;

@@ -315,6 +315,28 @@ static void links_and_unlink(void **state) {
         kit_close(&k);
 }
 
+static void many_links(void **state) {
+        struct kit k;
+        kit_open(&k);
+        struct op f = op_file(&k, id_root, "f", content_empty);
+        expect(&k, &f, RES_OK);
+        struct op *ops = calloc(META_LINKS_MAX, sizeof *ops);
+        char (*names)[16] = calloc(META_LINKS_MAX, sizeof *names);
+        for (unsigned i = 0; i < META_LINKS_MAX; i++) {
+                (void)snprintf(names[i], sizeof names[i], "l%u", i);
+                ops[i] = op_link(&k, f.node, id_root, names[i]);
+        }
+        struct meta_batch b = { .subject = &k.ann, .ws = k.ws, .ops = ops, .n_ops = META_LINKS_MAX, .arena = k.a };
+        assert_int_equal(meta_commit(k.m, &b), 0);
+        for (unsigned i = 0; i + 1 < META_LINKS_MAX; i++)
+                assert_int_equal(b.results[i].code, RES_OK);
+        assert_int_equal(b.results[META_LINKS_MAX - 1].code, RES_TOO_LARGE);
+        assert_int_equal(node_now(&k, f.node).n_entries, META_LINKS_MAX);
+        free(names);
+        free(ops);
+        kit_close(&k);
+}
+
 static void renames(void **state) {
         struct kit k;
         kit_open(&k);
@@ -580,7 +602,7 @@ static void rights_and_quota(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(create_all_kinds), cmocka_unit_test(create_refused), cmocka_unit_test(replay_and_reuse), cmocka_unit_test(after_and_batch), cmocka_unit_test(content_bases), cmocka_unit_test(attributes), cmocka_unit_test(links_and_unlink), cmocka_unit_test(renames), cmocka_unit_test(atomic_save), cmocka_unit_test(merges), cmocka_unit_test(revival), cmocka_unit_test(rights_and_quota),
+                cmocka_unit_test(create_all_kinds), cmocka_unit_test(create_refused), cmocka_unit_test(replay_and_reuse), cmocka_unit_test(after_and_batch), cmocka_unit_test(content_bases), cmocka_unit_test(attributes), cmocka_unit_test(links_and_unlink), cmocka_unit_test(many_links), cmocka_unit_test(renames), cmocka_unit_test(atomic_save), cmocka_unit_test(merges), cmocka_unit_test(revival), cmocka_unit_test(rights_and_quota),
         };
         return kit_main(tests, ARRAY_SIZE(tests));
 }
