@@ -154,7 +154,8 @@ static void on_log(void *cls, const char *fmt, va_list args) {
 static int listen_split(const char *text, char host[256], const char **ret_port, bool *ret_v6) {
         const char *colon = strrchr(text, ':'), *end;
 
-        if (!colon || !colon[1] || strspn(colon + 1, "0123456789") != strlen(colon + 1) || strlen(colon + 1) > 5)
+        if (!colon || !colon[1] || strspn(colon + 1, "0123456789") != strlen(colon + 1) || strlen(colon + 1) > 5 ||
+            strtoul(colon + 1, NULL, 10) > 65535)
                 return -EINVAL;
         end = colon;
         *ret_v6 = *text == '[';
