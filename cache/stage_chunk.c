@@ -200,6 +200,7 @@ static int walk(struct stage *st, int64_t deadline_ms, struct blocklist *list, u
                         c.n -= drop;
                         c.off = pos + ref.bytes;
                 } else {
+                        sent = false;
                         r = cut_next(st, &c, size, deadline_ms, &ref);
                 }
                 if (r == 0 && list->n >= REFS_MAX)
