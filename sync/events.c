@@ -181,7 +181,6 @@ static int64_t apply(struct engine *e, int64_t now) {
         engine_committed(e, &applied);
         bool done = applied.n_done > 0;
         arena_free(a);
-        counter_add(e->c.counters, events_applied, n);
         v->cursor = upto;
         v->at += n;
         if (v->at == v->n) {
