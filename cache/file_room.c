@@ -244,6 +244,8 @@ static void *run(void *arg) {
 
 int files_start(struct files *fs) {
         fs->running = true;
+        if (fs->cfg.by_hand)
+                return 0;
         int r = thread_start(&fs->thread, "cache-flush", run, fs);
         if (r < 0)
                 fs->running = false;
@@ -257,7 +259,8 @@ void files_stop(struct files *fs) {
         fs->stop = true;
         cond_broadcast(&fs->work);
         lock_drop(&fs->lock);
-        (void)pthread_join(fs->thread, NULL);
+        if (!fs->cfg.by_hand)
+                (void)pthread_join(fs->thread, NULL);
         fs->running = false;
 }
 

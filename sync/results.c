@@ -34,6 +34,10 @@ static int do_resolve(struct engine *e, const struct outbox_item *item, const st
         if (how == RESOLVE_CONFLICT_COPY || how == RESOLVE_NEW_NAME)
                 counter_add(e->c.counters, conflicts, 1);
         int k = tree_resolve(e->c.cache->tree, r, &resolve, engine_is_open, e->c.cache, a, &applied);
+        if (k == -EINVAL) { /* the tree would lose something by it */
+                outbox_park_item(e, &r->op, EINVAL, "refused by the server, and giving it up would lose data", 600000);
+                return 0;
+        }
         if (k < 0 && k != -ENOENT)
                 return k;
         if (u)

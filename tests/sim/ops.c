@@ -157,7 +157,7 @@ static struct tree_entry scratch_entries[256];
 
 static struct listing list(struct client *c, uint64_t dir) {
         struct listing l = { .e = scratch_entries, .room = ARRAY_SIZE(scratch_entries) };
-        (void)tree_list(c->cache->tree, dir, 0, collect, &l);
+        (void)!tree_list(c->cache->tree, dir, 0, collect, &l);
         return l;
 }
 
@@ -347,7 +347,7 @@ static int rename_to(struct client *c, uint64_t dir, const char *name, size_t k,
         uint64_t gen;
         struct node source;
         if (tree_lookup(c->cache->tree, dir, name, k, &source) >= 0 && source.kind == NODE_FILE)
-                (void)file_freeze(c->cache, source.ino, &gen);
+                (void)!file_freeze(c->cache, source.ino, &gen);
         bool over = tree_lookup(c->cache->tree, dir2, name2, k2, &target) >= 0 && target.ino != source.ino;
         struct text *lost = over && target.kind == NODE_FILE && target.nlink == 1 ? text_of_node(c, &target) : NULL;
         int r = tree_rename(c->cache->tree, dir, name, k, dir2, name2, k2, 0, is_kept, c->cache, &moved, &replaced);
@@ -394,7 +394,7 @@ static void op_link(struct client *c) {
         if (!random_entry(c, NODE_FILE, &dir, &e))
                 return;
         size_t k = random_name(c->w, false, name);
-        (void)file_freeze(c->cache, e.node.ino, &gen);
+        (void)!file_freeze(c->cache, e.node.ino, &gen);
         int r = tree_link(c->cache->tree, e.node.ino, random_dir(c), name, k, &n);
         trace(c->w, "%s link %s to %s: %s", c->name, e.name, name, r < 0 ? err_name(r) : "ok");
         unexpected(c, "link", r);
@@ -427,7 +427,7 @@ static void handle_close(struct client *c, struct handle *h) {
         }
         file_release(h->file, true);
         if (h->unlinked && !file_is_open(c->cache, h->ino))
-                (void)tree_forget(c->cache->tree, h->ino);
+                (void)!tree_forget(c->cache->tree, h->ino);
         else if (t && !c->crashing)
                 remember_gen(c, h->ino, t);
         if (t)

@@ -157,10 +157,10 @@ static int wait_quiet(struct world *w, const char *what) {
                 if (!c->up)
                         continue;
                 engine_status(c->engine, &status);
-                (void)outbox_totals(c->cache->tree, &totals);
-                (void)cache_totals(c->cache, &ct);
-                (void)tree_cursor(c->cache->tree, &cursor);
-                (void)net_server_seq(w, &seq);
+                (void)!outbox_totals(c->cache->tree, &totals);
+                (void)!cache_totals(c->cache, &ct);
+                (void)!tree_cursor(c->cache->tree, &cursor);
+                (void)!net_server_seq(w, &seq);
                 alone = status.loaded && status.state == CONN_ONLINE && !totals.items && !ct.pending_files && cursor.seq == seq;
                 if (alone)
                         continue;
@@ -189,7 +189,7 @@ int oracle_check(struct world *w) {
                 if (!c->up && client_up(c) < 0)
                         return -EIO;
                 op_close_all(c);
-                (void)outbox_unpark(c->cache->tree, &everything);
+                (void)!outbox_unpark(c->cache->tree, &everything);
                 engine_nudge(c->engine);
         }
         int r = wait_quiet(w, "healing");

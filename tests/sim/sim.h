@@ -67,7 +67,7 @@ struct client {
         struct counters counters;
         struct rng_seeded rng;
         bool connected, woken, up, crashing;
-        int64_t step_at;
+        int64_t step_at, flush_at;
         struct job *jobs, **jobs_end; size_t n_jobs;
         struct handle handles[HANDLES_MAX];
         struct gen_text *gens; size_t n_gens;

@@ -81,7 +81,7 @@ int client_up(struct client *c) {
         c->executor = (struct executor){ .submit = submit_job };
         net_transport(c);
         struct cache_config config = { .dir = c->dir, .limit_bytes = 256u << 20, .free_floor_bytes = 0, .uid = 1000, .gid = 1000, .clock = &w->clock.clock, .rng = &c->rng.rng,
-                                       .counters = &c->counters, .workers = &c->executor };
+                                       .counters = &c->counters, .by_hand = true };
         int r = cache_open(&config, &c->cache, note, sizeof note);
         if (r < 0)
                 return wrong(w, "%s: cache_open: %s", c->name, err_name(r));
@@ -94,6 +94,7 @@ int client_up(struct client *c) {
         cache_set_source(c->cache, engine_source(c->engine));
         cache_set_listener(c->cache, engine_listener(c->engine));
         c->step_at = w->clock.mono_ms;
+        c->flush_at = w->clock.mono_ms + 1000;
         c->woken = true;
         c->up = true;
         c->incarnation++;
@@ -221,7 +222,7 @@ static void disturb(struct world *w) {
                 bool crash = chance(w, 800);
                 w->crashes += crash;
                 if (client_down(c, crash) >= 0)
-                        (void)client_up(c);
+                        (void)!client_up(c);
         }
 }
 
@@ -235,7 +236,7 @@ static void do_operation(struct world *w) {
 }
 
 bool world_turn(struct world *w, int64_t until) {
-        enum { MAX_CHOICES = 512 };
+        enum { MAX_CHOICES = 600 };
         struct { int kind; struct client *client; struct message *message; size_t job; } choice[MAX_CHOICES];
         size_t n = 0;
         int64_t now = w->clock.mono_ms, next = until;
@@ -245,23 +246,29 @@ bool world_turn(struct world *w, int64_t until) {
                         choice[n++].kind = 0;
                 next = MIN(next, w->next_op_at);
         }
-        for (unsigned i = 0; i <= CLIENTS_MAX && n < MAX_CHOICES; i++) {
+        for (unsigned i = 0; i <= CLIENTS_MAX; i++) {
                 struct client *c = &w->clients[i];
                 if (!c->up)
                         continue;
+                if (c->flush_at <= now) {
+                        choice[n].kind = 4;
+                        choice[n++].client = c;
+                } else {
+                        next = MIN(next, c->flush_at);
+                }
                 if (c->woken || c->step_at <= now) {
                         choice[n].kind = 1;
                         choice[n++].client = c;
                 } else {
                         next = MIN(next, c->step_at);
                 }
-                for (size_t j = 0; j < c->n_jobs && n < MAX_CHOICES; j++) {
+                for (size_t j = 0; j < c->n_jobs && n < MAX_CHOICES - 100; j++) {
                         choice[n].kind = 2;
                         choice[n].job = j;
                         choice[n++].client = c;
                 }
         }
-        for (struct message *m = w->messages; m && n < MAX_CHOICES; m = m->next) {
+        for (struct message *m = w->messages; m && n < MAX_CHOICES - 1; m = m->next) {
                 if (net_due(w, m)) {
                         choice[n].kind = 3;
                         choice[n++].message = m;
@@ -287,6 +294,14 @@ bool world_turn(struct world *w, int64_t until) {
                 c->woken = false;
                 int64_t wait = engine_step(c->engine);
                 c->step_at = wait == INT64_MAX ? INT64_MAX : w->clock.mono_ms + wait;
+                break;
+        }
+        case 4: {
+                struct client *c = choice[k].client;
+                c->flush_at = now + 1000;
+                int r = cache_sync(c->cache);
+                if (r < 0)
+                        wrong(w, "%s: cache_sync: %s", c->name, err_name(r));
                 break;
         }
         case 2:
@@ -359,7 +374,7 @@ int world_open(struct world *w, uint64_t seed, bool verbose) {
 
 void world_close(struct world *w) {
         for (unsigned i = 0; i <= CLIENTS_MAX; i++) {
-                (void)client_down(&w->clients[i], false);
+                (void)!client_down(&w->clients[i], false);
                 free(w->clients[i].gens);
         }
         if (w->server)

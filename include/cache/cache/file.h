@@ -21,6 +21,8 @@ struct cache_config {
         struct clock *clock; struct rng *rng; struct counters *counters;
         struct executor *workers;
         bool read_only;
+        /* For simulations: the SQLite VFS of the tree (NULL: SQLite's own), and no flusher thread: what it does once a second is done by cache_sync, called by the owner. */
+        const char *tree_vfs; bool by_hand;
 };
 /* Locks, checks, opens all, recovers stages (unknown ones go to lost+found/ of the tree or dir; nothing is deleted), starts the 1 s flusher thread. A damaged tree file is moved
  * aside and rebuilt from stages. ret_note: one line for the user about what was recovered, or empty. */
