@@ -170,5 +170,7 @@ int blobs_adopt_file(struct blobs *b, const struct content *content, const struc
         }
         blob_mark_dirty(blob);
         blob_kick(blob);
+        if (room_over(&b->room)) /* the stage gave its room back first, and somebody took it */
+                (void)(blobs_make_room(b, 0, false) < 0);
         return 0;
 }

@@ -164,8 +164,10 @@ int blobs_sync(struct blobs *b) {
                         w = blob_index_commit(b->index);
                 else
                         blob_index_rollback(b->index);
-                if (w == 0)
+                if (w == 0) {
                         b->order_touches = touches;
+                        w = blob_index_trim(b->index);
+                }
                 if (r == 0)
                         r = w;
         }

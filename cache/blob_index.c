@@ -29,6 +29,7 @@
 
 #define SCHEMA_VERSION 1
 #define CHECKPOINT_PAGES 200u
+#define FREE_PAGES_MAX 256
 #define ORDER_CHUNK 4096u
 #define REF_BYTES 36u
 
@@ -314,6 +315,12 @@ int blob_index_begin(struct blob_index *ix) {
 
 int blob_index_commit(struct blob_index *ix) {
         return db_commit(ix->db);
+}
+
+int blob_index_trim(struct blob_index *ix) {
+        int64_t pages;
+        int r = db_int(ix->db, &pages, "PRAGMA freelist_count", "");
+        return r < 0 || pages < FREE_PAGES_MAX ? r : db_exec(ix->db, "PRAGMA incremental_vacuum(200)");
 }
 
 void blob_index_rollback(struct blob_index *ix) {

@@ -39,6 +39,8 @@ int blob_index_begin(struct blob_index *ix) _must_check_;
 int blob_index_save(struct blob_index *ix, const struct blob_row *row) _must_check_;
 int blob_index_remove(struct blob_index *ix, uint32_t id) _must_check_;
 int blob_index_commit(struct blob_index *ix) _must_check_;
+/* Gives free pages of the file back to the disk, if there are many. Outside a transaction. */
+int blob_index_trim(struct blob_index *ix) _must_check_;
 void blob_index_rollback(struct blob_index *ix);
 /* The LRU order, the first to go first. Save: inside a transaction. */
 int blob_index_save_order(struct blob_index *ix, const struct lru_block *order, const bool *is_protected, size_t n) _must_check_;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* blob_priv.h: what the files blob*.c share. blob.c has the table, blob_read.c reads and waiters, blob_fetch.c the source's side, blob_store.c blocks on disk,
+/* blob_priv.h: what the files blob*.c share. blob.c has the table, blob_open.c opening and closing, blob_read.c reads and waiters, blob_fetch.c the source's side, blob_store.c blocks on disk,
  * blob_evict.c room, index writes and scrub, blob_adopt.c contents that come from stages.
  *
  * Locks, in rising rank: index (SQLite and everything that must not pass it), table (who is in memory), blob (one per blob: states, pins, waiters), wait (the waiting
@@ -31,6 +31,7 @@
 #define HELD_BYTES_MAX (UINT64_C(32) << 20)      /* blocks in memory: before their list is known, or when the disk has no room */
 #define DIRTY_BLOBS_MAX 256u                     /* rows in one index transaction, about */
 #define FLUSH_AFTER_MS 5000
+#define ORDER_EVERY_MS 60000
 #define REDRIVES_MAX 8
 
 /* One block. Transitions (L = under the blob's lock):
@@ -100,7 +101,8 @@ struct blobs {
 
         struct lock index_lock;
         struct blob_index *index;                 /* NULL after damage: nothing is remembered until the next open */
-        uint64_t order_touches;                   /* touches at the last save of the order */
+        uint64_t order_touches;                   /* touches at the last save of the order, */
+        int64_t order_at_ms;                      /* and when the next is due */
 
         struct lock table_lock;
         struct blob *by_content[TABLE_BUCKETS], *by_id[TABLE_BUCKETS];
@@ -132,6 +134,9 @@ struct blobs {
 
 /* ---- blob.c ---- */
 struct blob *blob_by_id(struct blobs *b, uint32_t id);         /* a reference, or NULL */
+int blob_new(struct blobs *b, const struct content *content, struct blob_row *row /* or NULL */, struct blob **ret) _must_check_; /* not in the table yet */
+void blob_free(struct blob *blob);                             /* not in the table any more */
+void blobs_forget_idle(struct blobs *b);
 struct blob *blob_if_known(struct blobs *b, const struct content *content); /* in memory or in the index; else NULL */
 void blob_mark_dirty(struct blob *blob);                       /* its row must be written; flushes when many wait. No lock of this layer held. */
 int blob_set_list_locked(struct blob *blob, struct blocklist *list) _must_check_; /* takes the list over */

@@ -14,7 +14,8 @@
  * blob_read_cancel and with no lock held.
  *
  * The waiting thread ("blob-wait") sleeps on a condition until the earliest deadline. It ends reads whose time is over, drives blobs that were kicked (a block came back
- * to life, a fetch failed and another may be made, the list became known), ends cancelled reads, and writes the index 5 s after something changed. A deadline does not
+ * to life, a fetch failed and another may be made, the list became known), ends cancelled reads, and writes the index 5 s after something changed (the LRU
+ * order once a minute). A deadline does not
  * cancel the fetch: on a slow link the next try must find what came meanwhile. An explicit cancel of the last reader does.
  *
  * Readahead: a read near the end of the one before doubles the blob's window (512 KiB to 8 MiB, at most 1/16 of the cache). A miss claims the window with it; a hit asks for what
@@ -473,7 +474,10 @@ static void *wait_run(void *arg) {
                 if (now >= b->flush_at_ms) {
                         b->flush_at_ms = INT64_MAX;
                         lock_drop(&b->wait_lock);
-                        (void)(blobs_flush(b) < 0); /* the next change tries again */
+                        bool order = now >= b->order_at_ms; /* this thread's alone */
+                        if (order)
+                                b->order_at_ms = now + ORDER_EVERY_MS;
+                        (void)((order ? blobs_sync(b) : blobs_flush(b)) < 0); /* the next change tries again */
                         lock_take(&b->wait_lock);
                         continue;
                 }
