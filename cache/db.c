@@ -93,14 +93,14 @@ int db_open(const struct db_config *config, struct db **ret) {
                 (void)sqlite3_db_config(db->c, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, config->write ? 0 : 1, NULL);
                 (void)sqlite3_db_config(db->c, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
                 (void)sqlite3_busy_timeout(db->c, config->exclusive ? 0 : 10000);
-                r = pragma(db, "PRAGMA mmap_size=0; PRAGMA temp_store=MEMORY; PRAGMA cell_size_check=ON");
+                r = pragma(db, "PRAGMA mmap_size=0; PRAGMA cell_size_check=ON");
         }
         if (r == 0) {
                 (void)snprintf(sql, sizeof(sql), "PRAGMA cache_size=-%u", config->cache_kib ? config->cache_kib : 2048u);
                 r = pragma(db, sql);
         }
         if (r == 0 && config->exclusive)
-                r = pragma(db, "PRAGMA locking_mode=EXCLUSIVE");
+                r = pragma(db, "PRAGMA locking_mode=EXCLUSIVE; PRAGMA temp_store=MEMORY");
         if (r == 0 && config->write) {
                 (void)snprintf(sql, sizeof(sql), "PRAGMA wal_autocheckpoint=%u", config->checkpoint_pages ? config->checkpoint_pages : 2000u);
                 r = pragma(db, "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL");
@@ -207,6 +207,13 @@ int db_bind(struct db_stmt *s, const char *types, ...) {
         va_start(ap, types);
         int r = bind_list(s, types, ap);
         va_end(ap);
+        return r;
+}
+
+int db_bind_more(struct db_stmt *s, int at, bool some, int64_t value) {
+        int r = error_from(some ? sqlite3_bind_int64(s->s, at, value) : sqlite3_bind_null(s->s, at), s->db->c);
+        if (r < 0)
+                db_reset(s);
         return r;
 }
 

@@ -30,9 +30,11 @@ int db_open(const struct db_config *config, struct db **ret) _must_check_;
 void db_close(struct db *db);
 
 /* The statement for this SQL, prepared once for each connection and found again by the address of the literal: pass literals (or strings
- * that live as long as db). The statement must not be in use already (a statement is in use from db_bind until db_reset). */
+ * that live as long as db). The statement must not be in use already (a statement is in use from db_bind or db_step until db_reset or the end of its rows). */
 int db_get(struct db *db, const char *sql, struct db_stmt **ret) _must_check_;
 int db_bind(struct db_stmt *s, const char *types, ...) _must_check_;
+/* One more value for `?at` (from 1) of a statement that db_bind has begun: an integer, or NULL. */
+int db_bind_more(struct db_stmt *s, int at, bool some, int64_t value) _must_check_;
 /* 1: a row; 0: no more (the statement is reset); negative errno (reset too). */
 int db_step(struct db_stmt *s) _must_check_;
 void db_reset(struct db_stmt *s);

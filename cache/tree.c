@@ -1,0 +1,526 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tree.c: opening the file, transactions, readers, syncing, settings.
+ *
+ * One SQLite file in WAL (cache/db.c has its rules), one writing connection under t->lock, some read-only ones in a pool. docs/client-state.md describes every table.
+ *
+ * A transaction (tree_begin .. tree_end) is one local verb, one remote batch or one step of a snapshot. It collects notes for the kernel side and whether the
+ * engine has to wake up; both are given after the commit, with the lock still held, so that notes of two transactions come in the order of their commits.
+ * Callbacks of callers (is_open, kept, open_for_write) are never called with the lock held: they may take locks of lower rank.
+ *
+ * Numbers (ino, cookie, local order) are never given twice: they are taken in memory, and the file holds a limit below which they may have been given; a
+ * crash skips the rest up to the limit.
+ *
+ * tree_sync syncs the log's file without holding t->lock. One sync serves all callers that came before it began; nothing committed since the
+ * last one: no sync at all.
+ *
+ * Unclean stop: meta 'open' is 1 while a process has the file. Found at open: quick_check (-EBADMSG: damaged), rows of unlinked nodes that were kept for open handles
+ * go (with a tombstone, so that a stage found on disk does not bring them back), and operations that were sent get their answer by being sent again with the same id. */
+#include "tree_priv.h"
+
+#include <assert.h>
+#include <limits.h>
+#include <stdio.h>
+
+#include "base/err.h"
+#include "base/log.h"
+
+#define NUMBERS_AT_ONCE 4096u
+#define SCRATCH_BYTES_MAX (256u << 20)
+
+static const char schema[] =
+        "CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID;"
+        "CREATE TABLE setting(key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;"
+        "CREATE TABLE node(ino INTEGER PRIMARY KEY, id BLOB NOT NULL, mode INTEGER, uid INTEGER, gid INTEGER, nlink INTEGER, rdev INTEGER, mtime INTEGER, ctime_d INTEGER,"
+        "  btime_d INTEGER, size INTEGER, csize INTEGER, root BLOB, shape INTEGER, version BLOB, gen INTEGER, last_gen INTEGER, seq INTEGER, nseq INTEGER, parent INTEGER,"
+        "  cookie INTEGER, bits INTEGER, pend INTEGER, extra BLOB);"
+        "CREATE UNIQUE INDEX node_id ON node(id);"
+        "CREATE INDEX node_kept ON node(parent) WHERE bits & 6;"
+        "CREATE TABLE entry(parent INTEGER, cookie INTEGER, name TEXT, node INTEGER, placement BLOB, bits INTEGER, PRIMARY KEY(parent, cookie)) WITHOUT ROWID;"
+        "CREATE UNIQUE INDEX entry_name ON entry(parent, name);"
+        "CREATE INDEX entry_more ON entry(node) WHERE bits >= 2;"
+        "CREATE TABLE shadow(ino INTEGER PRIMARY KEY, row BLOB);"
+        "CREATE TABLE shadow_name(ino INTEGER, parent INTEGER, name TEXT, placement BLOB, PRIMARY KEY(ino, parent, name)) WITHOUT ROWID;"
+        "CREATE INDEX shadow_name_at ON shadow_name(parent, name);"
+        "CREATE TABLE alias(id BLOB PRIMARY KEY, ino INTEGER, local INTEGER) WITHOUT ROWID;"
+        "CREATE INDEX alias_ino ON alias(ino);"
+        "CREATE TABLE tomb(id BLOB PRIMARY KEY, seq INTEGER, local INTEGER) WITHOUT ROWID;"
+        "CREATE INDEX tomb_seq ON tomb(seq) WHERE seq > 0;"
+        "CREATE TABLE outbox(ord INTEGER PRIMARY KEY, id BLOB NOT NULL, kind INTEGER, state INTEGER, bits INTEGER, ino INTEGER, ino2 INTEGER, p1 INTEGER, n1 TEXT, p2 INTEGER,"
+        "  n2 TEXT, gen INTEGER, body BLOB, queued_ns INTEGER, nwait INTEGER, class INTEGER, rev INTEGER, attempts INTEGER, error INTEGER, next_try_ns INTEGER, reason TEXT);"
+        "CREATE UNIQUE INDEX outbox_id ON outbox(id);"
+        "CREATE INDEX outbox_ino ON outbox(ino);"
+        "CREATE INDEX outbox_ino2 ON outbox(ino2) WHERE ino2 > 0;"
+        "CREATE INDEX outbox_at1 ON outbox(p1, n1) WHERE p1 > 0;"
+        "CREATE INDEX outbox_at2 ON outbox(p2, n2) WHERE p2 > 0;"
+        "CREATE INDEX outbox_ready ON outbox(class) WHERE state = 0 AND nwait = 0;"
+        "CREATE INDEX outbox_parked ON outbox(next_try_ns) WHERE state = 2;"
+        "CREATE INDEX outbox_sent ON outbox(state) WHERE state = 1;"
+        "CREATE INDEX outbox_content ON outbox(queued_ns) WHERE gen > 0 AND state <> 2;"
+        "CREATE INDEX outbox_gen ON outbox(gen) WHERE gen > 0;"
+        "CREATE INDEX outbox_dirmove ON outbox(kind) WHERE kind = 6 AND bits >= 16;"
+        "CREATE TABLE dep(succ INTEGER, pred INTEGER, PRIMARY KEY(succ, pred)) WITHOUT ROWID;"
+        "CREATE INDEX dep_pred ON dep(pred);"
+        "CREATE TABLE snap_node(id BLOB PRIMARY KEY, seq INTEGER, nseq INTEGER, deleted INTEGER, row BLOB) WITHOUT ROWID;"
+        "CREATE TABLE snap_entry(entry_id INTEGER PRIMARY KEY, parent BLOB, node BLOB, name TEXT, placement BLOB, seq INTEGER);"
+        "PRAGMA application_id=1952543342;"
+        "PRAGMA user_version=1;";
+
+static const char *const number_keys[N_NUMBERS] = { "next_ino", "next_cookie", "next_order" };
+
+int meta_get(struct db *db, const char *key, int64_t *ret) {
+        int r = db_int(db, ret, "SELECT value FROM meta WHERE key=?", "t", key, strlen(key));
+        if (r == -ENOENT) {
+                *ret = 0;
+                r = 0;
+        }
+        return r;
+}
+
+int meta_set(struct db *db, const char *key, int64_t value) {
+        return db_run(db, "INSERT INTO meta(key,value) VALUES(?1,?2) ON CONFLICT(key) DO UPDATE SET value=?2", "ti", key, strlen(key), value);
+}
+
+/* ---- opening ---- */
+
+static int create_schema(struct tree *t, const struct tree_config *config) {
+        int r = db_exec(t->w, schema);
+        if (r == 0)
+                r = meta_set(t->w, "schema", TREE_SCHEMA_VERSION);
+        struct nrow root = { .ino = INO_ROOT, .id = id_root, .nlink = 2,
+                             .v = { .kind = NODE_DIR, .mode = 0755, .uid = config->uid, .gid = config->gid, .mtime_ns = t->now_ns, .ctime_ns = t->now_ns, .btime_ns = t->now_ns } };
+        if (r == 0)
+                r = row_insert(t, &root);
+        return r;
+}
+
+/* After a crash: what only a running process could own. */
+static int recover(struct tree *t) {
+        struct open_set sent = {0};
+        struct db_stmt *s;
+        int r = db_run(t->w, "INSERT OR IGNORE INTO tomb(id,seq,local) SELECT id,0,CASE WHEN bits & 32 THEN 2 ELSE 1 END FROM node WHERE bits & 6 AND parent = 0", "");
+        if (r == 0) /* with pending work they stay until the answer */
+                r = db_run(t->w, "DELETE FROM node WHERE bits & 6 AND parent = 0 AND pend = 0", "");
+        if (r == 0)
+                r = db_run(t->w, "UPDATE node SET bits = bits & ~6 WHERE bits & 6", "");
+        if (r == 0)
+                r = db_query(t->w, &s, "SELECT ord FROM outbox WHERE state = 1", "");
+        while (r > 0) {
+                r = open_set_add(&sent, (uint64_t)db_col_int(s, 0));
+                if (r < 0)
+                        db_reset(s);
+                else
+                        r = db_step(s);
+        }
+        for (size_t i = 0; i < sent.n && r == 0; i++) {
+                r = db_run(t->w, "UPDATE outbox SET nwait=nwait+1 WHERE ord IN (SELECT succ FROM dep WHERE pred=?)", "i", (int64_t)sent.ino[i]);
+                if (r == 0)
+                        r = db_run(t->w, "UPDATE outbox SET state=0, bits=bits|1 WHERE ord=?", "i", (int64_t)sent.ino[i]);
+        }
+        cleanup_open_set_p(&sent);
+        return r;
+}
+
+static int read_cursor(struct tree *t) {
+        _cleanup_stmt_ struct db_stmt *s = NULL;
+        int r = db_query(t->w, &s, "SELECT value FROM setting WHERE key='.cursor'", "");
+        if (r <= 0)
+                return r;
+        size_t n;
+        const uint8_t *p = db_col_blob(s, 0, &n);
+        if (n != ID_BYTES + 16)
+                return -EBADMSG;
+        memcpy(t->cursor.epoch.b, p, ID_BYTES);
+        for (unsigned i = 0; i < 8; i++)
+                t->cursor.seq |= (uint64_t)p[ID_BYTES + i] << (8 * i);
+        memcpy(t->cursor.mark, p + ID_BYTES + 8, 8);
+        return 0;
+}
+
+static int open_state(struct tree *t, const struct tree_config *config) {
+        int64_t version, tables, unclean = 0;
+        int r = db_int(t->w, &version, "PRAGMA user_version", "");
+        if (r == 0)
+                r = db_int(t->w, &tables, "SELECT count(*) FROM sqlite_schema", "");
+        if (r < 0)
+                return r;
+        if (version > TREE_SCHEMA_VERSION)
+                return -EPROTONOSUPPORT;
+        if (version == 0 && tables > 0)
+                return -EBADMSG;
+        if (version > 0 && (r = meta_get(t->w, "open", &unclean)) < 0)
+                return r;
+        if (unclean && (r = db_check(t->w)) < 0)
+                return r;
+        r = db_begin(t->w);
+        if (r == 0 && version == 0)
+                r = create_schema(t, config);
+        if (r == 0) /* handles do not outlive the process, clean stop or not */
+                r = recover(t);
+        if (r == 0)
+                r = meta_set(t->w, "open", 1);
+        for (unsigned k = 0; k < N_NUMBERS && r == 0; k++) {
+                int64_t limit;
+                r = meta_get(t->w, number_keys[k], &limit);
+                t->numbers[k].next = t->numbers[k].limit = (uint64_t)MAX(limit, k == NUMBER_INO ? 2 : 1);
+        }
+        t->inos_known = t->numbers[NUMBER_INO].next;
+        int64_t complete = 0;
+        if (r == 0)
+                r = meta_get(t->w, "complete", &complete);
+        atomic_store(&t->complete, complete != 0);
+        if (r == 0)
+                r = read_cursor(t);
+        if (r < 0) {
+                db_rollback(t->w);
+                return r;
+        }
+        r = db_commit(t->w);
+        return r < 0 ? r : db_sync(t->w);
+}
+
+/* A file of a newer program must not even be switched to another journal mode: look at its header first. Bytes 60..63: user_version, big-endian. */
+static int refuse_newer(const char *path) {
+        FILE *f = fopen(path, "rbe");
+        if (!f)
+                return 0; /* the open proper tells */
+        uint8_t head[64];
+        size_t n = fread(head, 1, sizeof(head), f);
+        (void)fclose(f);
+        if (n < sizeof(head))
+                return 0;
+        if (memcmp(head, "SQLite format 3", 16) != 0)
+                return -EBADMSG;
+        uint32_t version = (uint32_t)head[60] << 24 | (uint32_t)head[61] << 16 | (uint32_t)head[62] << 8 | head[63];
+        return version > TREE_SCHEMA_VERSION ? -EPROTONOSUPPORT : 0;
+}
+
+int tree_open(const struct tree_config *config, struct tree **ret) {
+        assert(config->path && config->clock && config->rng && config->counters);
+        int r = config->vfs ? 0 : refuse_newer(config->path);
+        if (r < 0)
+                return r;
+        struct tree *t = calloc(1, sizeof(*t));
+        if (!t)
+                return -ENOMEM;
+        lock_init(&t->lock, "tree", RANK_TREE);
+        lock_init(&t->rlock, "tree readers", RANK_OUTBOX);
+        lock_init(&t->slock, "tree sync", RANK_OUTBOX);
+        cond_init(&t->rcond);
+        cond_init(&t->scond);
+        t->clock = config->clock;
+        t->rng = config->rng;
+        t->counters = config->counters;
+        t->now_ns = clock_real_ns(t->clock);
+        r = arena_new(SCRATCH_BYTES_MAX, &t->scratch);
+        struct db_config dbc = { .path = config->path, .vfs = config->vfs, .write = true, .exclusive = config->readers == 0, .cache_kib = 16384 };
+        if (r == 0)
+                r = db_open(&dbc, &t->w);
+        if (r == 0)
+                r = open_state(t, config);
+        if (r == 0 && config->readers) {
+                t->readers = calloc(config->readers, sizeof(*t->readers));
+                t->reader_busy = calloc(config->readers, sizeof(*t->reader_busy));
+                r = t->readers && t->reader_busy ? 0 : -ENOMEM;
+                dbc.write = false;
+                dbc.cache_kib = 2048;
+                for (; r == 0 && t->n_readers < config->readers; t->n_readers++)
+                        if ((r = db_open(&dbc, &t->readers[t->n_readers])) < 0)
+                                break;
+        }
+        for (size_t i = 0; i < config->n_listeners && r == 0; i++)
+                tree_add_listener(t, &config->listener[i]);
+        if (r < 0) {
+                for (unsigned i = 0; i < t->n_readers; i++)
+                        db_close(t->readers[i]);
+                t->n_readers = 0;
+                db_close(t->w);
+                t->w = NULL;
+                tree_close(t);
+                return r;
+        }
+        *ret = t;
+        return 0;
+}
+
+void tree_close(struct tree *t) {
+        if (!t)
+                return;
+        for (unsigned i = 0; i < t->n_readers; i++)
+                db_close(t->readers[i]);
+        if (t->w) {
+                int r = db_begin(t->w);
+                if (r == 0)
+                        r = meta_set(t->w, "open", 0);
+                for (unsigned k = 0; k < N_NUMBERS && r == 0; k++)
+                        r = meta_set(t->w, number_keys[k], (int64_t)t->numbers[k].next);
+                if (r == 0)
+                        r = db_commit(t->w);
+                else
+                        db_rollback(t->w);
+                if (r < 0)
+                        log_debug("tree event=close_unclean error=%s", err_name(r));
+                db_close(t->w);
+        }
+        free(t->readers);
+        free(t->reader_busy);
+        for (size_t i = 0; i < t->n_notes; i++)
+                free((void *)t->notes[i].name);
+        free(t->notes);
+        free(t->again);
+        free(t->handed);
+        arena_free(t->scratch);
+        cond_destroy(&t->rcond);
+        cond_destroy(&t->scond);
+        lock_destroy(&t->lock);
+        lock_destroy(&t->rlock);
+        lock_destroy(&t->slock);
+        free(t);
+}
+
+void tree_add_listener(struct tree *t, struct listener *l) {
+        assert(t->n_listeners < TREE_LISTENERS);
+        t->listeners[t->n_listeners++] = l;
+}
+
+/* ---- transactions ---- */
+
+int tree_begin(struct tree *t) {
+        lock_take(&t->lock);
+        arena_reset(t->scratch);
+        assert(t->n_notes == 0 && t->n_again == 0);
+        t->wake = false;
+        t->cursor_next = t->cursor;
+        t->now_ns = clock_real_ns(t->clock);
+        for (unsigned k = 0; k < N_NUMBERS; k++)
+                t->numbers[k].limit_before = t->numbers[k].limit;
+        return db_begin(t->w);
+}
+
+void tree_count_commit(struct tree *t) {
+        counter_add(t->counters, sql_transactions, 1);
+        atomic_fetch_add(&t->commits, 1);
+}
+
+int tree_end(struct tree *t, int r) {
+        if (r >= 0) {
+                int c = settle_pending(t);
+                r = c < 0 ? c : r;
+        }
+        if (r >= 0) {
+                int c = db_in_transaction(t->w) ? db_commit(t->w) : -EIO;
+                if (c < 0)
+                        r = c;
+                else
+                        tree_count_commit(t);
+        }
+        if (r >= 0) {
+                t->cursor = t->cursor_next;
+        } else {
+                db_rollback(t->w);
+                for (unsigned k = 0; k < N_NUMBERS; k++)
+                        t->numbers[k].limit = t->numbers[k].limit_before;
+        }
+        for (size_t i = 0; i < t->n_listeners && r >= 0; i++) {
+                if (t->n_notes && t->listeners[i]->notes)
+                        t->listeners[i]->notes(t->listeners[i], t->notes, t->n_notes);
+                if (t->wake && t->listeners[i]->wake)
+                        t->listeners[i]->wake(t->listeners[i]);
+        }
+        for (size_t i = 0; i < t->n_notes; i++)
+                free((void *)t->notes[i].name);
+        t->n_notes = 0;
+        t->n_again = 0;
+        t->open = NULL;
+        t->n_open = 0;
+        lock_drop(&t->lock);
+        return r;
+}
+
+int tree_number(struct tree *t, enum number which, uint64_t *ret) {
+        if (t->numbers[which].next >= t->numbers[which].limit) {
+                uint64_t limit = t->numbers[which].next + NUMBERS_AT_ONCE;
+                int r = meta_set(t->w, number_keys[which], (int64_t)limit);
+                if (r < 0)
+                        return r;
+                t->numbers[which].limit = limit;
+        }
+        *ret = t->numbers[which].next++;
+        return 0;
+}
+
+int tree_note(struct tree *t, enum note_kind kind, uint64_t ino, const char *name, size_t n) {
+        for (size_t i = t->n_notes; i-- > 0 && i + 8 > t->n_notes;) /* the same one just now */
+                if (t->notes[i].kind == kind && t->notes[i].ino == ino && t->notes[i].name_bytes == n && (n == 0 || memcmp(t->notes[i].name, name, n) == 0))
+                        return 0;
+        if (t->n_notes == t->notes_room) {
+                size_t room = t->notes_room ? t->notes_room * 2 : 64;
+                struct note *p = reallocarray(t->notes, room, sizeof(*p));
+                if (!p)
+                        return -ENOMEM;
+                t->notes = p;
+                t->notes_room = room;
+        }
+        char *copy = NULL;
+        if (name) {
+                if (!(copy = malloc(n + 1)))
+                        return -ENOMEM;
+                memcpy(copy, name, n);
+                copy[n] = 0;
+        }
+        t->notes[t->n_notes++] = (struct note){ .kind = kind, .ino = ino, .name = copy, .name_bytes = n };
+        return 0;
+}
+
+int tree_settle_later(struct tree *t, uint64_t ino) {
+        for (size_t i = 0; i < t->n_again; i++)
+                if (t->again[i] == ino)
+                        return 0;
+        if (t->n_again == t->again_room) {
+                size_t room = t->again_room ? t->again_room * 2 : 16;
+                uint64_t *p = reallocarray(t->again, room, sizeof(*p));
+                if (!p)
+                        return -ENOMEM;
+                t->again = p;
+                t->again_room = room;
+        }
+        t->again[t->n_again++] = ino;
+        return 0;
+}
+
+/* ---- sets of open inos ---- */
+
+int open_set_add(struct open_set *s, uint64_t ino) {
+        if (s->n == s->room) {
+                size_t room = s->room ? s->room * 2 : 16;
+                uint64_t *p = reallocarray(s->ino, room, sizeof(*p));
+                if (!p)
+                        return -ENOMEM;
+                s->ino = p;
+                s->room = room;
+        }
+        s->ino[s->n++] = ino;
+        return 0;
+}
+
+static int compare_ino(const void *a, const void *b) {
+        uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+        return x < y ? -1 : x > y;
+}
+
+void open_set_sort(struct open_set *s) {
+        if (s->n > 1)
+                qsort(s->ino, s->n, sizeof(*s->ino), compare_ino);
+}
+
+void cleanup_open_set_p(struct open_set *s) {
+        free(s->ino);
+        *s = (struct open_set){0};
+}
+
+bool tree_is_open(const struct tree *t, uint64_t ino) {
+        return t->n_open && bsearch(&ino, t->open, t->n_open, sizeof(ino), compare_ino);
+}
+
+/* ---- readers ---- */
+
+struct db *tree_reader(struct tree *t) {
+        if (t->n_readers == 0) {
+                lock_take(&t->lock);
+                return t->w;
+        }
+        LOCK_SCOPE(&t->rlock);
+        for (;;) {
+                for (unsigned i = 0; i < t->n_readers; i++)
+                        if (!t->reader_busy[i]) {
+                                t->reader_busy[i] = true;
+                                return t->readers[i];
+                        }
+                cond_wait(&t->rcond, &t->rlock);
+        }
+}
+
+void tree_reader_put(struct tree *t, struct db *db) {
+        if (t->n_readers == 0) {
+                lock_drop(&t->lock);
+                return;
+        }
+        LOCK_SCOPE(&t->rlock);
+        for (unsigned i = 0; i < t->n_readers; i++)
+                if (t->readers[i] == db)
+                        t->reader_busy[i] = false;
+        cond_signal(&t->rcond);
+}
+
+/* ---- durability ---- */
+
+int tree_sync(struct tree *t) {
+        LOCK_SCOPE(&t->slock);
+        if (atomic_load(&t->commits) == atomic_load(&t->commits_synced) && !t->syncing)
+                return 0;
+        uint64_t mine = t->sync_started + 1; /* the first sync that begins from now on covers all commits until now */
+        while (t->sync_done < mine) {
+                if (t->syncing) {
+                        cond_wait(&t->scond, &t->slock);
+                        continue;
+                }
+                t->syncing = true;
+                uint64_t round = ++t->sync_started;
+                lock_drop(&t->slock);
+                uint64_t commits = atomic_load(&t->commits);
+                int r = db_sync(t->w);
+                lock_take(&t->slock);
+                t->syncing = false;
+                t->sync_done = round;
+                if (r < 0)
+                        t->sync_result = r; /* sticky, as in db.c */
+                else
+                        atomic_store(&t->commits_synced, commits);
+                cond_broadcast(&t->scond);
+        }
+        return t->sync_result;
+}
+
+/* ---- settings, totals ---- */
+
+int tree_setting_get(struct tree *t, const char *key, struct buf *ret) {
+        TREE_READ(rd, t);
+        _cleanup_stmt_ struct db_stmt *s = NULL;
+        int r = db_query(rd.db, &s, "SELECT value FROM setting WHERE key=?", "t", key, strlen(key));
+        if (r <= 0)
+                return r < 0 ? r : -ENOENT;
+        size_t n;
+        const void *p = db_col_blob(s, 0, &n);
+        return buf_add(ret, n ? p : "", n);
+}
+
+int tree_setting_set(struct tree *t, const char *key, const void *value, size_t n) {
+        int r = tree_begin(t);
+        if (r == 0)
+                r = db_run(t->w, "INSERT INTO setting(key,value) VALUES(?1,?2) ON CONFLICT(key) DO UPDATE SET value=?2", "tb", key, strlen(key), n ? value : "", n);
+        return tree_end(t, r);
+}
+
+int tree_totals(struct tree *t, struct tree_totals *ret) {
+        TREE_READ(rd, t);
+        struct tree_totals totals = { .complete = atomic_load(&t->complete) };
+        int64_t v;
+        int r = db_int(rd.db, &v, "SELECT count(*) FROM node", "");
+        totals.nodes = (uint64_t)v;
+        if (r == 0)
+                r = db_int(rd.db, &v, "SELECT count(*) FROM entry", "");
+        totals.entries = (uint64_t)v;
+        if (r == 0)
+                r = db_int(rd.db, &v, "SELECT sum(size) FROM node", "");
+        totals.content_bytes = (uint64_t)v;
+        if (r == 0)
+                *ret = totals;
+        return r;
+}
+
+int tree_cursor(struct tree *t, struct cursor *ret) {
+        LOCK_SCOPE(&t->lock);
+        if (id_is_zero(&t->cursor.epoch))
+                return -ENOENT;
+        *ret = t->cursor;
+        return 0;
+}

@@ -1,0 +1,547 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tree_local.c: local changes but for rename (tree_rename.c). Each is one transaction {rows, outbox row}.
+ *
+ * A verb checks, keeps the server's row aside if it is the first change of a node that is on the server (shadow_ensure), changes the shown rows directly, and queues
+ * its operation, or merges it into one that was never sent:
+ *
+ *   change       unsent CREATE of the node    other unsent rows
+ *   content      becomes the CREATE's         replaces that of the latest CONTENT or REPLACE, whose base stays
+ *   attributes   merged                       merged into the latest operation of the node if that is ATTR (mtime also: CONTENT, REPLACE)
+ *   unlink       cancels all of the node      CONTENT and ATTR rows of a node that loses its last name go
+ *   unlink       -                            a LINK of that name goes
+ *   rename       see tree_rename.c
+ *
+ * Not merged: an explicit mtime of a directory in which operations are pending (the server sets a parent's times with them, so it has to follow them: OB_CHILDREN).
+ *
+ * Times: ctime of the node, mtime and ctime of the parents are the transaction's time, which is also the operation's: the server sets the same ones, and no
+ * program sees a time change when the operation is answered. */
+#include "tree_priv.h"
+
+#include <assert.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+
+#define LINKS_MAX 65000u
+
+static int name_ok(const char *name, size_t n) {
+        if (n == 0)
+                return -ENOENT;
+        if (n > NAME_BYTES_MAX)
+                return -ENAMETOOLONG;
+        if ((n == 1 && name[0] == '.') || (n == 2 && name[0] == '.' && name[1] == '.'))
+                return -EEXIST;
+        const uint8_t *p = (const uint8_t *)name, *end = p + n;
+        while (p < end) { /* UTF-8 without surrogates and overlong forms, no '/' and no NUL */
+                unsigned more = *p < 0x80 ? 0 : *p >= 0xc2 && *p < 0xe0 ? 1 : (*p & 0xf0) == 0xe0 ? 2 : *p >= 0xf0 && *p < 0xf5 ? 3 : 9;
+                if (*p == 0 || *p == '/' || more == 9 || (size_t)(end - p) <= more)
+                        return -EILSEQ;
+                if ((*p == 0xe0 && p[1] < 0xa0) || (*p == 0xed && p[1] > 0x9f) || (*p == 0xf0 && p[1] < 0x90) || (*p == 0xf4 && p[1] > 0x8f))
+                        return -EILSEQ;
+                for (unsigned i = 1; i <= more; i++)
+                        if ((p[i] & 0xc0) != 0x80)
+                                return -EILSEQ;
+                p += more + 1;
+        }
+        return 0;
+}
+
+/* dir is a directory that still has a name and is loaded; the name is a good one. */
+int local_place_check(struct tree *t, uint64_t dir, const char *name, size_t n, struct nrow *ret_dir) {
+        struct node node;
+        int r = row_get(t, t->w, dir, ret_dir);
+        if (r < 0)
+                return r;
+        row_public(t, ret_dir, &node);
+        if (node.kind != NODE_DIR)
+                return -ENOTDIR;
+        if (node.unlinked)
+                return -ENOENT;
+        r = name_ok(name, n);
+        return r < 0 ? r : node.loaded ? 0 : -EHOSTDOWN;
+}
+
+void local_attrs_to_op(const struct nrow *row, struct orow *o) {
+        const struct vrow *v = &row->v;
+        o->op.attrs = (struct node_row){ .kind = v->kind, .mode = v->mode, .uid = v->uid, .gid = v->gid, .rdev = v->rdev, .mtime_ns = v->mtime_ns, .ctime_ns = v->ctime_ns,
+                                         .btime_ns = v->btime_ns };
+        o->extra = v->extra;
+        o->extra_n = v->extra_n;
+        o->op.attr_mask = ATTR_MODE | ATTR_UID | ATTR_GID | ATTR_MTIME | ATTR_BTIME | ATTR_CTIME | (extra_has_xattr(v->extra, v->extra_n) ? ATTR_XATTR : 0);
+}
+
+/* The node's first name: CREATE with everything that the row says. */
+int local_new_create(struct tree *t, struct nrow *row, const struct nrow *dir, const char *name, size_t n) {
+        struct orow o = { .ino = row->ino, .p1 = dir->ino, .gen = row->v.gen,
+                          .op = { .kind = OP_CREATE, .id = rng_id(t->rng), .node = row->id, .parent = dir->id, .name = name, .name_bytes = n } };
+        local_attrs_to_op(row, &o);
+        o.op.content = row->v.gen ? (struct content){ .size = row->v.size, .param = 1 } : row->v.content;
+        struct vname v = { .parent = dir->ino, .name = name, .n = n, .placement = o.op.id, .local = true };
+        if (row->v.kind == NODE_FILE)
+                row->v.version = o.op.id;
+        int r = entry_add(t, row, &v);
+        if (r == 0)
+                r = row_write(t, row);
+        return r < 0 ? r : outbox_add(t, &o);
+}
+
+static int new_node(struct tree *t, const struct tree_new *what, struct nrow *ret) {
+        struct nrow row = { .id = rng_id(t->rng), .nlink = what->kind == NODE_DIR ? 2 : 0 };
+        row.v = (struct vrow){ .kind = what->kind, .mode = what->mode & 07777, .uid = what->uid, .gid = what->gid, .rdev = what->rdev, .mtime_ns = t->now_ns, .ctime_ns = t->now_ns,
+                               .btime_ns = t->now_ns };
+        if (what->kind == NODE_FILE)
+                row.v.content = content_empty;
+        int r = 0;
+        if (what->kind == NODE_SYMLINK) {
+                if (!what->target || !*what->target)
+                        return -ENOENT;
+                if (strlen(what->target) > SYMLINK_BYTES_MAX)
+                        return -ENAMETOOLONG;
+                row.v.size = strlen(what->target);
+                r = extra_pack(t->scratch, what->target, NULL, 0, &row.v.extra, &row.v.extra_n);
+        }
+        *ret = row;
+        return r;
+}
+
+int tree_create(struct tree *t, uint64_t dir, const char *name, size_t n, const struct tree_new *what, struct node *ret) {
+        struct nrow parent, row;
+        struct name_at at;
+        int r = tree_begin(t);
+        if (r == 0)
+                r = local_place_check(t, dir, name, n, &parent);
+        if (r == 0) {
+                r = entry_at(t->w, dir, name, n, &at);
+                r = r == 0 ? -EEXIST : r == -ENOENT ? 0 : r;
+        }
+        if (r == 0)
+                r = new_node(t, what, &row);
+        if (r == 0)
+                r = row_insert(t, &row);
+        if (r == 0)
+                r = local_new_create(t, &row, &parent, name, n);
+        if (r == 0)
+                r = dir_touch(t, dir, t->now_ns);
+        row.pend = 1;
+        if (r == 0)
+                row_public(t, &row, ret);
+        return tree_end(t, r);
+}
+
+int tree_create_unnamed(struct tree *t, uint64_t dir, const struct tree_new *what, struct node *ret) {
+        struct nrow parent, row;
+        int r = tree_begin(t);
+        if (r == 0)
+                r = local_place_check(t, dir, "x", 1, &parent);
+        if (r == 0)
+                r = what->kind == NODE_FILE ? new_node(t, what, &row) : -EINVAL;
+        if (r == 0) {
+                row.bits = NB_UNNAMED;
+                r = row_insert(t, &row);
+        }
+        if (r == 0)
+                row_public(t, &row, ret);
+        return tree_end(t, r);
+}
+
+int tree_link(struct tree *t, uint64_t ino, uint64_t dir, const char *name, size_t n, struct node *ret) {
+        struct nrow parent, row;
+        struct name_at at;
+        int r = tree_begin(t);
+        if (r == 0)
+                r = local_place_check(t, dir, name, n, &parent);
+        if (r == 0)
+                r = row_get(t, t->w, ino, &row);
+        if (r == 0 && row.v.kind == NODE_DIR)
+                r = -EPERM;
+        if (r == 0) {
+                r = entry_at(t->w, dir, name, n, &at);
+                r = r == 0 ? -EEXIST : r == -ENOENT ? 0 : r;
+        }
+        if (r == 0 && row.nlink >= LINKS_MAX)
+                r = -EMLINK;
+        if (r == 0 && row.nlink == 0 && !(row.bits & NB_UNNAMED))
+                r = -ENOENT;
+        if (r == 0)
+                r = row_extra(t, &row);
+        if (r == 0 && (row.bits & NB_UNNAMED)) {
+                row.bits &= (uint8_t)~NB_UNNAMED;
+                row.v.ctime_ns = t->now_ns;
+                r = local_new_create(t, &row, &parent, name, n);
+        } else if (r == 0) {
+                struct orow o = { .ino = ino, .p1 = dir, .op = { .kind = OP_LINK, .id = rng_id(t->rng), .node = row.id, .parent = parent.id, .name = name, .name_bytes = n } };
+                struct vname v = { .parent = dir, .name = name, .n = n, .placement = o.op.id, .local = true };
+                r = shadow_ensure(t, &row);
+                if (r == 0)
+                        r = entry_add(t, &row, &v);
+                row.v.ctime_ns = t->now_ns;
+                if (r == 0)
+                        r = row_write(t, &row);
+                if (r == 0)
+                        r = outbox_add(t, &o);
+        }
+        if (r == 0)
+                r = dir_touch(t, dir, t->now_ns);
+        if (r == 0)
+                r = row_get(t, t->w, ino, &row);
+        if (r == 0)
+                row_public(t, &row, ret);
+        return tree_end(t, r);
+}
+
+/* Removes all soft contents of the node from the outbox (it loses its last name or is replaced). io_base: base of the oldest one. */
+int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_base) {
+        struct orow *list;
+        size_t n = 0;
+        bool first = true;
+        int r = row->pend ? outbox_of_node(t, row->ino, &list, &n) : 0;
+        for (size_t i = 0; i < n && r == 0; i++) {
+                const struct orow *o = &list[i];
+                if (o->ino != row->ino || !outbox_soft(o) || (o->op.kind != OP_CONTENT && o->op.kind != OP_ATTR))
+                        continue;
+                r = outbox_has_dependents(t, o->ord);
+                if (r < 0)
+                        return r;
+                if (o->op.kind == OP_CONTENT && first) {
+                        *io_base = o->op.version;
+                        first = false;
+                }
+                r = outbox_remove(t, o);
+        }
+        return r;
+}
+
+/* The row after its last name went (names are removed already). */
+int local_after_unlink(struct tree *t, struct nrow *row, bool kept) {
+        struct nrow now;
+        int r = row_get(t, t->w, row->ino, &now); /* pend changed by itself */
+        if (r < 0)
+                return r;
+        row->pend = now.pend;
+        bool last = row->v.kind == NODE_DIR ? row->parent == 0 : row->nlink == 0;
+        if (last && kept)
+                row->bits |= NB_KEPT;
+        if (last && !row->pend && !kept && !(row->bits & NB_SHADOW))
+                return row_drop(t, row, 0);
+        return row_write(t, row);
+}
+
+/* A node that never left this machine and loses its last name: its operations never happened. 1: done. */
+int local_cancel(struct tree *t, const struct nrow *row) {
+        struct orow *list;
+        size_t n = 0;
+        if (row->seq || !row->pend)
+                return 0;
+        int r = outbox_of_node(t, row->ino, &list, &n);
+        if (r < 0)
+                return r;
+        bool create = false;
+        for (size_t i = 0; i < n; i++) {
+                if (!outbox_soft(&list[i]) || list[i].ino != row->ino || list[i].ino2)
+                        return 0;
+                create = create || list[i].op.kind == OP_CREATE;
+        }
+        if (!create)
+                return 0;
+        if (row->v.kind == NODE_DIR && (r = outbox_touches_dir(t, row->ino)) != 0)
+                return r < 0 ? r : 0;
+        for (size_t i = 0; i < n && r == 0; i++)
+                r = outbox_remove(t, &list[i]);
+        return r < 0 ? r : 1;
+}
+
+/* A LINK of exactly this name that was never sent. 1: it is gone. */
+static int cancel_link(struct tree *t, const struct nrow *row, uint64_t dir, const char *name, size_t n) {
+        struct orow *list;
+        size_t count = 0;
+        int r = row->pend ? outbox_of_node(t, row->ino, &list, &count) : 0;
+        for (size_t i = 0; i < count && r == 0; i++) {
+                const struct orow *o = &list[i];
+                if (o->op.kind == OP_LINK && o->p1 == dir && o->op.name_bytes == n && memcmp(o->op.name, name, n) == 0 && outbox_soft(o)) {
+                        r = outbox_has_dependents(t, o->ord);
+                        if (r == 0)
+                                r = outbox_remove(t, o);
+                        return r < 0 ? r : r == 0;
+                }
+        }
+        return r;
+}
+
+static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, uint64_t expected, bool kept, struct node *ret) {
+        struct nrow parent, row;
+        struct name_at at;
+        int r = local_place_check(t, dir, name, n, &parent);
+        if (r == -EEXIST) /* "." and ".." */
+                r = rmdir ? -EINVAL : -EISDIR;
+        if (r == 0)
+                r = entry_at(t->w, dir, name, n, &at);
+        if (r == 0 && at.ino != expected)
+                return 1;
+        if (r == 0)
+                r = row_get(t, t->w, at.ino, &row);
+        if (r < 0)
+                return r;
+        bool is_dir = row.v.kind == NODE_DIR, last = is_dir || row.nlink == 1;
+        if (is_dir != rmdir)
+                return rmdir ? -ENOTDIR : -EISDIR;
+        if (is_dir && (r = entry_any(t->w, row.ino)) != 0)
+                return r < 0 ? r : -ENOTEMPTY;
+        struct vname v = { .parent = dir, .cookie = at.cookie, .name = name, .n = n, .placement = at.placement };
+        r = last ? local_cancel(t, &row) : cancel_link(t, &row, dir, name, n);
+        if (r == 0) {
+                struct orow o = { .ino = row.ino, .p1 = dir, .bits = is_dir ? OB_CHILDREN : 0,
+                                  .op = { .kind = OP_UNLINK, .node = row.id, .parent = parent.id, .name = name, .name_bytes = n, .placement = at.placement } };
+                o.op.attrs.kind = row.v.kind;
+                if (last && row.v.kind == NODE_FILE) {
+                        o.op.version = row.v.version;
+                        r = local_drop_contents(t, &row, &o.op.version);
+                }
+                if (r == 0)
+                        r = shadow_ensure(t, &row);
+                if (r == 0)
+                        r = outbox_add(t, &o);
+        }
+        if (r >= 0)
+                r = entry_remove(t, &row, &v);
+        if (r == 0)
+                r = dir_touch(t, dir, t->now_ns);
+        row.v.ctime_ns = t->now_ns;
+        if (r == 0)
+                r = local_after_unlink(t, &row, kept);
+        if (r == 0)
+                r = entry_freed(t, dir, name, n, row.ino);
+        if (r == 0)
+                row_public(t, &row, ret);
+        return r;
+}
+
+int tree_unlink(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, bool (*kept)(void *arg, uint64_t ino), void *arg, struct node *ret) {
+        for (;;) {
+                struct node victim; /* asked about without the lock; another one there by then: again */
+                int r = tree_lookup(t, dir, name, n, &victim);
+                uint64_t ino = r == 0 ? victim.ino : 0;
+                bool keep = r == 0 && kept && kept(arg, ino);
+                r = tree_begin(t);
+                if (r == 0)
+                        r = unlink_in(t, dir, name, n, rmdir, ino, keep, ret);
+                bool again = r > 0;
+                r = tree_end(t, again ? -EAGAIN : r);
+                if (!again)
+                        return r;
+        }
+}
+
+/* ---- attributes ---- */
+
+static void set_fields(struct orow *o, const struct nrow *row, uint32_t mask) {
+        const struct vrow *v = &row->v;
+        struct node_row *a = &o->op.attrs;
+        a->kind = v->kind;
+        if (mask & ATTR_MODE)
+                a->mode = v->mode;
+        if (mask & ATTR_UID)
+                a->uid = v->uid;
+        if (mask & ATTR_GID)
+                a->gid = v->gid;
+        if (mask & ATTR_MTIME)
+                a->mtime_ns = v->mtime_ns;
+        if (mask & ATTR_BTIME)
+                a->btime_ns = v->btime_ns;
+        if (mask & ATTR_XATTR) {
+                o->extra = v->extra;
+                o->extra_n = v->extra_n;
+        }
+        a->ctime_ns = v->ctime_ns;
+        o->op.attr_mask |= mask | ATTR_CTIME;
+}
+
+/* Queues (or merges) what the row says in the fields of the mask. */
+static int queue_attrs(struct tree *t, const struct nrow *row, uint32_t mask) {
+        struct orow *list;
+        size_t n = 0;
+        if (row->nlink == 0 || (row->parent == 0 && row->ino != INO_ROOT)) /* no name: nobody else will see it */
+                return 0;
+        bool children = false;
+        int r = row->pend ? outbox_of_node(t, row->ino, &list, &n) : 0;
+        if (r == 0 && row->v.kind == NODE_DIR && (mask & ATTR_MTIME)) {
+                r = outbox_touches_dir(t, row->ino);
+                children = r > 0;
+        }
+        if (r < 0)
+                return r;
+        if (n && !children && outbox_soft(&list[0]) && list[0].op.kind == OP_CREATE && list[0].ino == row->ino) {
+                set_fields(&list[0], row, mask);
+                return outbox_change(t, &list[0]);
+        }
+        struct orow *last = n ? &list[n - 1] : NULL;
+        if (last && !children && outbox_soft(last) && last->ino == row->ino &&
+            (last->op.kind == OP_ATTR || ((last->op.kind == OP_CONTENT || last->op.kind == OP_REPLACE) && mask == ATTR_MTIME))) {
+                set_fields(last, row, mask);
+                return outbox_change(t, last);
+        }
+        struct orow o = { .ino = row->ino, .bits = children ? OB_CHILDREN : 0, .op = { .kind = OP_ATTR, .node = row->id } };
+        set_fields(&o, row, mask);
+        return outbox_add(t, &o);
+}
+
+int tree_setattr(struct tree *t, uint64_t ino, const struct tree_attrs *a, struct node *ret) {
+        struct nrow row;
+        uint32_t mask = a->mask & (ATTR_MODE | ATTR_UID | ATTR_GID | ATTR_MTIME | ATTR_BTIME);
+        int r = tree_begin(t);
+        if (r == 0)
+                r = row_get(t, t->w, ino, &row);
+        if (r == 0)
+                r = shadow_ensure(t, &row);
+        if (r == 0) {
+                row.v.mode = mask & ATTR_MODE ? a->mode & 07777 : row.v.mode;
+                row.v.uid = mask & ATTR_UID ? a->uid : row.v.uid;
+                row.v.gid = mask & ATTR_GID ? a->gid : row.v.gid;
+                row.v.mtime_ns = mask & ATTR_MTIME ? a->mtime_ns : row.v.mtime_ns;
+                row.v.btime_ns = mask & ATTR_BTIME ? a->btime_ns : row.v.btime_ns;
+                row.v.ctime_ns = t->now_ns;
+                r = row_write(t, &row);
+        }
+        if (r == 0)
+                r = queue_attrs(t, &row, mask);
+        if (r == 0)
+                r = row_get(t, t->w, ino, &row);
+        if (r == 0)
+                row_public(t, &row, ret);
+        return tree_end(t, r);
+}
+
+static int change_xattr(struct tree *t, uint64_t ino, const char *name, const void *value, size_t n, int flags, bool remove) {
+        struct nrow row;
+        const struct xattr *old;
+        const char *target;
+        size_t n_old, n_new = 0, total = 0, name_bytes = strlen(name);
+        bool found = false;
+        if (name_bytes == 0 || name_bytes > XATTR_NAME_MAX)
+                return -ERANGE;
+        if (n > XATTR_VALUE_MAX)
+                return -E2BIG;
+        int r = row_get(t, t->w, ino, &row);
+        if (r == 0)
+                r = shadow_ensure(t, &row);
+        if (r == 0)
+                r = row_extra(t, &row);
+        if (r == 0)
+                r = extra_unpack(t->scratch, row.v.extra, row.v.extra_n, &target, &old, &n_old);
+        if (r < 0)
+                return r;
+        struct xattr *list = arena_alloc(t->scratch, (n_old + 1) * sizeof(*list));
+        if (!list)
+                return -ENOMEM;
+        for (size_t i = 0; i < n_old; i++) {
+                bool same = strcmp(old[i].name, name) == 0;
+                found = found || same;
+                if (!same)
+                        list[n_new++] = old[i];
+        }
+        if (remove && !found)
+                return -ENODATA;
+        if (found && (flags & XATTR_CREATE))
+                return -EEXIST;
+        if (!found && (flags & XATTR_REPLACE))
+                return -ENODATA;
+        if (!remove)
+                list[n_new++] = (struct xattr){ .name = name, .value = value, .value_bytes = (uint32_t)n };
+        for (size_t i = 0; i < n_new; i++)
+                total += strlen(list[i].name) + list[i].value_bytes;
+        if (total > XATTR_TOTAL_MAX)
+                return -ENOSPC;
+        r = extra_pack(t->scratch, target, list, n_new, &row.v.extra, &row.v.extra_n);
+        row.v.ctime_ns = t->now_ns;
+        if (r == 0)
+                r = row_write_extra(t, &row);
+        if (r == 0)
+                r = row_write(t, &row);
+        return r < 0 ? r : queue_attrs(t, &row, ATTR_XATTR);
+}
+
+int tree_xattr_set(struct tree *t, uint64_t ino, const char *name, const void *value, size_t n, int flags) {
+        int r = tree_begin(t);
+        if (r == 0)
+                r = change_xattr(t, ino, name, value, n, flags, false);
+        return tree_end(t, r);
+}
+
+int tree_xattr_remove(struct tree *t, uint64_t ino, const char *name) {
+        int r = tree_begin(t);
+        if (r == 0)
+                r = change_xattr(t, ino, name, NULL, 0, 0, true);
+        return tree_end(t, r);
+}
+
+/* ---- content ---- */
+
+static int queue_content(struct tree *t, const struct nrow *row, const struct id *base, struct id *ret_version, uint64_t *ret_dropped) {
+        struct orow *list, *last = NULL;
+        size_t n = 0;
+        int r = row->pend ? outbox_of_node(t, row->ino, &list, &n) : 0;
+        if (r < 0)
+                return r;
+        for (size_t i = 0; i < n; i++)
+                if (list[i].ino == row->ino && (list[i].op.kind == OP_CREATE || list[i].op.kind == OP_CONTENT || list[i].op.kind == OP_REPLACE))
+                        last = &list[i];
+        struct orow o = { .ino = row->ino, .gen = row->v.gen, .op = { .kind = OP_CONTENT, .id = rng_id(t->rng), .node = row->id, .version = *base } };
+        if (row->bits & NB_REMOTE)
+                o.op.flags = OPF_REVIVE;
+        struct orow *into = last && outbox_soft(last) && !(last->gen && outbox_protected(t, last)) ? last : &o;
+        *ret_dropped = into == &o ? 0 : into->gen;
+        into->gen = row->v.gen;
+        into->op.content = (struct content){ .size = row->v.size, .param = 1 };
+        into->op.attrs.kind = NODE_FILE;
+        into->op.attrs.mtime_ns = row->v.mtime_ns;
+        into->op.attrs.ctime_ns = row->v.ctime_ns;
+        into->op.attr_mask |= ATTR_MTIME | ATTR_CTIME;
+        *ret_version = into->op.id;
+        return into == &o ? outbox_add(t, &o) : outbox_change(t, into);
+}
+
+int local_queue_content(struct tree *t, struct nrow *row, uint64_t gen, uint64_t size, int64_t mtime_ns, const struct id *base, uint64_t *ret_dropped) {
+        uint64_t before = row->v.gen;
+        const struct id from = base && !id_is_zero(base) ? *base : row->v.version;
+        int r = shadow_ensure(t, row);
+        row->v.gen = row->last_gen = gen;
+        row->v.size = size;
+        row->v.mtime_ns = mtime_ns;
+        row->v.ctime_ns = MAX(row->v.ctime_ns, mtime_ns);
+        *ret_dropped = before;
+        if (r == 0 && (row->nlink > 0 || (row->bits & NB_REMOTE))) /* else nobody but its handles will ever see it */
+                r = queue_content(t, row, &from, &row->v.version, ret_dropped);
+        return r < 0 ? r : row_write(t, row);
+}
+
+int tree_content(struct tree *t, uint64_t ino, uint64_t gen, uint64_t size, int64_t mtime_ns, const struct id *base_version, uint64_t *ret_dropped_gen) {
+        struct nrow row;
+        uint64_t dropped = 0;
+        int r = tree_begin(t);
+        if (r == 0)
+                r = row_get(t, t->w, ino, &row);
+        if (r == 0 && row.v.kind != NODE_FILE)
+                r = row.v.kind == NODE_DIR ? -EISDIR : -EINVAL;
+        if (r == 0)
+                r = local_queue_content(t, &row, gen, size, mtime_ns, base_version, &dropped);
+        r = tree_end(t, r);
+        if (r == 0)
+                *ret_dropped_gen = dropped;
+        return r;
+}
+
+int tree_forget(struct tree *t, uint64_t ino) {
+        struct nrow row;
+        int r = tree_begin(t);
+        if (r == 0)
+                r = row_get(t, t->w, ino, &row);
+        if (r == 0 && row.parent == 0 && ino != INO_ROOT && (row.bits & (NB_KEPT | NB_UNNAMED))) {
+                if (!row.pend && !(row.bits & NB_SHADOW)) {
+                        r = row_drop(t, &row, 0);
+                } else { /* goes when its operations are answered */
+                        row.bits &= (uint8_t)~(NB_KEPT | NB_UNNAMED);
+                        r = row_write(t, &row);
+                        if (r == 0)
+                                r = tree_settle_later(t, ino);
+                }
+        }
+        return tree_end(t, r == -ENOENT ? 0 : r);
+}

@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tree_priv.h: what the files of the tree share: the struct, the rows in memory, and the helpers inside one transaction.
+ *
+ * Everything here runs under t->lock (RANK_TREE) inside tree_begin .. tree_end, unless a comment says otherwise. Strings and arrays of rows that are handed out
+ * live in t->scratch until the transaction (or, in a long one, the event) ends. */
+#pragma once
+#include <stdatomic.h>
+
+#include "base/lock.h"
+#include "cache/tree.h"
+#include "db.h"
+#include "view.h"
+
+#define TREE_SCHEMA_VERSION 1
+#define TREE_LISTENERS 4
+#define HOLD_MS 2000           /* temporaries and files still open for writing */
+#define BARRIER_MS 60000       /* unlink and rename-over wait that long for earlier contents */
+#define PROTECT_MS 3000        /* a content that was handed out that long ago is not replaced any more: upload is never starved */
+#define AFTER_MAX 64u          /* ids in one `after` list */
+
+/* Bits of table node. The incarnation is kept in the same column, 8 bits up. */
+enum node_bits {
+        NB_SHADOW = 1,   /* has a row in shadow: the server's row apart from the shown one */
+        NB_KEPT = 2,     /* no name left, somebody has it open */
+        NB_UNNAMED = 4,  /* made without a name, never linked: nothing in the outbox */
+        NB_GONE = 8,     /* the server deleted it; shown because of pending work in or below it */
+        NB_XATTR = 16,   /* extra has extended attributes */
+        NB_REMOTE = 32,  /* with NB_KEPT: the server took the last name; local content brings the node back */
+};
+/* A node as it is in table node: the local view and what belongs to it. */
+struct nrow {
+        uint64_t ino;
+        struct id id;
+        struct vrow v;           /* v.extra only after row_extra */
+        bool extra_loaded;
+        uint32_t nlink, pend;    /* shown names (dirs: 2 + subdirectories); outbox rows that name it */
+        uint16_t incarnation;
+        uint8_t bits;
+        uint64_t last_gen;       /* newest generation ever queued */
+        uint64_t seq, nseq;      /* of the server's row and of its list of names; 0: not on the server */
+        uint64_t parent, cookie; /* one of its names; 0: none */
+};
+
+enum out_bits {
+        OB_FROZEN = 1,   /* was sent once: never changed again */
+        OB_BARRIER = 2,  /* unlink, rename-over: follows earlier contents */
+        OB_TEMP = 4,     /* its name is a temporary's */
+        OB_CHILDREN = 8, /* follows all earlier operations in a directory (ino, or ino2 for a rename over it) */
+        OB_DIRMOVE = 16, /* rename of a directory: these keep their order among themselves */
+};
+enum out_class { CLASS_PLAIN = 0, CLASS_BARRIER = 1, CLASS_HOLD = 2 };
+/* A row of the outbox. op.name, op.name2 and op.attrs are complete; op.after is not. */
+struct orow {
+        uint64_t ord;
+        enum outbox_state state;
+        uint32_t bits, rev, attempts;
+        enum out_class class;
+        uint64_t ino, ino2;      /* node that changes; node replaced, exchanged with, or source */
+        uint64_t p1, p2;         /* parents of name and name2 */
+        uint64_t gen;
+        uint64_t nwait;          /* predecessors that were not sent yet */
+        int64_t queued_ns, next_try_ns;
+        int error;
+        char reason[160];
+        const uint8_t *extra;    /* packed target and attributes of op.attrs */
+        size_t extra_n;
+        struct op op;
+};
+
+enum number { NUMBER_INO = 0, NUMBER_COOKIE = 1, NUMBER_ORDER = 2, N_NUMBERS = 3 };
+struct handed { struct id op; int64_t first_ms; }; /* outbox rows that the engine may be working on */
+
+struct tree {
+        struct lock lock;               /* RANK_TREE: writer and all below, unless said */
+        struct db *w;
+        struct clock *clock;
+        struct rng *rng;
+        struct counters *counters;
+        struct listener *listeners[TREE_LISTENERS]; /* fixed before threads start */
+        size_t n_listeners;
+        struct arena *scratch;
+        struct { uint64_t next, limit, limit_before; } numbers[N_NUMBERS];
+        uint64_t inos_known;            /* those below were given before this process */
+        int64_t now_ns;                 /* of the transaction */
+        struct cursor cursor, cursor_next; /* as committed; as the transaction sets it */
+        struct note *notes;             /* of the transaction; names are malloced */
+        size_t n_notes, notes_room;
+        bool wake;
+        uint64_t *again;                /* nodes to settle once more before the commit */
+        size_t n_again, again_room;
+        uint64_t *open;                 /* inos that were open when the transaction began, sorted */
+        size_t n_open;
+        struct arena *out_arena;        /* caller's, for `out` */
+        struct tree_applied *out;       /* completed operations of the transaction, or NULL */
+        size_t done_room;
+        struct handed *handed;
+        size_t n_handed, handed_room;
+        bool (*open_for_write)(void *arg, uint64_t ino);
+        void *open_for_write_arg;
+        _Atomic bool complete;          /* the first load is finished */
+
+        struct lock rlock;              /* RANK_OUTBOX: the pool of readers */
+        struct cond rcond;
+        struct db **readers;
+        bool *reader_busy;
+        unsigned n_readers;
+
+        struct lock slock;              /* RANK_OUTBOX: who syncs */
+        struct cond scond;
+        uint64_t sync_started, sync_done;
+        int sync_result;
+        bool syncing;
+        _Atomic uint64_t commits, commits_synced;
+};
+
+/* ---- tree.c: transactions, readers, numbers, notes ---- */
+int tree_begin(struct tree *t) _must_check_;  /* takes the lock even on failure: always followed by tree_end */
+int tree_end(struct tree *t, int r);          /* commits if r >= 0, else rolls back; gives notes; returns r or the commit's failure */
+struct db *tree_reader(struct tree *t);       /* a connection to read with; any thread; no lock of ours is held with readers > 0 */
+void tree_reader_put(struct tree *t, struct db *db);
+struct tree_read { struct tree *t; struct db *db; };
+static inline void cleanup_tree_read_p(struct tree_read *r) { if (r->db) tree_reader_put(r->t, r->db); }
+#define TREE_READ(name, tree) _cleanup_(cleanup_tree_read_p) struct tree_read name = { (tree), tree_reader(tree) }
+int tree_number(struct tree *t, enum number which, uint64_t *ret) _must_check_;
+int tree_note(struct tree *t, enum note_kind kind, uint64_t ino, const char *name, size_t n) _must_check_;
+int tree_settle_later(struct tree *t, uint64_t ino) _must_check_;
+void tree_count_commit(struct tree *t);
+int meta_get(struct db *db, const char *key, int64_t *ret) _must_check_;  /* 0 if absent */
+int meta_set(struct db *db, const char *key, int64_t value) _must_check_;
+/* Sets t->open by asking, without a lock, for each given ino. */
+struct open_set { uint64_t *ino; size_t n, room; };
+int open_set_add(struct open_set *s, uint64_t ino) _must_check_;
+void open_set_sort(struct open_set *s);
+void cleanup_open_set_p(struct open_set *s);
+bool tree_is_open(const struct tree *t, uint64_t ino);
+
+/* ---- tree_rows.c: rows of node, entry, shadow ---- */
+#define NODE_COLS "n.ino,n.id,n.mode,n.uid,n.gid,n.nlink,n.rdev,n.mtime,n.ctime_d,n.btime_d,n.size,n.csize,n.root,n.shape,n.version," \
+                  "n.gen,n.last_gen,n.seq,n.nseq,n.parent,n.cookie,n.bits,n.pend"
+#define NODE_COLS_N 23
+void row_read(struct db_stmt *s, int col, struct nrow *ret);
+void row_public(const struct tree *t, const struct nrow *row, struct node *ret);
+int row_get(struct tree *t, struct db *db, uint64_t ino, struct nrow *ret) _must_check_;                /* -ENOENT */
+int row_find(struct tree *t, struct db *db, const struct id *id, uint64_t *ret_ino) _must_check_;      /* aliases too; -ENOENT */
+int row_extra(struct tree *t, struct nrow *row) _must_check_;
+int row_insert(struct tree *t, struct nrow *row) _must_check_;  /* gives ino unless set */
+int row_write(struct tree *t, const struct nrow *row) _must_check_; /* all but id, extra, pend, a directory's nlink */
+int row_write_extra(struct tree *t, struct nrow *row) _must_check_;
+int row_write_id(struct tree *t, uint64_t ino, const struct id *id) _must_check_;
+int row_drop(struct tree *t, const struct nrow *row, uint64_t server_seq) _must_check_; /* the node, its shadow; leaves a tombstone */
+enum tomb_local { TOMB_SERVER = 0, TOMB_DELETED = 1 /* here, on purpose */, TOMB_REMOTE = 2 /* by the server, while it was open here */ };
+int tomb_get(struct tree *t, const struct id *id, uint64_t *ret_seq, int64_t *ret_local) _must_check_; /* 0 and seq 0: none */
+
+struct name_at { uint64_t ino, cookie; struct id placement; bool local; };
+int entry_at(struct db *db, uint64_t parent, const char *name, size_t n, struct name_at *ret) _must_check_; /* -ENOENT */
+int entry_any(struct db *db, uint64_t parent) _must_check_;     /* 1: the directory has a shown entry */
+int entries_of(struct tree *t, const struct nrow *row, struct vnames *ret) _must_check_;  /* shown names */
+/* Adding and removing keeps nlink, parent and cookie of row (in memory and, for the parent, on disk); the caller writes row. */
+int entry_add(struct tree *t, struct nrow *row, const struct vname *name) _must_check_;
+int entry_remove(struct tree *t, struct nrow *row, const struct vname *name) _must_check_;
+int entry_update(struct tree *t, const struct vname *name) _must_check_;                   /* placement and local bit */
+int entry_freed(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t not_ino) _must_check_; /* settles who waits for that name */
+int dir_touch(struct tree *t, uint64_t dir, int64_t now_ns) _must_check_;
+
+struct server_side { bool exists, deleted; struct vrow v; struct vnames names; uint64_t seq, nseq; };
+int shadow_get(struct tree *t, struct nrow *row, struct server_side *ret) _must_check_;
+int shadow_put(struct tree *t, struct nrow *row, const struct server_side *s) _must_check_; /* sets or clears NB_SHADOW and NB_GONE in row; caller writes row */
+int shadow_drop(struct tree *t, struct nrow *row) _must_check_;
+int shadow_ensure(struct tree *t, struct nrow *row) _must_check_; /* before the first local change of a node that is on the server */
+
+/* ---- tree_pack.c: rows as bytes ---- */
+int extra_pack(struct arena *a, const char *target, const struct xattr *xattrs, size_t n, const uint8_t **ret, size_t *ret_n) _must_check_;
+int extra_unpack(struct arena *a, const uint8_t *p, size_t n, const char **ret_target, const struct xattr **ret, size_t *ret_n) _must_check_;
+bool extra_has_xattr(const uint8_t *p, size_t n);
+int vrow_pack(struct arena *a, const struct vrow *v, const uint8_t **ret, size_t *ret_n) _must_check_;
+int vrow_unpack(struct arena *a, const uint8_t *p, size_t n, struct vrow *ret) _must_check_;
+int vrow_from_node(struct arena *a, const struct node_row *n, struct vrow *ret) _must_check_;
+int op_pack(struct arena *a, const struct orow *o, const uint8_t **ret, size_t *ret_n) _must_check_;
+int op_unpack(struct arena *a, const uint8_t *p, size_t n, struct orow *o) _must_check_;  /* copies */
+
+/* ---- outbox.c ---- */
+int outbox_add(struct tree *t, struct orow *o) _must_check_;     /* gives order, id (unless set), predecessors; counts pend of its nodes */
+int outbox_change(struct tree *t, struct orow *o) _must_check_;  /* writes all of a row that is not frozen; new predecessors are added */
+int outbox_remove(struct tree *t, const struct orow *o) _must_check_; /* pend of its nodes goes down */
+int outbox_reidentify(struct tree *t, struct orow *o) _must_check_; /* new operation id, not frozen, queued; later rows and names follow */
+int outbox_state_set(struct tree *t, struct orow *o, enum outbox_state state, bool freeze) _must_check_;
+int outbox_find(struct tree *t, struct db *db, struct arena *a, const struct id *id, struct orow *ret) _must_check_; /* -ENOENT */
+int outbox_of_node(struct tree *t, uint64_t ino, struct orow **ret, size_t *ret_n) _must_check_; /* all rows that name it, in order */
+int outbox_create_of(struct tree *t, uint64_t ino, struct orow *ret) _must_check_; /* its CREATE, -ENOENT */
+int outbox_touches_dir(struct tree *t, uint64_t dir) _must_check_;     /* 1: a pending operation changes entries of dir */
+int outbox_last_at(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t not_ord, uint64_t *ret_ord) _must_check_; /* 0: none */
+int outbox_has_dependents(struct tree *t, uint64_t ord) _must_check_;
+int outbox_to_end(struct tree *t, struct orow *o) _must_check_;  /* gives it a new place in the order; only without dependents */
+int outbox_row_read(struct db_stmt *s, int col, struct arena *a, struct orow *ret) _must_check_;
+#define OUT_COLS "o.ord,o.id,o.kind,o.state,o.bits,o.ino,o.ino2,o.p1,o.n1,o.p2,o.n2,o.gen,o.body,o.queued_ns,o.nwait,o.class,o.rev,o.attempts,o.error,o.next_try_ns,o.reason"
+bool outbox_temporary(const char *name, size_t n);               /* a name of the temporary patterns */
+bool outbox_protected(const struct tree *t, const struct orow *o); /* its content must not be replaced any more */
+int outbox_hand(struct tree *t, const struct id *op) _must_check_; /* the engine has it now */
+void outbox_unhand(struct tree *t, const struct id *op);
+int outbox_item_from(struct arena *a, const struct orow *o, struct outbox_item *ret) _must_check_;
+void outbox_classify(struct orow *o);
+static inline bool outbox_soft(const struct orow *o) { return o->state != OUT_SENT && !(o->bits & OB_FROZEN); }
+
+/* ---- tree_settle.c: the view of one node is computed anew and written ---- */
+/* s: the server's side as it is to be from now on (NULL: as it is). done_gen: generation that an operation just brought to the server as version
+ * done_version: showing it as the server's content changes no byte. */
+struct settle_hint { uint64_t done_gen; struct id done_version; bool own; };
+int settle(struct tree *t, uint64_t ino, const struct server_side *s, const struct settle_hint *hint) _must_check_;
+int settle_pending(struct tree *t) _must_check_;  /* those asked for by tree_settle_later */
+
+/* ---- tree_apply.c ---- */
+int apply_changes(struct tree *t, const struct change *changes, size_t n, uint64_t list_seq /* 0: of the rows */, const struct orow *own, const struct id *own_version) _must_check_;
+int apply_done(struct tree *t, const struct orow *o, const struct content *content, const struct id *version) _must_check_;
+int apply_fate(struct tree *t, const struct tree_done *done) _must_check_;
+int apply_cursor(struct tree *t, const struct cursor *c) _must_check_; /* writes it, forgets tombstones behind it; caller sets t->cursor_next */
+int apply_merged(struct tree *t, struct orow *o, const struct op_result *r) _must_check_;
+int apply_open_set(struct tree *t, const struct change *changes, size_t n, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct open_set *set) _must_check_;
+/* Brackets of a transaction that gives tree_applied to the caller. */
+int apply_begin(struct tree *t, struct open_set *set, struct arena *a, struct tree_applied *out) _must_check_;
+int apply_end(struct tree *t, int r);
+
+/* ---- tree_local.c ---- */
+int local_place_check(struct tree *t, uint64_t dir, const char *name, size_t n, struct nrow *ret_dir) _must_check_;
+int local_new_create(struct tree *t, struct nrow *row, const struct nrow *dir, const char *name, size_t n) _must_check_; /* queues CREATE and adds the name */
+void local_attrs_to_op(const struct nrow *row, struct orow *o);
+int local_cancel(struct tree *t, const struct nrow *row) _must_check_; /* 1: the node was never sent; its operations are gone */
+int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_base) _must_check_; /* unsent contents go; base: the oldest one's */
+int local_queue_content(struct tree *t, struct nrow *row, uint64_t gen, uint64_t size, int64_t mtime_ns, const struct id *base, uint64_t *ret_dropped) _must_check_;
+int local_after_unlink(struct tree *t, struct nrow *row, bool kept) _must_check_;

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tree_recover.c: a stage that lies on disk meets the tree, at the start of a process, one stage after the other, oldest generation first.
+ *
+ *   what the tree says                                         result
+ *   its generation is in the outbox                            KNOWN
+ *   the node lives, under the stage's ino, and has no name     COMMITTED: unlinked before the crash; nobody can open it any more
+ *   the node lives, and has had this or a newer generation     COMMITTED: superseded, or on the server
+ *   the node lives                                             QUEUED: its newest content
+ *   another ino has the node's id now                          COMMITTED: it was replaced by an atomic save
+ *   deleted here on purpose (tombstone)                        COMMITTED
+ *   deleted by the server while it was open here               the node is made again: QUEUED, or LOST_FOUND
+ *   nothing (the file was lost and is new)                     likewise
+ *
+ * A node that is made again gets a new id (the server may know the old one) under its old name, a conflict name if that is taken, or in lost+found/ if its parent is not
+ * here. The server merges it if the bytes are the same. */
+#include "tree_priv.h"
+
+#include <assert.h>
+#include <stdio.h>
+
+#define LOST_FOUND "lost+found"
+
+static int in_outbox(struct tree *t, uint64_t gen) {
+        int64_t v;
+        int r = db_int(t->w, &v, "SELECT EXISTS(SELECT 1 FROM outbox WHERE gen=? AND gen > 0)", "i", (int64_t)gen);
+        return r < 0 ? r : (int)v;
+}
+
+static int make_dir(struct tree *t, const struct nrow *root, struct nrow *ret) {
+        struct name_at at;
+        int r = entry_at(t->w, INO_ROOT, LOST_FOUND, strlen(LOST_FOUND), &at);
+        if (r == 0)
+                return row_get(t, t->w, at.ino, ret);
+        if (r != -ENOENT)
+                return r;
+        struct nrow dir = { .id = rng_id(t->rng), .nlink = 2 };
+        dir.v = (struct vrow){ .kind = NODE_DIR, .mode = 0700, .uid = root->v.uid, .gid = root->v.gid, .mtime_ns = t->now_ns, .ctime_ns = t->now_ns, .btime_ns = t->now_ns };
+        r = row_insert(t, &dir);
+        if (r == 0)
+                r = local_new_create(t, &dir, root, LOST_FOUND, strlen(LOST_FOUND));
+        if (r == 0)
+                *ret = dir;
+        return r;
+}
+
+static int make_again(struct tree *t, const struct stage_identity *s, enum recover_result *ret) {
+        struct nrow parent, root;
+        struct name_at at;
+        uint64_t ino;
+        char name[NAME_BYTES_MAX + 1], other[NAME_BYTES_MAX + 1];
+        enum recover_result result = RECOVER_QUEUED;
+        int r = row_get(t, t->w, INO_ROOT, &root);
+        if (r < 0)
+                return r;
+        (void)snprintf(name, sizeof(name), "%s", s->name);
+        if (!name[0])
+                (void)snprintf(name, sizeof(name), "recovered %llu", (unsigned long long)s->gen);
+        r = row_find(t, t->w, &s->parent, &ino);
+        if (r == 0)
+                r = row_get(t, t->w, ino, &parent);
+        if (r == -ENOENT || (r == 0 && (parent.v.kind != NODE_DIR || (parent.parent == 0 && parent.ino != INO_ROOT)))) {
+                result = RECOVER_LOST_FOUND;
+                r = make_dir(t, &root, &parent);
+        }
+        (void)snprintf(other, sizeof(other), "%s", name);
+        for (unsigned number = 1; r == 0; number++) {
+                r = entry_at(t->w, parent.ino, other, strlen(other), &at);
+                if (r == -ENOENT) {
+                        r = 0;
+                        break;
+                }
+                conflict_name(name, strlen(name), "recovered", number, other);
+        }
+        if (r < 0)
+                return r;
+        struct nrow row = { .id = rng_id(t->rng), .last_gen = s->gen };
+        row.v = (struct vrow){ .kind = NODE_FILE, .mode = s->mode & 07777, .uid = root.v.uid, .gid = root.v.gid, .mtime_ns = s->mtime_ns, .ctime_ns = t->now_ns, .btime_ns = s->mtime_ns,
+                               .content = content_empty, .gen = s->gen, .size = s->size };
+        r = row_insert(t, &row);
+        if (r == 0)
+                r = local_new_create(t, &row, &parent, other, strlen(other));
+        if (r == 0)
+                r = dir_touch(t, parent.ino, t->now_ns);
+        if (r == 0)
+                *ret = result;
+        return r;
+}
+
+static int recover_in(struct tree *t, const struct stage_identity *s, enum recover_result *ret) {
+        struct nrow row;
+        uint64_t ino, seq, dropped;
+        int64_t local;
+        int r = in_outbox(t, s->gen);
+        if (r != 0) {
+                *ret = RECOVER_KNOWN;
+                return r < 0 ? r : 0;
+        }
+        r = row_find(t, t->w, &s->node, &ino);
+        if (r == 0)
+                r = row_get(t, t->w, ino, &row);
+        if (r == 0) {
+                bool superseded = s->gen <= row.last_gen || (row.nlink == 0 && !(row.bits & NB_REMOTE)) || (ino != s->ino && s->ino < t->inos_known);
+                *ret = superseded ? RECOVER_COMMITTED : RECOVER_QUEUED;
+                if (superseded)
+                        return 0;
+                return ino != s->ino ? make_again(t, s, ret) : local_queue_content(t, &row, s->gen, s->size, s->mtime_ns, &s->base_version, &dropped);
+        }
+        if (r != -ENOENT)
+                return r;
+        r = tomb_get(t, &s->node, &seq, &local);
+        if (r < 0)
+                return r;
+        if (local == TOMB_DELETED) {
+                *ret = RECOVER_COMMITTED;
+                return 0;
+        }
+        return make_again(t, s, ret);
+}
+
+int tree_recover_stage(struct tree *t, const struct stage_identity *s, enum recover_result *ret) {
+        enum recover_result result = RECOVER_KNOWN;
+        int r = tree_begin(t);
+        if (r == 0)
+                r = recover_in(t, s, &result);
+        r = tree_end(t, r);
+        if (r == 0)
+                *ret = result;
+        return r;
+}

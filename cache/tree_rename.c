@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tree_rename.c: rename with its three faces.
+ *
+ *   target           source                                   what is queued
+ *   free             CREATE never sent, of this very name     nothing: the CREATE gets the new place
+ *   free             else                                     RENAME
+ *   never sent       any                                      the target's operations are cancelled; then as free
+ *   a file           file, CREATE never sent, one link each   REPLACE on the target's id; the source's CREATE goes
+ *   a file           file, sent, but a temporary, one link    REPLACE with `source`
+ *   anything else    any                                      RENAME with `replaced`
+ *   exchange                                                  RENAME with OPF_EXCHANGE
+ *
+ * REPLACE is how programs save a file: the temporary's inode lives on under the name (open handles and stat agree) and takes the target's server id, its server's row and its pending operations; the
+ * target's inode becomes an orphan, which takes the temporary's id if the server knows that one: it is the node that the server will delete. So other clients see one
+ * new version of the file that they know.
+ *
+ * A CREATE that gets a new place must stay behind what its new place depends on: it moves to the end of the order, or, if something depends on it already, a RENAME is queued.
+ */
+#include "tree_priv.h"
+
+#include <assert.h>
+#include <stdio.h>
+
+struct rename {
+        uint64_t dir, dir2;
+        const char *name, *name2;
+        size_t n, n2;
+        unsigned flags;
+        struct nrow p1, p2, s, d; /* parents, source, target */
+        struct name_at at, at2;
+        bool over;                /* there is a target */
+};
+
+/* -EINVAL if ino is dir or one of its ancestors. */
+static int check_cycle(struct tree *t, uint64_t ino, uint64_t dir) {
+        struct nrow row;
+        for (unsigned depth = 0; dir != INO_ROOT && dir != 0 && depth < 4096; depth++) {
+                if (dir == ino)
+                        return -EINVAL;
+                int r = row_get(t, t->w, dir, &row);
+                if (r < 0)
+                        return r;
+                dir = row.parent;
+        }
+        return 0;
+}
+
+static int check(struct tree *t, struct rename *m) {
+        if ((m->flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE)) || m->flags == (RENAME_NOREPLACE | RENAME_EXCHANGE))
+                return -EINVAL;
+        int r = local_place_check(t, m->dir, m->name, m->n, &m->p1);
+        if (r == 0)
+                r = local_place_check(t, m->dir2, m->name2, m->n2, &m->p2);
+        if (r == -EEXIST) /* "." and ".." */
+                r = -EBUSY;
+        if (r == 0)
+                r = entry_at(t->w, m->dir, m->name, m->n, &m->at);
+        if (r == 0)
+                r = row_get(t, t->w, m->at.ino, &m->s);
+        if (r < 0)
+                return r;
+        r = entry_at(t->w, m->dir2, m->name2, m->n2, &m->at2);
+        m->over = r == 0;
+        if (r < 0 && r != -ENOENT)
+                return r;
+        if (m->over && (r = row_get(t, t->w, m->at2.ino, &m->d)) < 0)
+                return r;
+        bool exchange = m->flags & RENAME_EXCHANGE, s_dir = m->s.v.kind == NODE_DIR, d_dir = m->over && m->d.v.kind == NODE_DIR;
+        if (exchange && !m->over)
+                return -ENOENT;
+        if (m->over && (m->flags & RENAME_NOREPLACE))
+                return -EEXIST;
+        if (m->over && !exchange && s_dir != d_dir)
+                return s_dir ? -ENOTDIR : -EISDIR;
+        if (s_dir && (r = check_cycle(t, m->s.ino, m->dir2)) < 0)
+                return r;
+        if (exchange && d_dir && (r = check_cycle(t, m->d.ino, m->dir)) < 0)
+                return r;
+        if (d_dir && !exchange && m->d.ino != m->s.ino && (r = entry_any(t->w, m->d.ino)) != 0)
+                return r < 0 ? r : -ENOTEMPTY;
+        return 0;
+}
+
+static struct vname name_one(const struct rename *m) {
+        return (struct vname){ .parent = m->dir, .cookie = m->at.cookie, .name = m->name, .n = m->n, .placement = m->at.placement, .local = m->at.local };
+}
+static struct vname name_two(const struct rename *m) {
+        return (struct vname){ .parent = m->dir2, .cookie = m->at2.cookie, .name = m->name2, .n = m->n2, .placement = m->at2.placement, .local = m->at2.local };
+}
+
+static struct orow rename_op(struct tree *t, const struct rename *m) {
+        struct orow o = { .ino = m->s.ino, .p1 = m->dir, .p2 = m->dir2,
+                          .op = { .kind = OP_RENAME, .id = rng_id(t->rng), .node = m->s.id, .parent = m->p1.id, .name = m->name, .name_bytes = m->n, .parent2 = m->p2.id,
+                                  .name2 = m->name2, .name2_bytes = m->n2, .placement = m->at.placement } };
+        o.op.attrs.kind = m->s.v.kind;
+        if (m->s.v.kind == NODE_DIR)
+                o.bits |= OB_DIRMOVE;
+        return o;
+}
+
+/* The source gets the second name as given by the operation `placement`. */
+static int move_name(struct tree *t, struct rename *m, const struct id *placement) {
+        struct vname from = name_one(m), to = name_two(m);
+        to.placement = *placement;
+        to.local = true;
+        int r = entry_remove(t, &m->s, &from);
+        if (r == 0)
+                r = entry_add(t, &m->s, &to);
+        m->s.v.ctime_ns = t->now_ns;
+        return r < 0 ? r : row_write(t, &m->s);
+}
+
+/* 1: the source's CREATE was never sent and has the new place now. */
+static int move_create(struct tree *t, struct rename *m) {
+        struct orow o, parent;
+        uint64_t at;
+        int r = m->s.seq == 0 && m->s.pend ? outbox_create_of(t, m->s.ino, &o) : -ENOENT;
+        if (r < 0)
+                return r == -ENOENT ? 0 : r;
+        if (!outbox_soft(&o) || o.p1 != m->dir || o.op.name_bytes != m->n || memcmp(o.op.name, m->name, m->n) != 0)
+                return 0;
+        r = outbox_last_at(t, m->dir2, m->name2, m->n2, o.ord, &at);
+        if (r == 0) {
+                r = outbox_create_of(t, m->dir2, &parent);
+                if (r == 0)
+                        at = MAX(at, parent.ord);
+                if (r == -ENOENT)
+                        r = 0;
+        }
+        if (r == 0 && at > o.ord) {
+                r = outbox_has_dependents(t, o.ord);
+                if (r > 0)
+                        return 0;
+                if (r == 0)
+                        r = outbox_to_end(t, &o);
+        }
+        if (r < 0)
+                return r;
+        o.p1 = m->dir2;
+        o.op.parent = m->p2.id;
+        o.op.name = m->name2;
+        o.op.name_bytes = m->n2;
+        o.op.attrs.ctime_ns = t->now_ns;
+        o.op.time_ns = t->now_ns;
+        r = outbox_change(t, &o);
+        if (r == 0)
+                r = move_name(t, m, &o.op.id);
+        return r < 0 ? r : 1;
+}
+
+static int to_free_name(struct tree *t, struct rename *m) {
+        int r = move_create(t, m);
+        if (r != 0)
+                return r < 0 ? r : 0;
+        struct orow o = rename_op(t, m);
+        r = shadow_ensure(t, &m->s);
+        if (r == 0)
+                r = outbox_add(t, &o);
+        return r < 0 ? r : move_name(t, m, &o.op.id);
+}
+
+static int exchange(struct tree *t, struct rename *m) {
+        struct orow o = rename_op(t, m);
+        o.ino2 = m->d.ino;
+        o.op.flags = OPF_EXCHANGE;
+        o.op.replaced = m->d.id;
+        o.op.replaced_placement = m->at2.placement;
+        if (m->d.v.kind == NODE_FILE)
+                o.op.replaced_version = m->d.v.version;
+        if (m->d.v.kind == NODE_DIR)
+                o.bits |= OB_DIRMOVE;
+        struct vname one = name_one(m), two = name_two(m);
+        int r = shadow_ensure(t, &m->s);
+        if (r == 0)
+                r = shadow_ensure(t, &m->d);
+        if (r == 0)
+                r = outbox_add(t, &o);
+        if (r == 0)
+                r = entry_remove(t, &m->s, &one);
+        if (r == 0)
+                r = entry_remove(t, &m->d, &two);
+        one.placement = two.placement = o.op.id;
+        one.local = two.local = true;
+        if (r == 0)
+                r = entry_add(t, &m->s, &two);
+        if (r == 0)
+                r = entry_add(t, &m->d, &one);
+        m->s.v.ctime_ns = m->d.v.ctime_ns = t->now_ns;
+        if (r == 0)
+                r = row_write(t, &m->s);
+        return r < 0 ? r : row_write(t, &m->d);
+}
+
+static int rename_over(struct tree *t, struct rename *m, bool kept) {
+        struct orow o = rename_op(t, m);
+        struct vname two = name_two(m);
+        bool last = m->d.v.kind == NODE_DIR || m->d.nlink == 1;
+        o.ino2 = m->d.ino;
+        o.op.replaced = m->d.id;
+        if (m->d.v.kind == NODE_DIR)
+                o.bits |= OB_CHILDREN;
+        int r = shadow_ensure(t, &m->s);
+        if (r == 0)
+                r = shadow_ensure(t, &m->d);
+        if (m->d.v.kind == NODE_FILE) {
+                o.op.replaced_version = m->d.v.version;
+                if (r == 0 && last)
+                        r = local_drop_contents(t, &m->d, &o.op.replaced_version);
+        }
+        if (r == 0)
+                r = outbox_add(t, &o);
+        if (r == 0)
+                r = entry_remove(t, &m->d, &two);
+        m->d.v.ctime_ns = t->now_ns;
+        if (r == 0)
+                r = local_after_unlink(t, &m->d, kept);
+        return r < 0 ? r : move_name(t, m, &o.op.id);
+}
+
+/* ---- replace ---- */
+
+/* How the source may become the target's new version: 0 not at all; 1 it was never sent; 2 it was sent. */
+static int replace_kind(struct tree *t, const struct rename *m, struct orow **ret_ops, size_t *ret_n) {
+        const struct nrow *s = &m->s, *d = &m->d;
+        *ret_n = 0;
+        if (s->v.kind != NODE_FILE || d->v.kind != NODE_FILE || s->nlink != 1 || d->nlink != 1)
+                return 0;
+        int r = s->pend ? outbox_of_node(t, s->ino, ret_ops, ret_n) : 0;
+        if (r < 0)
+                return r;
+        bool create = false, soft = true;
+        for (size_t i = 0; i < *ret_n; i++) {
+                const struct orow *o = &(*ret_ops)[i];
+                if (o->ino != s->ino || o->ino2 || (o->op.kind != OP_CREATE && o->op.kind != OP_CONTENT && o->op.kind != OP_ATTR))
+                        return 0;
+                create = create || o->op.kind == OP_CREATE;
+                soft = soft && outbox_soft(o);
+        }
+        if (s->seq == 0 && create && soft)
+                return 1;
+        return (s->seq == 0 && create) || outbox_temporary(m->name, m->n) ? 2 : 0;
+}
+
+static int swap_shadows(struct tree *t, uint64_t a, uint64_t b) {
+        static const char *const rows = "UPDATE shadow SET ino=? WHERE ino=?", *const names = "UPDATE shadow_name SET ino=? WHERE ino=?";
+        const int64_t aside = -1, x = (int64_t)a, y = (int64_t)b, steps[3][2] = { { aside, x }, { x, y }, { y, aside } };
+        int r = 0;
+        for (unsigned i = 0; i < 3 && r == 0; i++) {
+                r = db_run(t->w, rows, "ii", steps[i][0], steps[i][1]);
+                if (r == 0)
+                        r = db_run(t->w, names, "ii", steps[i][0], steps[i][1]);
+        }
+        return r;
+}
+
+/* Server's identity of the two nodes changes hands: id, seq, shadow, aliases, and the operations that stay. */
+static int swap_identity(struct tree *t, struct rename *m, bool source_known) {
+        struct nrow *s = &m->s, *d = &m->d;
+        const struct id s_id = s->id, d_id = d->id, aside = rng_id(t->rng), orphan = source_known ? s_id : rng_id(t->rng);
+        int r = shadow_ensure(t, s);
+        if (r == 0)
+                r = shadow_ensure(t, d);
+        if (r == 0)
+                r = swap_shadows(t, s->ino, d->ino);
+        if (r == 0)
+                r = db_run(t->w, "UPDATE alias SET ino=CASE ino WHEN ?1 THEN ?2 ELSE ?1 END WHERE ino=?1 OR ino=?2", "ii", (int64_t)s->ino, (int64_t)d->ino);
+        if (r == 0)
+                r = db_run(t->w, "UPDATE outbox SET ino=CASE ino WHEN ?1 THEN ?2 ELSE ?1 END WHERE ino=?1 OR ino=?2", "ii", (int64_t)s->ino, (int64_t)d->ino);
+        if (r == 0)
+                r = db_run(t->w, "UPDATE outbox SET ino2=CASE ino2 WHEN ?1 THEN ?2 ELSE ?1 END WHERE ino2 > 0 AND (ino2=?1 OR ino2=?2)", "ii", (int64_t)s->ino, (int64_t)d->ino);
+        if (r == 0)
+                r = row_write_id(t, d->ino, &aside);
+        if (r == 0)
+                r = row_write_id(t, s->ino, &d_id);
+        if (r == 0)
+                r = row_write_id(t, d->ino, &orphan);
+        if (r == 0 && !source_known) /* stages of the source name it by the id that it had */
+                r = db_run(t->w, "INSERT OR REPLACE INTO alias(id,ino,local) VALUES(?,?,1)", "Ii", &s_id, (int64_t)s->ino);
+        const uint8_t moving = NB_SHADOW | NB_GONE, s_bits = s->bits & moving, d_bits = d->bits & moving;
+        s->bits = (uint8_t)((s->bits & ~moving) | d_bits);
+        d->bits = (uint8_t)((d->bits & ~moving) | s_bits);
+        const uint64_t seq = s->seq, nseq = s->nseq;
+        s->id = d_id;
+        s->seq = d->seq;
+        s->nseq = d->nseq;
+        d->id = orphan;
+        d->seq = seq;
+        d->nseq = nseq;
+        return r;
+}
+
+static int count_pend(struct tree *t, uint64_t ino) {
+        return db_run(t->w, "UPDATE node SET pend=(SELECT count(*) FROM outbox WHERE ino=?1) + (SELECT count(*) FROM outbox WHERE ino2=?1 AND ino2 > 0) WHERE ino=?1", "i", (int64_t)ino);
+}
+
+static int replace(struct tree *t, struct rename *m, const struct orow *ops, size_t n_ops, bool sent, bool kept) {
+        struct nrow *s = &m->s, *d = &m->d;
+        struct orow o = { .ino = s->ino, .op = { .kind = OP_REPLACE, .id = rng_id(t->rng), .node = d->id, .version = d->v.version } };
+        struct id unused;
+        int r = row_extra(t, s);
+        if (sent) {
+                o.ino2 = d->ino;
+                o.p1 = m->dir;
+                o.op.source = s->id;
+                o.op.parent = m->p1.id;
+                o.op.name = m->name;
+                o.op.name_bytes = m->n;
+                o.op.placement = m->at.placement;
+        }
+        if (r == 0)
+                r = local_drop_contents(t, d, &o.op.version);
+        if (r == 0 && sent)
+                r = local_drop_contents(t, s, &unused);
+        for (size_t i = 0; i < n_ops && r == 0 && !sent; i++)
+                r = outbox_remove(t, &ops[i]);
+        s->v.ctime_ns = t->now_ns;
+        o.gen = s->v.gen;
+        o.op.content = s->v.gen ? (struct content){ .size = s->v.size, .param = 1 } : s->v.content;
+        local_attrs_to_op(s, &o);
+        o.op.attr_mask |= ATTR_XATTR;
+        /* names: the target's entry leads to the source's inode from now on */
+        struct vname one = name_one(m);
+        if (r == 0)
+                r = entry_remove(t, s, &one);
+        if (r == 0)
+                r = db_run(t->w, "UPDATE entry SET node=? WHERE parent=? AND cookie=?", "iii", (int64_t)s->ino, (int64_t)m->dir2, (int64_t)m->at2.cookie);
+        s->parent = m->dir2;
+        s->cookie = m->at2.cookie;
+        s->nlink = 1;
+        d->parent = d->cookie = 0;
+        d->nlink = 0;
+        d->v.ctime_ns = t->now_ns;
+        /* what the orphan's handles see is a local matter: nothing pending of its own is left to be sent */
+        if (r == 0)
+                r = swap_identity(t, m, sent);
+        s->last_gen = MAX(s->last_gen, d->last_gen);
+        s->v.version = o.op.id;
+        if (r == 0)
+                r = row_write(t, s);
+        if (r == 0)
+                r = row_write(t, d);
+        if (r == 0)
+                r = outbox_add(t, &o);
+        if (r == 0)
+                r = count_pend(t, s->ino);
+        if (r == 0)
+                r = count_pend(t, d->ino);
+        return r < 0 ? r : local_after_unlink(t, d, kept);
+}
+
+/* ---- all ---- */
+
+static int rename_in(struct tree *t, struct rename *m, uint64_t expected, bool kept, struct node *ret_moved, struct node *ret_replaced) {
+        struct orow *ops = NULL;
+        size_t n_ops = 0;
+        int r = check(t, m);
+        if (r < 0)
+                return r;
+        if ((m->over ? m->d.ino : 0) != expected)
+                return 1;
+        *ret_replaced = (struct node){0};
+        if (m->over && m->s.ino == m->d.ino) { /* two names of one node, or one and the same: POSIX says: nothing */
+                row_public(t, &m->s, ret_moved);
+                return 0;
+        }
+        bool is_exchange = m->flags & RENAME_EXCHANGE, replaced = m->over && !is_exchange;
+        if (replaced && (m->d.v.kind == NODE_DIR || m->d.nlink == 1) && (r = local_cancel(t, &m->d)) > 0) {
+                struct vname two = name_two(m);
+                r = entry_remove(t, &m->d, &two);
+                m->d.v.ctime_ns = t->now_ns;
+                if (r == 0)
+                        r = local_after_unlink(t, &m->d, kept);
+                m->over = false;
+        }
+        if (r < 0)
+                return r;
+        if (is_exchange) {
+                r = exchange(t, m);
+        } else if (!m->over) {
+                r = to_free_name(t, m);
+        } else {
+                r = replace_kind(t, m, &ops, &n_ops);
+                if (r > 0)
+                        r = replace(t, m, ops, n_ops, r == 2, kept);
+                else if (r == 0)
+                        r = rename_over(t, m, kept);
+        }
+        if (r == 0)
+                r = dir_touch(t, m->dir, t->now_ns);
+        if (r == 0 && m->dir2 != m->dir)
+                r = dir_touch(t, m->dir2, t->now_ns);
+        if (r == 0 && !is_exchange)
+                r = entry_freed(t, m->dir, m->name, m->n, m->s.ino);
+        if (r == 0)
+                r = row_get(t, t->w, m->s.ino, &m->s);
+        if (r < 0)
+                return r;
+        row_public(t, &m->s, ret_moved);
+        if (is_exchange || replaced) {
+                struct nrow now;
+                r = row_get(t, t->w, m->d.ino, &now);
+                row_public(t, r == 0 ? &now : &m->d, ret_replaced);
+        }
+        return r == -ENOENT ? 0 : r;
+}
+
+int tree_rename(struct tree *t, uint64_t dir, const char *name, size_t n, uint64_t dir2, const char *name2, size_t n2, unsigned flags,
+                bool (*kept)(void *arg, uint64_t ino), void *arg, struct node *ret_moved, struct node *ret_replaced) {
+        for (;;) {
+                struct node target; /* asked about without the lock; another one there by then: again */
+                struct rename m = { .dir = dir, .name = name, .n = n, .dir2 = dir2, .name2 = name2, .n2 = n2, .flags = flags };
+                int r = tree_lookup(t, dir2, name2, n2, &target);
+                uint64_t ino = r == 0 ? target.ino : 0;
+                bool keep = r == 0 && kept && kept(arg, ino);
+                r = tree_begin(t);
+                if (r == 0)
+                        r = rename_in(t, &m, ino, keep, ret_moved, ret_replaced);
+                bool again = r > 0;
+                r = tree_end(t, again ? -EAGAIN : r);
+                if (!again)
+                        return r;
+        }
+}

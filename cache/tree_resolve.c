@@ -1,0 +1,485 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tree_resolve.c: what becomes of an operation that the server refused or merged, as the planner decided it.
+ *
+ * The rows that came with the refusal are applied first, in the same transaction. Then:
+ *
+ *   DROP           the row goes; the view is computed anew. Later soft rows that named it as their base name the server's instead
+ *   REBASE         bases from the server's rows, new operation id
+ *   CONFLICT_COPY  all pending contents of the node go, the newest becomes the content of a new node beside it; the temporary of a REPLACE is unlinked
+ *   NEW_NAME       same node, conflict name, new operation id; later soft rows follow the name
+ *   REVIVE         OPF_REVIVE, new operation id
+ *   MERGED         the server's node takes the place of ours: our ino gets its id; if that node is here under another ino, its children and pending
+ *                  operations move over and its row goes
+ *
+ * Nothing is lost by a decision: a DROP of a CREATE that holds content or children is refused (-EINVAL), the caller parks it. */
+#include "tree_priv.h"
+
+#include <assert.h>
+#include <stdio.h>
+
+#define HOST_BYTES_MAX 64u
+
+void conflict_name(const char *name, size_t n, const char *host, unsigned number, char ret[NAME_BYTES_MAX + 1]) {
+        char mark[HOST_BYTES_MAX + 40];
+        size_t stem = n, host_bytes = strnlen(host, HOST_BYTES_MAX);
+        while (host_bytes > 0 && host[host_bytes] && ((unsigned char)host[host_bytes] & 0xc0) == 0x80) /* not inside a character */
+                host_bytes--;
+        int mark_bytes = snprintf(mark, sizeof(mark), " (conflict %.*s %u)", (int)host_bytes, host, number);
+        for (char *p = mark; *p; p++)
+                if (*p == '/')
+                        *p = '-';
+        for (size_t i = n; i-- > 1;)
+                if (name[i] == '.') {
+                        if (n - i <= 17 && i + 1 < n)
+                                stem = i;
+                        break;
+                }
+        size_t ext = n - stem, room = NAME_BYTES_MAX - (size_t)mark_bytes - ext;
+        if (stem > room) {
+                stem = room;
+                while (stem > 0 && ((unsigned char)name[stem] & 0xc0) == 0x80)
+                        stem--;
+        }
+        memcpy(ret, name, stem);
+        memcpy(ret + stem, mark, (size_t)mark_bytes);
+        memcpy(ret + stem + mark_bytes, name + n - ext, ext);
+        ret[stem + (size_t)mark_bytes + ext] = 0;
+}
+
+/* A conflict name that nobody has in the directory, shown or waiting. In scratch. */
+static int free_name(struct tree *t, uint64_t parent, const char *name, size_t n, const char *host, const char **ret) {
+        char text[NAME_BYTES_MAX + 1];
+        for (unsigned number = 1;; number++) {
+                struct name_at at;
+                int64_t waits = 0;
+                conflict_name(name, n, host, number, text);
+                int r = entry_at(t->w, parent, text, strlen(text), &at);
+                if (r == -ENOENT)
+                        r = db_int(t->w, &waits, "SELECT EXISTS(SELECT 1 FROM shadow_name WHERE parent=? AND name=?)", "it", (int64_t)parent, text, strlen(text));
+                else if (r == 0)
+                        continue;
+                if (r < 0)
+                        return r;
+                if (!waits) {
+                        *ret = arena_strndup(t->scratch, text, strlen(text));
+                        return *ret ? 0 : -ENOMEM;
+                }
+        }
+}
+
+static int is_content(const struct orow *o) {
+        return o->op.kind == OP_CONTENT || o->op.kind == OP_REPLACE;
+}
+
+static const struct vname *server_name(const struct server_side *side, uint64_t parent, const char *name, size_t n, const struct id *placement) {
+        for (size_t i = 0; i < side->names.n; i++)
+                if (id_equal(&side->names.v[i].placement, placement))
+                        return &side->names.v[i];
+        for (size_t i = 0; i < side->names.n; i++)
+                if (side->names.v[i].parent == parent && side->names.v[i].n == n && memcmp(side->names.v[i].name, name, n) == 0)
+                        return &side->names.v[i];
+        return side->names.n == 1 ? side->names.v : NULL;
+}
+
+static int count_pend(struct tree *t, uint64_t ino) {
+        return db_run(t->w, "UPDATE node SET pend=(SELECT count(*) FROM outbox WHERE ino=?1) + (SELECT count(*) FROM outbox WHERE ino2=?1 AND ino2 > 0) WHERE ino=?1", "i", (int64_t)ino);
+}
+
+static int settle_both(struct tree *t, const struct orow *o) {
+        int r = tree_settle_later(t, o->ino);
+        return r == 0 && o->ino2 ? tree_settle_later(t, o->ino2) : r;
+}
+
+/* Soft rows of the node that named the dropped operation as their base name what the server has. */
+static int rebase_followers(struct tree *t, const struct orow *dropped, const struct server_side *side) {
+        struct orow *list;
+        size_t n = 0;
+        int r = outbox_of_node(t, dropped->ino, &list, &n);
+        for (size_t i = 0; i < n && r == 0; i++) {
+                struct orow *o = &list[i];
+                bool any = false;
+                if (!outbox_soft(o) || o->ino != dropped->ino)
+                        continue;
+                if (id_equal(&o->op.version, &dropped->op.id)) {
+                        o->op.version = side->v.version;
+                        any = true;
+                }
+                if (id_equal(&o->op.placement, &dropped->op.id)) {
+                        const struct vname *v = server_name(side, o->p1, o->op.name ? o->op.name : "", o->op.name_bytes, &o->op.placement);
+                        if (v) {
+                                o->op.placement = v->placement;
+                                any = true;
+                        }
+                }
+                if (any)
+                        r = outbox_change(t, o);
+        }
+        return r;
+}
+
+static int resolve_drop(struct tree *t, struct orow *own, struct nrow *row, struct server_side *side) {
+        if (own->op.kind == OP_CREATE && !side->exists) {
+                struct orow *list;
+                size_t n;
+                int r = row->v.kind == NODE_DIR ? entry_any(t->w, row->ino) : 0;
+                if (r != 0 || row->v.gen)
+                        return r < 0 ? r : -EINVAL;
+                r = outbox_of_node(t, row->ino, &list, &n);
+                for (size_t i = 0; i < n && r == 0; i++)
+                        if (list[i].ino == row->ino)
+                                r = outbox_remove(t, &list[i]);
+                return r < 0 ? r : settle_both(t, own);
+        }
+        int r = outbox_remove(t, own);
+        if (r == 0)
+                r = rebase_followers(t, own, side);
+        if (r == 0)
+                r = settle_both(t, own);
+        if (r == 0 && own->gen)
+                r = apply_fate(t, &(struct tree_done){ .op = own->op.id, .ino = own->ino, .gen = own->gen, .content = side->v.content, .version = side->v.version, .fate = FATE_DROPPED });
+        return r;
+}
+
+/* Who has the name on the server. 0: nobody. */
+static int server_occupant(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t not_ino, uint64_t *ret) {
+        struct name_at at;
+        int64_t ino;
+        int r = db_int(t->w, &ino, "SELECT ino FROM shadow_name WHERE parent=? AND name=? AND ino<>?", "iti", (int64_t)parent, name, n, (int64_t)not_ino);
+        if (r == 0) {
+                *ret = (uint64_t)ino;
+                return 0;
+        }
+        if (r == -ENOENT)
+                r = entry_at(t->w, parent, name, n, &at);
+        *ret = r == 0 && !at.local && at.ino != not_ino ? at.ino : 0;
+        return r == -ENOENT ? 0 : r;
+}
+
+static int resolve_rebase(struct tree *t, struct orow *own, struct nrow *row, struct server_side *side) {
+        struct op *op = &own->op;
+        const uint64_t was = own->ino2;
+        int r = 0;
+        if (op->kind == OP_UNLINK || op->kind == OP_RENAME) {
+                const struct vname *v = server_name(side, own->p1, op->name, op->name_bytes, &op->placement);
+                struct nrow parent;
+                if (v && (r = row_get(t, t->w, v->parent, &parent)) == 0) {
+                        own->p1 = v->parent;
+                        op->parent = parent.id;
+                        op->name = v->name;
+                        op->name_bytes = v->n;
+                        op->placement = v->placement;
+                }
+        }
+        if (r == 0 && (is_content(own) || (op->kind == OP_UNLINK && !id_is_zero(&op->version))))
+                op->version = side->v.version;
+        if (r == 0 && op->kind == OP_RENAME && !(op->flags & OPF_EXCHANGE)) {
+                struct nrow other;
+                struct server_side there;
+                r = server_occupant(t, own->p2, op->name2, op->name2_bytes, own->ino, &own->ino2);
+                memset(&op->replaced, 0, sizeof(op->replaced));
+                memset(&op->replaced_version, 0, sizeof(op->replaced_version));
+                if (r == 0 && own->ino2 && (r = row_get(t, t->w, own->ino2, &other)) == 0 && (r = shadow_get(t, &other, &there)) == 0) {
+                        op->replaced = other.id;
+                        op->replaced_version = there.v.version;
+                        r = shadow_ensure(t, &other);
+                        if (r == 0)
+                                r = row_write(t, &other);
+                }
+        }
+        if (r == 0)
+                r = outbox_reidentify(t, own);
+        if (r == 0 && was != own->ino2) {
+                r = was ? count_pend(t, was) : 0;
+                if (r == 0 && own->ino2)
+                        r = count_pend(t, own->ino2);
+                if (r == 0 && was)
+                        r = tree_settle_later(t, was);
+        }
+        return r < 0 ? r : settle_both(t, own);
+}
+
+static int resolve_copy(struct tree *t, struct orow *own, struct nrow *row, struct server_side *side, const char *host) {
+        struct orow *list;
+        struct nrow copy = { .id = rng_id(t->rng), .v = row->v }, parent;
+        struct vnames names = {0};
+        size_t n = 0;
+        int r = outbox_of_node(t, row->ino, &list, &n);
+        if (r == 0)
+                r = entries_of(t, row, &names);
+        if (r < 0)
+                return r;
+        const struct vname *at = names.n ? names.v : side->names.n ? side->names.v : NULL;
+        if (!row->v.gen) /* a REPLACE with bytes that are on the server already */
+                copy.v.content = own->op.content;
+        copy.v.size = row->v.gen ? row->v.size : own->op.content.size;
+        copy.last_gen = row->v.gen;
+        for (size_t i = 0; i < n && r == 0; i++)
+                if (list[i].ino == row->ino && is_content(&list[i]))
+                        r = outbox_remove(t, &list[i]);
+        if (r == 0)
+                r = row_get(t, t->w, at ? at->parent : INO_ROOT, &parent);
+        const char *name = NULL;
+        if (r == 0)
+                r = free_name(t, parent.ino, at ? at->name : "file", at ? at->n : 4, host, &name);
+        if (r == 0)
+                r = row_insert(t, &copy);
+        if (r == 0)
+                r = local_new_create(t, &copy, &parent, name, strlen(name));
+        if (r == 0)
+                r = dir_touch(t, parent.ino, t->now_ns);
+        if (r == 0)
+                r = tree_note(t, NOTE_ENTRY, parent.ino, name, strlen(name));
+        if (r == 0)
+                r = tree_note(t, NOTE_LIST, parent.ino, NULL, 0);
+        for (size_t i = 0; i < n && r == 0; i++)
+                if (list[i].ino == row->ino && is_content(&list[i]) && list[i].gen)
+                        r = apply_fate(t, &(struct tree_done){ .op = list[i].op.id, .ino = copy.ino, .gen = list[i].gen, .fate = FATE_MOVED });
+        struct nrow temp;
+        if (r == 0 && own->op.kind == OP_REPLACE && own->ino2 && row_get(t, t->w, own->ino2, &temp) == 0 && temp.seq && !(temp.bits & NB_GONE)) {
+                struct orow o = { .ino = temp.ino, .p1 = own->p1, .op = { .kind = OP_UNLINK, .node = temp.id, .parent = own->op.parent, .name = own->op.name,
+                                  .name_bytes = own->op.name_bytes, .placement = own->op.placement, .version = temp.v.version } };
+                struct server_side there;
+                o.op.attrs.kind = NODE_FILE;
+                r = shadow_get(t, &temp, &there);
+                o.op.version = there.v.version;
+                if (r == 0)
+                        r = outbox_add(t, &o);
+        }
+        return r < 0 ? r : settle_both(t, own);
+}
+
+static int resolve_new_name(struct tree *t, struct orow *own, const char *host) {
+        struct op *op = &own->op;
+        bool second = op->kind == OP_RENAME;
+        uint64_t parent = second ? own->p2 : own->p1, was = own->ino2;
+        const char *old = second ? op->name2 : op->name, *name;
+        size_t old_n = second ? op->name2_bytes : op->name_bytes, n;
+        struct orow *list;
+        int r = free_name(t, parent, old, old_n, host, &name);
+        if (r < 0)
+                return r;
+        n = strlen(name);
+        if (second) {
+                op->name2 = name;
+                op->name2_bytes = n;
+                own->ino2 = 0;
+                own->bits &= ~(uint32_t)OB_CHILDREN;
+                memset(&op->replaced, 0, sizeof(op->replaced));
+                memset(&op->replaced_version, 0, sizeof(op->replaced_version));
+        } else {
+                op->name = name;
+                op->name_bytes = n;
+        }
+        r = outbox_reidentify(t, own);
+        if (r == 0 && was && !own->ino2) {
+                r = count_pend(t, was);
+                if (r == 0)
+                        r = tree_settle_later(t, was);
+        }
+        size_t count = 0;
+        if (r == 0)
+                r = outbox_of_node(t, own->ino, &list, &count);
+        for (size_t i = 0; i < count && r == 0; i++) {
+                struct orow *o = &list[i];
+                if (o->ord > own->ord && o->ino == own->ino && outbox_soft(o) && o->p1 == parent && o->op.name_bytes == old_n && memcmp(o->op.name, old, old_n) == 0) {
+                        o->op.name = name;
+                        o->op.name_bytes = n;
+                        r = outbox_change(t, o);
+                }
+        }
+        return r < 0 ? r : settle_both(t, own);
+}
+
+/* ---- merge ---- */
+
+/* Children of the node that goes move below ours; one whose name is taken here by a pending operation waits. */
+static int move_children(struct tree *t, uint64_t from, uint64_t to) {
+        struct name_at at;
+        int r = 0;
+        while (r == 0) {
+                struct db_stmt *s;
+                struct nrow child;
+                struct vname v = { .parent = from };
+                r = db_query(t->w, &s, "SELECT node,cookie,name,placement,bits FROM entry WHERE parent=? LIMIT 1", "i", (int64_t)from);
+                if (r <= 0)
+                        break;
+                uint64_t ino = (uint64_t)db_col_int(s, 0);
+                v.cookie = (uint64_t)db_col_int(s, 1);
+                const char *name = db_col_text(s, 2, &v.n);
+                v.name = arena_strndup(t->scratch, name, v.n);
+                v.placement = db_col_id(s, 3);
+                v.local = db_col_int(s, 4) & 1;
+                db_reset(s);
+                r = v.name ? row_get(t, t->w, ino, &child) : -ENOMEM;
+                if (r == 0)
+                        r = shadow_ensure(t, &child); /* its server names are moved below with all others */
+                if (r == 0)
+                        r = entry_remove(t, &child, &v);
+                if (r == 0 && entry_at(t->w, to, v.name, v.n, &at) == -ENOENT) {
+                        v.parent = to;
+                        r = entry_add(t, &child, &v);
+                }
+                if (r == 0)
+                        r = row_write(t, &child);
+                if (r == 0)
+                        r = tree_settle_later(t, ino);
+                if (r == 0)
+                        r = tree_note(t, NOTE_ENTRY, to, v.name, v.n);
+        }
+        if (r == 0)
+                r = tree_note(t, NOTE_LIST, to, NULL, 0);
+        const int64_t a = (int64_t)to, b = (int64_t)from;
+        if (r == 0)
+                r = db_run(t->w, "UPDATE shadow_name SET parent=? WHERE parent=?", "ii", a, b);
+        if (r == 0)
+                r = db_run(t->w, "UPDATE outbox SET p1=? WHERE p1=? AND p1 > 0", "ii", a, b);
+        if (r == 0)
+                r = db_run(t->w, "UPDATE outbox SET p2=? WHERE p2=? AND p2 > 0", "ii", a, b);
+        return r;
+}
+
+/* The server's node is here under an ino of its own: it goes, what belongs to it comes to ours. */
+static int absorb(struct tree *t, uint64_t ours, uint64_t theirs, struct server_side *ret_side) {
+        struct nrow row;
+        struct vnames names;
+        int r = row_get(t, t->w, theirs, &row);
+        if (r == 0)
+                r = shadow_get(t, &row, ret_side);
+        if (r == 0)
+                r = entries_of(t, &row, &names);
+        for (size_t i = 0; i < names.n && r == 0; i++) {
+                r = entry_remove(t, &row, &names.v[i]);
+                if (r == 0)
+                        r = tree_note(t, NOTE_ENTRY, names.v[i].parent, names.v[i].name, names.v[i].n);
+                if (r == 0)
+                        r = tree_note(t, NOTE_LIST, names.v[i].parent, NULL, 0);
+        }
+        if (r == 0 && row.v.kind == NODE_DIR)
+                r = move_children(t, theirs, ours);
+        const int64_t a = (int64_t)ours, b = (int64_t)theirs;
+        if (r == 0)
+                r = db_run(t->w, "UPDATE outbox SET ino=? WHERE ino=?", "ii", a, b);
+        if (r == 0)
+                r = db_run(t->w, "UPDATE outbox SET ino2=? WHERE ino2=? AND ino2 > 0", "ii", a, b);
+        if (r == 0)
+                r = db_run(t->w, "UPDATE alias SET ino=? WHERE ino=?", "ii", a, b);
+        if (r == 0)
+                r = shadow_drop(t, &row);
+        if (r == 0)
+                r = db_run(t->w, "DELETE FROM node WHERE ino=?", "i", b);
+        return r;
+}
+
+int apply_merged(struct tree *t, struct orow *own, const struct op_result *res) {
+        const struct id theirs = res->merged_into;
+        const struct change *current = NULL;
+        struct server_side side = {0};
+        struct nrow row;
+        uint64_t ino = 0;
+        for (size_t i = 0; i < res->n_current && !current; i++)
+                if (id_equal(&res->current[i].node.id, &theirs))
+                        current = &res->current[i];
+        int r = row_get(t, t->w, own->ino, &row);
+        if (r == 0)
+                r = outbox_remove(t, own);
+        if (r == 0)
+                r = row_find(t, t->w, &theirs, &ino);
+        if (r == 0 && ino != own->ino)
+                r = absorb(t, own->ino, ino, &side);
+        if (r == -ENOENT)
+                r = current ? 0 : -EPROTO; /* the rows of the node that stands for ours are the answer's */
+        if (r == 0 && !id_equal(&row.id, &theirs)) {
+                r = db_run(t->w, "INSERT OR REPLACE INTO alias(id,ino,local) VALUES(?,?,0)", "Ii", &row.id, (int64_t)own->ino);
+                if (r == 0)
+                        r = row_write_id(t, own->ino, &theirs);
+        }
+        if (r == 0)
+                r = count_pend(t, own->ino);
+        if (r < 0)
+                return r;
+        struct settle_hint hint = { .own = true, .done_gen = own->gen };
+        hint.done_version = current ? current->node.version : side.v.version;
+        if (side.exists) { /* as far as it was known; the answer's rows may be newer */
+                r = settle(t, own->ino, &side, &hint);
+                if (r < 0)
+                        return r;
+        }
+        r = apply_changes(t, res->current, res->n_current, 0, own, &hint.done_version);
+        if (r == 0)
+                r = settle(t, own->ino, NULL, &hint);
+        if (r == 0) {
+                const struct content content = current ? current->node.content : side.v.content;
+                r = apply_done(t, own, &content, &hint.done_version);
+        }
+        return r;
+}
+
+/* ---- all ---- */
+
+static int resolve_in(struct tree *t, const struct op_result *res, const struct resolve *how) {
+        struct orow own;
+        struct nrow row;
+        struct server_side side;
+        int r = outbox_find(t, t->w, t->scratch, &res->op, &own);
+        if (r < 0 && r != -ENOENT)
+                return r;
+        if (r == 0 && how->kind == RESOLVE_MERGED)
+                return apply_merged(t, &own, res);
+        bool pending = r == 0;
+        r = apply_changes(t, res->current, res->n_current, 0, NULL, NULL);
+        if (r == 0)
+                r = settle_pending(t);
+        if (r < 0 || !pending) /* an event was faster */
+                return r;
+        r = outbox_find(t, t->w, t->scratch, &res->op, &own);
+        if (r == 0)
+                r = row_get(t, t->w, own.ino, &row);
+        if (r == 0)
+                r = row_extra(t, &row);
+        if (r == 0)
+                r = shadow_get(t, &row, &side);
+        if (r < 0)
+                return r;
+        switch (how->kind) {
+        case RESOLVE_DROP:
+                return resolve_drop(t, &own, &row, &side);
+        case RESOLVE_REBASE:
+                return resolve_rebase(t, &own, &row, &side);
+        case RESOLVE_CONFLICT_COPY:
+                if (is_content(&own))
+                        return resolve_copy(t, &own, &row, &side, how->host ? how->host : "local");
+                return resolve_new_name(t, &own, how->host ? how->host : "local");
+        case RESOLVE_NEW_NAME:
+                if (is_content(&own))
+                        return resolve_copy(t, &own, &row, &side, how->host ? how->host : "local");
+                if (own.op.kind != OP_CREATE && own.op.kind != OP_LINK && own.op.kind != OP_RENAME)
+                        return -EINVAL;
+                return resolve_new_name(t, &own, how->host ? how->host : "local");
+        case RESOLVE_REVIVE:
+                own.op.flags |= OPF_REVIVE;
+                r = outbox_reidentify(t, &own);
+                return r < 0 ? r : settle_both(t, &own);
+        case RESOLVE_MERGED:
+                break;
+        }
+        return -EINVAL;
+}
+
+int tree_resolve(struct tree *t, const struct op_result *res, const struct resolve *how, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a,
+                 struct tree_applied *ret) {
+        _cleanup_(cleanup_open_set_p) struct open_set set = {0};
+        struct tree_applied out;
+        struct outbox_item item;
+        int r = apply_open_set(t, res->current, res->n_current, is_open, arg, &set);
+        if (r == 0 && is_open && outbox_get(t, &res->op, a, &item) == 0 && is_open(arg, item.ino))
+                r = open_set_add(&set, item.ino);
+        if (r < 0)
+                return r;
+        r = apply_begin(t, &set, a, &out);
+        if (r == 0)
+                r = resolve_in(t, res, how);
+        r = apply_end(t, r);
+        if (r == 0)
+                *ret = out;
+        return r;
+}
