@@ -20,10 +20,18 @@
 
 #define LOST_FOUND "lost+found"
 
-static int in_outbox(struct tree *t, uint64_t gen) {
-        int64_t v;
-        int r = db_int(t->w, &v, "SELECT EXISTS(SELECT 1 FROM outbox WHERE gen=? AND gen > 0)", "i", (int64_t)gen);
-        return r < 0 ? r : (int)v;
+/* 1: its generation is in the outbox, under this node. */
+static int in_outbox(struct tree *t, struct stage_identity *s) {
+        int64_t ino;
+        struct nrow row;
+        int r = db_int(t->w, &ino, "SELECT ino FROM outbox WHERE gen=? AND gen > 0", "i", (int64_t)s->gen);
+        if (r == 0)
+                r = row_get(t, t->w, (uint64_t)ino, &row);
+        if (r < 0)
+                return r == -ENOENT ? 0 : r;
+        s->ino = row.ino;
+        s->node = row.id;
+        return 1;
 }
 
 static int make_dir(struct tree *t, const struct nrow *root, struct nrow *ret) {
@@ -43,7 +51,7 @@ static int make_dir(struct tree *t, const struct nrow *root, struct nrow *ret) {
         return r;
 }
 
-static int make_again(struct tree *t, const struct stage_identity *s, enum recover_result *ret) {
+static int make_again(struct tree *t, struct stage_identity *s, enum recover_result *ret) {
         struct nrow parent, root;
         struct name_at at;
         uint64_t ino;
@@ -81,16 +89,19 @@ static int make_again(struct tree *t, const struct stage_identity *s, enum recov
                 r = local_new_create(t, &row, &parent, other, strlen(other));
         if (r == 0)
                 r = dir_touch(t, parent.ino, t->now_ns);
-        if (r == 0)
-                *ret = result;
-        return r;
+        if (r < 0)
+                return r;
+        s->ino = row.ino;
+        s->node = row.id;
+        *ret = result;
+        return 0;
 }
 
-static int recover_in(struct tree *t, const struct stage_identity *s, enum recover_result *ret) {
+static int recover_in(struct tree *t, struct stage_identity *s, enum recover_result *ret) {
         struct nrow row;
         uint64_t ino, seq, dropped;
         int64_t local;
-        int r = in_outbox(t, s->gen);
+        int r = in_outbox(t, s);
         if (r != 0) {
                 *ret = RECOVER_KNOWN;
                 return r < 0 ? r : 0;
@@ -103,7 +114,10 @@ static int recover_in(struct tree *t, const struct stage_identity *s, enum recov
                 *ret = superseded ? RECOVER_COMMITTED : RECOVER_QUEUED;
                 if (superseded)
                         return 0;
-                return ino != s->ino ? make_again(t, s, ret) : local_queue_content(t, &row, s->gen, s->size, s->mtime_ns, &s->base_version, &dropped);
+                if (ino != s->ino)
+                        return make_again(t, s, ret);
+                s->node = row.id;
+                return local_queue_content(t, &row, s->gen, s->size, s->mtime_ns, &s->base_version, &dropped);
         }
         if (r != -ENOENT)
                 return r;
@@ -117,7 +131,7 @@ static int recover_in(struct tree *t, const struct stage_identity *s, enum recov
         return make_again(t, s, ret);
 }
 
-int tree_recover_stage(struct tree *t, const struct stage_identity *s, enum recover_result *ret) {
+int tree_recover_stage(struct tree *t, struct stage_identity *s, enum recover_result *ret) {
         enum recover_result result = RECOVER_KNOWN;
         int r = tree_begin(t);
         if (r == 0)

@@ -121,6 +121,7 @@ struct tree_done { struct id op; uint64_t ino, gen; struct content content; stru
 struct tree_applied { struct tree_done *done; size_t n_done; /* arena */ uint64_t changed_nodes; };
 /* Events in seq order. One transaction: rows with a greater seq (shadow, or view where nothing is pending), completed operations, cursor. Notes go out after the
  * commit. is_open: node has open handles or an open stage: its incarnation grows when its shown content changes. Applying anything twice changes nothing. */
+/* Callbacks of all verbs (is_open, kept, open_for_write) are called without any lock of the tree held, before the transaction. */
 int tree_apply(struct tree *t, const struct event *events, size_t n, const struct cursor *upto /* NULL: leave */,
                bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a, struct tree_applied *ret) _must_check_;
 /* An answer of the server to a sent operation. accepted: as its event. */
