@@ -92,11 +92,11 @@ int find_mounts(const char *program, const char *state, const char *dir, struct 
         size_t n = 0, found = 0;
         int r = mount_infos_list(state, &all, &n);
         if (r < 0)
-                return fail(program, EXIT_DISK, "cannot read %s: %s", state, strerror(-r));
+                return cli_fail(program, EXIT_DISK, "cannot read %s: %s", state, strerror(-r));
         const struct mount_info **list = calloc(n + 1, sizeof *list);
         if (!list) {
                 mount_infos_free(all, n);
-                return fail(program, EXIT_OTHER, "out of memory");
+                return cli_fail(program, EXIT_OTHER, "out of memory");
         }
         const struct mount_info *one = dir ? mount_infos_find(all, n, dir) : NULL;
         for (size_t i = 0; i < n; i++)
@@ -104,11 +104,11 @@ int find_mounts(const char *program, const char *state, const char *dir, struct 
                         list[found++] = &all[i];
         if (found == 0) {
                 if (!dir)
-                        r = fail(program, EXIT_NOT_MOUNTED, "nothing is mounted (state in %s): mount with `tarn mount URL/WORKSPACE DIR`", state);
+                        r = cli_fail(program, EXIT_NOT_MOUNTED, "nothing is mounted (state in %s): mount with `tarn mount URL/WORKSPACE DIR`", state);
                 else if (one)
-                        r = fail(program, EXIT_NOT_MOUNTED, "the daemon of %s is gone: mount again with `tarn mount %s %s`, nothing is lost", dir, one->url, one->mountpoint);
+                        r = cli_fail(program, EXIT_NOT_MOUNTED, "the daemon of %s is gone: mount again with `tarn mount %s %s`, nothing is lost", dir, one->url, one->mountpoint);
                 else
-                        r = fail(program, EXIT_NOT_MOUNTED, "%s is not a mount of tarn (state in %s); see `tarn status`", dir, state);
+                        r = cli_fail(program, EXIT_NOT_MOUNTED, "%s is not a mount of tarn (state in %s); see `tarn status`", dir, state);
                 mount_infos_free(all, n);
                 free(list);
                 return r;

@@ -31,7 +31,7 @@ int cmd_status(int argc, char **argv);
 int cmd_wait(int argc, char **argv);
 
 /* One line on stderr, "tarn COMMAND: ...", and the code back. */
-int fail(const char *program, int code, const char *fmt, ...) _printf_(3, 4);
+int cli_fail(const char *program, int code, const char *fmt, ...) _printf_(3, 4);
 /* Turns args_parse's answer into an exit code: 0 after --help (with the exit codes printed below it), else EXIT_USAGE. */
 int args_exit(int r);
 

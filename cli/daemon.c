@@ -77,7 +77,7 @@ static int _printf_(3, 4) report(struct daemon *d, int code, const char *fmt, ..
                 if (*p == '\n')
                         *p = ' ';
         if (d->c->status_fd < 0)
-                return code == EXIT_OK ? code : fail(d->c->program, code, "%s", line);
+                return code == EXIT_OK ? code : cli_fail(d->c->program, code, "%s", line);
         if (code != EXIT_OK)
                 log_error("start failed exit=%d: %s", code, line);
         char out[1100];

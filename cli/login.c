@@ -94,24 +94,24 @@ int cmd_login(int argc, char **argv) {
         if (r < 0)
                 return args_exit(r);
         if (!user || !*user)
-                return fail(PROGRAM, EXIT_USAGE, "who are you? give --user NAME");
+                return cli_fail(PROGRAM, EXIT_USAGE, "who are you? give --user NAME");
         r = url_base(url, &base, &why);
         if (r < 0)
-                return fail(PROGRAM, EXIT_USAGE, "%s", r == -ENOMEM ? "out of memory" : why);
+                return cli_fail(PROGRAM, EXIT_USAGE, "%s", r == -ENOMEM ? "out of memory" : why);
         if (ca_file && !(ca = realpath(ca_file, NULL)))
-                return fail(PROGRAM, EXIT_USAGE, "cannot read --ca-file %s: %s", ca_file, strerror(errno));
+                return cli_fail(PROGRAM, EXIT_USAGE, "cannot read --ca-file %s: %s", ca_file, strerror(errno));
         r = state_dir(state_option, &state);
         if (r < 0)
-                return fail(PROGRAM, EXIT_DISK, "cannot find a state directory: %s", strerror(-r));
+                return cli_fail(PROGRAM, EXIT_DISK, "cannot find a state directory: %s", strerror(-r));
         r = from_stdin ? read_line(STDIN_FILENO, password, sizeof password) : ask_password(user, password, sizeof password);
         if (r == -ENOTTY)
-                return fail(PROGRAM, EXIT_USAGE, "no terminal to ask for the password: give it on standard input with --password-stdin");
+                return cli_fail(PROGRAM, EXIT_USAGE, "no terminal to ask for the password: give it on standard input with --password-stdin");
         if (r < 0)
-                return fail(PROGRAM, EXIT_USAGE, "cannot read the password: %s", r == -EMSGSIZE ? "too long" : strerror(-r));
+                return cli_fail(PROGRAM, EXIT_USAGE, "cannot read the password: %s", r == -EMSGSIZE ? "too long" : strerror(-r));
         r = session_login(state, base, ca, user, password, reason, sizeof reason);
         explicit_bzero(password, sizeof password);
         if (r < 0)
-                return fail(PROGRAM, exit_for(r), "%s", reason);
+                return cli_fail(PROGRAM, exit_for(r), "%s", reason);
         nudge_daemons(state);
         (void)printf("signed in to %s as %s\n", base, user);
         return EXIT_OK;

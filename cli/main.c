@@ -6,6 +6,7 @@
  * Each command ends with a code of enum exit_code; each failure says one line on stderr that tells what to do. */
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
@@ -41,7 +42,7 @@ void exit_codes_print(void) {
         (void)fflush(stdout);
 }
 
-int fail(const char *program, int code, const char *fmt, ...) {
+int cli_fail(const char *program, int code, const char *fmt, ...) {
         char line[1024];
         va_list ap;
         va_start(ap, fmt);
@@ -70,6 +71,13 @@ int main(int argc, char **argv) {
         self = self ? self + 1 : argc > 0 ? argv[0] : "tarn";
         if (strcmp(self, "mount.tarn") == 0 || strcmp(self, "mount.fuse.tarn") == 0)
                 return cmd_mount_helper(argc, argv);
+        /* tarn --state-dir DIR COMMAND ... is the same as tarn COMMAND --state-dir DIR ... */
+        if (argc > 2 && strcmp(argv[1], "--state-dir") == 0) {
+                if (setenv("TARN_STATE_DIR", argv[2], 1) < 0)
+                        return cli_fail("tarn", EXIT_OTHER, "out of memory");
+                argc -= 2;
+                argv += 2;
+        }
         if (argc < 2) {
                 help(stderr);
                 return EXIT_USAGE;
@@ -86,5 +94,5 @@ int main(int argc, char **argv) {
         for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
                 if (strcmp(argv[1], commands[i].name) == 0)
                         return commands[i].run(argc - 1, argv + 1);
-        return fail("tarn", EXIT_USAGE, "unknown command '%.100s'; see tarn --help", argv[1]);
+        return cli_fail("tarn", EXIT_USAGE, "unknown command '%.100s'; see tarn --help", argv[1]);
 }

@@ -66,16 +66,16 @@ static int parse_options(struct request *q) {
                         known = true;
                 }
         if (!known)
-                return fail(PROGRAM, EXIT_USAGE, "-o close: '%s' is not one of fast, local, server", o->close);
+                return cli_fail(PROGRAM, EXIT_USAGE, "-o close: '%s' is not one of fast, local, server", o->close);
         if (o->owner && strcmp(o->owner, "stored") != 0)
-                return fail(PROGRAM, EXIT_USAGE, "-o owner: '%s' is not 'stored'", o->owner);
+                return cli_fail(PROGRAM, EXIT_USAGE, "-o owner: '%s' is not 'stored'", o->owner);
         o->owner_stored = o->owner;
         if (o->cache_size_bytes && o->cache_size_bytes < 8u << 20)
-                return fail(PROGRAM, EXIT_USAGE, "-o cache_size: at least 8M");
+                return cli_fail(PROGRAM, EXIT_USAGE, "-o cache_size: at least 8M");
         if (o->net_timeout_s == 0 || o->net_timeout_s > 3600 || o->drain_timeout_s > 86400)
-                return fail(PROGRAM, EXIT_USAGE, "-o net_timeout: 1s to 1h; drain_timeout: up to 1d");
+                return cli_fail(PROGRAM, EXIT_USAGE, "-o net_timeout: 1s to 1h; drain_timeout: up to 1d");
         if (o->uploads > 64 || o->threads > 256)
-                return fail(PROGRAM, EXIT_USAGE, "-o uploads: up to 64; threads: up to 256");
+                return cli_fail(PROGRAM, EXIT_USAGE, "-o uploads: up to 64; threads: up to 256");
         return 0;
 }
 
@@ -86,19 +86,19 @@ static int check_mountpoint(const char *dir) {
                 if (errno == ENOTCONN)
                         return 0;
                 if (errno == ENOENT)
-                        return fail(PROGRAM, EXIT_MOUNT_POINT, "%s does not exist: make it with `mkdir -p %s`", dir, dir);
-                return fail(PROGRAM, EXIT_MOUNT_POINT, "cannot use %s as a mount point: %s", dir, strerror(errno));
+                        return cli_fail(PROGRAM, EXIT_MOUNT_POINT, "%s does not exist: make it with `mkdir -p %s`", dir, dir);
+                return cli_fail(PROGRAM, EXIT_MOUNT_POINT, "cannot use %s as a mount point: %s", dir, strerror(errno));
         }
         if (!S_ISDIR(st.st_mode))
-                return fail(PROGRAM, EXIT_MOUNT_POINT, "%s is not a directory", dir);
+                return cli_fail(PROGRAM, EXIT_MOUNT_POINT, "%s is not a directory", dir);
         DIR *d = opendir(dir);
         if (!d)
-                return errno == ENOTCONN ? 0 : fail(PROGRAM, EXIT_MOUNT_POINT, "cannot read %s: %s", dir, strerror(errno));
+                return errno == ENOTCONN ? 0 : cli_fail(PROGRAM, EXIT_MOUNT_POINT, "cannot read %s: %s", dir, strerror(errno));
         bool empty = true;
         for (struct dirent *e; empty && (e = readdir(d));)
                 empty = strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0;
         (void)closedir(d);
-        return empty ? 0 : fail(PROGRAM, EXIT_MOUNT_POINT, "%s is not empty: mount on an empty directory", dir);
+        return empty ? 0 : cli_fail(PROGRAM, EXIT_MOUNT_POINT, "%s is not empty: mount on an empty directory", dir);
 }
 
 static int check_not_mounted(const char *state, const struct place *place) {
@@ -112,7 +112,7 @@ static int check_not_mounted(const char *state, const struct place *place) {
                 if (strcmp(all[i].place_dir, place->dir) != 0 || control_connect(place->dir, &fd) < 0)
                         continue;
                 (void)close(fd);
-                code = fail(PROGRAM, EXIT_IN_USE, "this workspace is mounted at %s already (pid %d): unmount it first, or use another --state-dir", all[i].mountpoint, (int)all[i].pid);
+                code = cli_fail(PROGRAM, EXIT_IN_USE, "this workspace is mounted at %s already (pid %d): unmount it first, or use another --state-dir", all[i].mountpoint, (int)all[i].pid);
         }
         mount_infos_free(all, n);
         return code;
@@ -152,11 +152,11 @@ static int wait_for_child(int fd, pid_t pid, const struct place *place) {
         }
         char *end = memchr(line, '\n', n), *message = strchr(line, ' ');
         if (!end)
-                return fail(PROGRAM, EXIT_OTHER, "the daemon (pid %d) ended without a word: see %s", (int)pid, place->log);
+                return cli_fail(PROGRAM, EXIT_OTHER, "the daemon (pid %d) ended without a word: see %s", (int)pid, place->log);
         *end = 0;
         int code = (int)strtol(line, NULL, 10);
         if (code != EXIT_OK || message)
-                return fail(PROGRAM, code, "%s", message ? message + 1 : "failed");
+                return cli_fail(PROGRAM, code, "%s", message ? message + 1 : "failed");
         return EXIT_OK;
 }
 
@@ -171,10 +171,10 @@ static int start(const struct request *q, struct daemon_config *c) {
                 return daemon_run(c);
         }
         if (pipe2(pipe_fd, O_CLOEXEC) < 0)
-                return fail(PROGRAM, EXIT_OTHER, "cannot make a pipe: %s", strerror(errno));
+                return cli_fail(PROGRAM, EXIT_OTHER, "cannot make a pipe: %s", strerror(errno));
         pid_t pid = fork();
         if (pid < 0)
-                return fail(PROGRAM, EXIT_OTHER, "cannot start a daemon: %s", strerror(errno));
+                return cli_fail(PROGRAM, EXIT_OTHER, "cannot start a daemon: %s", strerror(errno));
         if (pid > 0) {
                 (void)close(pipe_fd[1]);
                 int code = wait_for_child(pipe_fd[0], pid, c->place);
@@ -204,22 +204,22 @@ static int run(struct request *q) {
                 return code;
         int r = url_split(q->url, &base, &workspace, &why);
         if (r < 0)
-                return fail(PROGRAM, EXIT_USAGE, "%s", r == -ENOMEM ? "out of memory" : why);
+                return cli_fail(PROGRAM, EXIT_USAGE, "%s", r == -ENOMEM ? "out of memory" : why);
         if (q->o.ca_file && !(q->o.ca_file = ca_file = realpath(q->o.ca_file, NULL)))
-                return fail(PROGRAM, EXIT_USAGE, "cannot read the file of -o ca_file: %s", strerror(errno));
+                return cli_fail(PROGRAM, EXIT_USAGE, "cannot read the file of -o ca_file: %s", strerror(errno));
         r = state_dir(q->state_option, &state);
         if (r == 0)
                 r = place_of(state, base, workspace, &place);
         if (r == 0)
                 r = mkdir_p(place.dir, 0700);
         if (r < 0)
-                return fail(PROGRAM, EXIT_DISK, "cannot make the state directory %s: %s", place.dir ? place.dir : "", strerror(-r));
+                return cli_fail(PROGRAM, EXIT_DISK, "cannot make the state directory %s: %s", place.dir ? place.dir : "", strerror(-r));
         r = session_open(state, base, &session);
         session_free(session);
         if (r == -ENOENT)
-                return fail(PROGRAM, EXIT_SIGN_IN, "not signed in to %s: run `tarn login %s --user NAME`", base, base);
+                return cli_fail(PROGRAM, EXIT_SIGN_IN, "not signed in to %s: run `tarn login %s --user NAME`", base, base);
         if (r < 0)
-                return fail(PROGRAM, EXIT_SIGN_IN, "the login to %s cannot be read: run `tarn login %s --user NAME` again", base, base);
+                return cli_fail(PROGRAM, EXIT_SIGN_IN, "the login to %s cannot be read: run `tarn login %s --user NAME` again", base, base);
         code = check_not_mounted(state, &place);
         if (code == 0)
                 code = check_mountpoint(q->dir);
@@ -227,11 +227,11 @@ static int run(struct request *q) {
                 return code;
         r = mountpoint_path(q->dir, &mountpoint);
         if (r < 0)
-                return fail(PROGRAM, EXIT_MOUNT_POINT, "cannot use %s as a mount point: %s", q->dir, strerror(-r));
+                return cli_fail(PROGRAM, EXIT_MOUNT_POINT, "cannot use %s as a mount point: %s", q->dir, strerror(-r));
         if (q->o.cache_dir) { /* made here, so that its path is whole before the daemon leaves this directory */
                 r = mkdir_p(q->o.cache_dir, 0700);
                 if (r < 0 || !(cache_dir = realpath(q->o.cache_dir, NULL)))
-                        return fail(PROGRAM, EXIT_DISK, "cannot make the cache directory %s: %s", q->o.cache_dir, strerror(r < 0 ? -r : errno));
+                        return cli_fail(PROGRAM, EXIT_DISK, "cannot make the cache directory %s: %s", q->o.cache_dir, strerror(r < 0 ? -r : errno));
                 q->o.cache_dir = cache_dir;
         }
         struct daemon_config c = { .o = &q->o, .program = PROGRAM, .state = state, .base_url = base, .workspace = workspace, .url = q->url, .mountpoint = mountpoint, .place = &place, .status_fd = -1 };
@@ -263,7 +263,7 @@ int cmd_mount_helper(int argc, char **argv) {
                 if (a[0] == '-' && a[1] == 'o' && (a[2] || i + 1 < argc)) {
                         const char *list = a[2] ? a + 2 : argv[++i];
                         if ((q.list.bytes > 0 && buf_add(&q.list, ",", 1) < 0) || buf_add_str(&q.list, list) < 0)
-                                return fail("mount.tarn", EXIT_USAGE, "too many options");
+                                return cli_fail("mount.tarn", EXIT_USAGE, "too many options");
                 } else if (a[0] == '-' && (a[1] == 't' || a[1] == 'N') && i + 1 < argc)
                         i++;
                 else if (a[0] == '-')
@@ -274,7 +274,7 @@ int cmd_mount_helper(int argc, char **argv) {
                         q.dir = a;
         }
         if (!q.url || !q.dir)
-                return fail("mount.tarn", EXIT_USAGE, "usage: mount.tarn URL/WORKSPACE DIR [-o OPT,...]");
+                return cli_fail("mount.tarn", EXIT_USAGE, "usage: mount.tarn URL/WORKSPACE DIR [-o OPT,...]");
         int code = fake ? EXIT_OK : run(&q);
         buf_free(&q.list);
         return code;

@@ -62,14 +62,14 @@ int cmd_status(int argc, char **argv) {
                 return args_exit(r);
         r = state_dir(state_option, &state);
         if (r < 0)
-                return fail(PROGRAM, EXIT_DISK, "cannot find a state directory: %s", strerror(-r));
+                return cli_fail(PROGRAM, EXIT_DISK, "cannot find a state directory: %s", strerror(-r));
         int code = find_mounts(PROGRAM, state, dir, &all, &n, &found);
         for (size_t i = 0; code == 0 && found[i]; i++) {
                 _cleanup_json_ json_t *answer = NULL;
                 _cleanup_buf_ struct buf b = BUF_INIT(8u << 20);
                 r = control_ask(found[i]->place_dir, "status", ANSWER_MS, &answer);
                 if (r < 0)
-                        code = fail(PROGRAM, EXIT_OTHER, "the daemon of %s (pid %d) does not answer: %s", found[i]->mountpoint, (int)found[i]->pid, strerror(-r));
+                        code = cli_fail(PROGRAM, EXIT_OTHER, "the daemon of %s (pid %d) does not answer: %s", found[i]->mountpoint, (int)found[i]->pid, strerror(-r));
                 else if (!json)
                         show(answer);
                 else if (json_to_buf(answer, &b) == 0 && buf_text(&b))

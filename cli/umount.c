@@ -47,9 +47,9 @@ static bool is_listed(const char *path) {
 static int detach_stale(const char *dir) {
         _cleanup_free_ char *path = NULL;
         if (mountpoint_path(dir, &path) < 0 || !is_listed(path))
-                return fail(PROGRAM, EXIT_NOT_MOUNTED, "nothing is mounted at %s", dir);
+                return cli_fail(PROGRAM, EXIT_NOT_MOUNTED, "nothing is mounted at %s", dir);
         if (run_fusermount(path) < 0)
-                return fail(PROGRAM, EXIT_MOUNT_POINT, "cannot detach %s: try `fusermount3 -uz %s`", dir, path);
+                return cli_fail(PROGRAM, EXIT_MOUNT_POINT, "cannot detach %s: try `fusermount3 -uz %s`", dir, path);
         (void)printf("%s detached; its daemon was gone, what it had not sent goes on at the next mount\n", path);
         return EXIT_OK;
 }
@@ -76,7 +76,7 @@ int cmd_umount(int argc, char **argv) {
         if (r == 0)
                 r = mount_infos_list(state, &all, &n);
         if (r < 0)
-                return fail(PROGRAM, EXIT_DISK, "cannot read the state directory: %s", strerror(-r));
+                return cli_fail(PROGRAM, EXIT_DISK, "cannot read the state directory: %s", strerror(-r));
         const struct mount_info *m = mount_infos_find(all, n, dir);
         if (!m || control_connect(m->place_dir, &fd) < 0) {
                 mount_infos_free(all, n);
@@ -88,16 +88,16 @@ int cmd_umount(int argc, char **argv) {
                 r = control_receive(fd, clock_mono_ms(clock_system()) + UNMOUNT_MS, &answer);
         mount_infos_free(all, n);
         if (r < 0)
-                return fail(PROGRAM, EXIT_OTHER, "the daemon of %s does not answer: %s", dir, strerror(-r));
+                return cli_fail(PROGRAM, EXIT_OTHER, "the daemon of %s does not answer: %s", dir, strerror(-r));
         if (json_get_str(answer, "error", &error) == 0) {
                 if (strcmp(error, "busy") == 0)
-                        return fail(PROGRAM, EXIT_MOUNT_POINT, "%s is busy: programs have files open there (see `fuser -vm %s`); close them, or use --lazy", dir, dir);
-                return fail(PROGRAM, EXIT_OTHER, "cannot unmount %s: %s", dir, error);
+                        return cli_fail(PROGRAM, EXIT_MOUNT_POINT, "%s is busy: programs have files open there (see `fuser -vm %s`); close them, or use --lazy", dir, dir);
+                return cli_fail(PROGRAM, EXIT_OTHER, "cannot unmount %s: %s", dir, error);
         }
         /* the daemon's last word, then its end */
         int64_t deadline_ms = clock_mono_ms(clock_system()) + END_MS;
         if (control_receive(fd, deadline_ms, &last) == 0 && json_get_int(last, "pending_items", 0, INT64_MAX, &items) == 0 && items > 0)
                 (void)fprintf(stderr, "%s: %lld changes are not on the server yet; they are safe here and go on at the next mount\n", PROGRAM, (long long)items);
         r = control_receive(fd, deadline_ms, &end);
-        return r == -ETIMEDOUT ? fail(PROGRAM, EXIT_TIMEOUT, "unmounted, but the daemon is still busy") : EXIT_OK;
+        return r == -ETIMEDOUT ? cli_fail(PROGRAM, EXIT_TIMEOUT, "unmounted, but the daemon is still busy") : EXIT_OK;
 }

@@ -22,7 +22,7 @@ static int wait_one(const struct mount_info *m, int64_t deadline_ms) {
         if (r == 0)
                 r = control_receive(fd, deadline_ms > INT64_MAX - 10000 ? INT64_MAX : deadline_ms + 5000, &answer);
         if (r < 0)
-                return fail(PROGRAM, r == -ETIMEDOUT ? EXIT_TIMEOUT : EXIT_NOT_MOUNTED, "the daemon of %s does not answer: %s", m->mountpoint, strerror(-r));
+                return cli_fail(PROGRAM, r == -ETIMEDOUT ? EXIT_TIMEOUT : EXIT_NOT_MOUNTED, "the daemon of %s does not answer: %s", m->mountpoint, strerror(-r));
         if (json_get_str(answer, "error", &error) < 0)
                 return EXIT_OK;
         if (json_get_str(answer, "reason", &reason) < 0)
@@ -32,13 +32,13 @@ static int wait_one(const struct mount_info *m, int64_t deadline_ms) {
         if (json_get_int(answer, "pending_items", 0, INT64_MAX, &items) < 0)
                 items = 0;
         if (strcmp(error, "signed_out") == 0)
-                return fail(PROGRAM, EXIT_SIGN_IN, "%s: signed out with %lld changes not on the server: sign in again with `tarn login`", m->mountpoint, (long long)items);
+                return cli_fail(PROGRAM, EXIT_SIGN_IN, "%s: signed out with %lld changes not on the server: sign in again with `tarn login`", m->mountpoint, (long long)items);
         if (strcmp(error, "upgrade_needed") == 0)
-                return fail(PROGRAM, EXIT_UPGRADE, "%s: %s", m->mountpoint, reason);
+                return cli_fail(PROGRAM, EXIT_UPGRADE, "%s: %s", m->mountpoint, reason);
         if (strcmp(error, "timeout") == 0)
-                return fail(PROGRAM, EXIT_TIMEOUT, "%s: %lld files and %lld changes are not on the server yet%s%s; see `tarn status`", m->mountpoint, (long long)files, (long long)items,
+                return cli_fail(PROGRAM, EXIT_TIMEOUT, "%s: %lld files and %lld changes are not on the server yet%s%s; see `tarn status`", m->mountpoint, (long long)files, (long long)items,
                             *reason ? ": " : "", reason);
-        return fail(PROGRAM, EXIT_OTHER, "%s: %s %s", m->mountpoint, error, reason);
+        return cli_fail(PROGRAM, EXIT_OTHER, "%s: %s %s", m->mountpoint, error, reason);
 }
 
 int cmd_wait(int argc, char **argv) {
@@ -59,7 +59,7 @@ int cmd_wait(int argc, char **argv) {
                 return args_exit(r);
         r = state_dir(state_option, &state);
         if (r < 0)
-                return fail(PROGRAM, EXIT_DISK, "cannot find a state directory: %s", strerror(-r));
+                return cli_fail(PROGRAM, EXIT_DISK, "cannot find a state directory: %s", strerror(-r));
         int64_t deadline_ms = timeout_s > 0 ? clock_mono_ms(clock_system()) + (int64_t)MIN(timeout_s, (uint64_t)INT32_MAX) * 1000 : INT64_MAX;
         int code = find_mounts(PROGRAM, state, dir, &all, &n, &found);
         for (size_t i = 0; code == 0 && found[i]; i++)

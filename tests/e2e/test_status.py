@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `tarn status`, `tarn wait` and the exit of the daemon promise."""
+import json
+import os
+import time
+
+from support import EXIT, alive, until
+
+FIELDS = {"state": str, "pid": int, "mountpoint": str, "pending_files": int, "pending_bytes": int, "oldest_pending_s": int, "parked": list, "cache_bytes": int, "cache_limit_bytes": int,
+          "cursor": dict, "counters": dict}
+COUNTERS = ["http_requests", "bytes_sent", "bytes_received", "sql_transactions", "blocks_fetched", "cache_hits", "events_applied"]
+
+
+def status_ms(client):
+    """The fastest of several: the machine is shared, and a start of the program is part of it."""
+    best = 1e9
+    for _ in range(10):
+        began = time.monotonic()
+        client.status()
+        best = min(best, (time.monotonic() - began) * 1000)
+    return best
+
+
+def test_fields(world):
+    a, b = world.client(), world.client()
+    (a.dir / "file").write_text("x" * 10000)
+    a.wait()
+    until(lambda: (b.dir / "file").exists())
+    assert (b.dir / "file").read_text() == "x" * 10000
+    s, t = a.status(), b.status()
+    for name, kind in FIELDS.items():
+        assert isinstance(s[name], kind), name
+    for name in COUNTERS:
+        assert isinstance(s["counters"][name], int), name
+    assert s["state"] == "online" and s["pid"] == a.pid() and s["mountpoint"] == str(a.dir)
+    assert s["pending_files"] == s["pending_bytes"] == s["oldest_pending_s"] == 0 and s["parked"] == []
+    assert s["cursor"]["seq"] > 0 and s["cursor"] == t["cursor"]
+    assert s["counters"]["http_requests"] > 2 and s["counters"]["bytes_sent"] > 0 and s["counters"]["bytes_received"] > 0 and s["counters"]["sql_transactions"] > 0
+    assert t["counters"]["blocks_fetched"] == 1 and t["counters"]["events_applied"] >= 1
+    text = a.tarn("status", a.dir).stdout
+    assert "online" in text and "everything is on the server" in text
+    assert "online" in a.tarn("status").stdout  # all mounts of this state
+    assert json.loads(a.tarn("status", a.dir / "file", "--json").stdout)["pid"] == s["pid"]  # anything in the mount
+
+
+def test_status_answers_at_once_with_the_server_dead(world):
+    a = world.client()
+    (a.dir / "warm").write_text("up")
+    a.wait()
+    world.server.freeze()
+    (a.dir / "pending").write_text("x" * 5000)
+    until(lambda: a.status()["pending_files"] == 1)
+    assert status_ms(a) < 50
+    world.server.kill()
+    until(lambda: a.status()["state"] == "offline", 40)
+    assert status_ms(a) < 50
+    s = a.status()
+    assert s["pending_files"] == 1 and s["pending_bytes"] >= 5000
+    until(lambda: a.status()["oldest_pending_s"] >= 1)
+    p = a.tarn("wait", a.dir, "--timeout", "1", check=False)
+    assert p.returncode == EXIT["timeout"] and "not on the server yet" in p.stderr and p.stderr.count("\n") == 1
+    world.server.start()
+    a.wait()
+    assert a.status()["pending_files"] == 0
+
+
+def test_wait_returns_when_everything_is_there_and_not_before(world):
+    a = world.client()
+    world.server.freeze()
+    (a.dir / "f").write_text("x")
+    p = a.tarn("wait", a.dir, "--timeout", "1", check=False)
+    assert p.returncode == EXIT["timeout"]
+    world.server.freeze(False)
+    a.wait()
+    token = world.server.token("anna")
+    import requests
+    r = requests.get(f"{world.server.url}/v1/workspaces/work/files/f", headers={"Authorization": f"Bearer {token}"}, timeout=10)
+    assert r.status_code == 200 and r.text == "x"
+
+
+def test_umount_is_busy_while_files_are_open(world):
+    a = world.client()
+    with open(a.dir / "open", "w") as f:
+        f.write("x")
+        p = a.umount(check=False)
+        assert p.returncode == EXIT["mount_point"] and "busy" in p.stderr and p.stderr.count("\n") == 1
+        assert a.status()["state"] == "online"
+    pid = a.pid()
+    a.umount()
+    assert not os.path.ismount(a.dir)
+    until(lambda: not alive(pid), 5, "the daemon's end: umount returns after it")
+    p = a.tarn("status", a.dir, check=False)
+    assert p.returncode == EXIT["not_mounted"]
+    a.mount()
+    assert (a.dir / "open").read_text() == "x"
+
+
+def test_umount_offline_says_what_is_left_and_loses_nothing(world):
+    a = world.client()
+    world.server.stop()
+    (a.dir / "later").write_text("later")
+    until(lambda: a.status()["state"] == "offline", 30)
+    p = a.umount()
+    assert "not on the server yet" in p.stderr
+    world.server.start()
+    a.mount()
+    a.wait()
+    b = world.client()
+    assert (b.dir / "later").read_text() == "later"
+
+
+def test_fusermount_ends_the_daemon_too(world):
+    a = world.client()
+    pid = a.pid()
+    (a.dir / "f").write_text("x")
+    os.system(f"fusermount3 -u '{a.dir}'")
+    until(lambda: not alive(pid), 40, "the end of the daemon")
+    a.mount()
+    assert (a.dir / "f").read_text() == "x"
+
+
+def test_foreground(world):
+    import subprocess
+    from support import TARN
+    a = world.client(mount=False)
+    a.login()
+    p = subprocess.Popen([str(TARN), "mount", f"{world.server.url}/work", str(a.dir), "-f"], env=a.env, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: os.path.ismount(a.dir), 20)
+        (a.dir / "f").write_text("x")
+        assert a.status()["pid"] == p.pid
+        p.terminate()
+        _, err = p.communicate(timeout=40)
+        assert p.returncode == 0, err
+    finally:
+        if p.poll() is None:
+            p.kill()
+            p.communicate()
