@@ -8,7 +8,7 @@
  *
  *   what comes                           what happens
  *   block that hashes to its name        stored (made room for, written, summed), its readers completed
- *   wrong bytes                          -EBADMSG to the source, counted; asked for once more after the end, then -EIO
+ *   wrong bytes, end with -EBADMSG       -EBADMSG to the source, counted; asked for once more after the end, then -EIO
  *   end, err 0, block not delivered      -EIO: the source does not have it
  *   end, err -EHOSTDOWN and so on        its readers get that error (-EIO if the block was here and is damaged)
  *   end, cancelled or a prefetch         its readers, if any, get a fetch of their own
@@ -364,6 +364,10 @@ static void fill_done(struct fetch *f, int err) {
         lock_assert_none();
         {
                 LOCK_SCOPE(&blob->lock);
+                if (err == -EBADMSG) { /* the source passes on what a block was refused with, or saw it itself */
+                        fill->bad += fill->bad == 0;
+                        err = 0;
+                }
                 struct fill **at = &blob->fills;
                 while (*at != fill)
                         at = &(*at)->next;

@@ -243,7 +243,7 @@ static uint64_t sequence_locked(struct blob *blob, uint64_t off, uint64_t n) {
         if (blob->window == 0)
                 return 0;
         room_totals(&blob->owner->room, &totals);
-        return MIN(blob->window, totals.limit / 16);
+        return totals.dirty > totals.limit / 2 ? 0 : MIN(blob->window, totals.limit / 16); /* what cannot stay is not fetched ahead */
 }
 
 /* A hit in a stream: is what comes in the second half of the window on its way? */
@@ -373,7 +373,7 @@ int blob_prefetch(struct blob *blob, uint64_t off, uint64_t n) {
                 return 0;
         room_totals(&b->room, &totals);
         n = MIN(MIN(n, blob->content.size - off), MIN(PREFETCH_BYTES_MAX, totals.limit / 4));
-        if (n == 0)
+        if (n == 0 || totals.dirty > totals.limit / 2)
                 return 0;
         size_t twins_from = 0;
         for (;;) {

@@ -176,8 +176,9 @@ static void test_offline_and_errors(void **state) {
         world_free(w);
 }
 
-static void test_wrong_bytes_are_refused(void **state) {
+static void wrong_bytes(bool report) {
         struct world *w = world_new(256 * MIB);
+        set_bool(w, &w->report_bad, report);
         struct known *k = know_random(w, 100 * KIB, 0), *large = know_random(w, 3 * MIB, 0);
         struct blob *blob = get_blob(w, k), *big = get_blob(w, large);
         set_int(w, &w->wrong, 1);
@@ -196,6 +197,11 @@ static void test_wrong_bytes_are_refused(void **state) {
         blob_put(blob);
         blob_put(big);
         world_free(w);
+}
+
+static void test_wrong_bytes_are_refused(void **state) {
+        wrong_bytes(false);
+        wrong_bytes(true);
 }
 
 static void test_a_new_version_reuses_blocks(void **state) {

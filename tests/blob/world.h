@@ -52,7 +52,8 @@ struct world {
         int fail;              /* done(fail) without a block */
         int wrong;             /* this many blocks get wrong bytes */
         bool missing;          /* done(0) without a block */
-        bool pages_last, shuffle;
+        bool report_bad;       /* done(-EBADMSG) if a block was wrong */
+        bool pages_last;
         size_t fetches, blocks, cancels;
 };
 
@@ -141,7 +142,7 @@ static inline void world_cancel(struct source *s, struct fetch *f) {
         cond_broadcast(&w->more);
 }
 
-static inline void give(struct world *w, struct fetch *f, const struct digest *hash, const void *p, size_t n) {
+static inline bool give(struct world *w, struct fetch *f, const struct digest *hash, const void *p, size_t n) {
         bool wrong;
         {
                 LOCK_SCOPE(&w->lock);
@@ -151,19 +152,20 @@ static inline void give(struct world *w, struct fetch *f, const struct digest *h
         }
         if (!wrong) {
                 assert_int_equal(f->block(f, hash, p, n), 0);
-                return;
+                return false;
         }
         uint8_t *bad = malloc(n);
         memcpy(bad, p, n);
         bad[n / 2] ^= 1;
         assert_int_equal(f->block(f, hash, bad, n), -EBADMSG);
         free(bad);
+        return true;
 }
 
-static inline void serve(struct world *w, struct fetch *f) {
+static inline bool serve(struct world *w, struct fetch *f) {
         size_t n_known;
         struct known **known;
-        bool pages_last;
+        bool pages_last, any_wrong = false;
         {
                 LOCK_SCOPE(&w->lock);
                 n_known = w->n_known;
@@ -177,7 +179,7 @@ static inline void serve(struct world *w, struct fetch *f) {
                         uint64_t at = 0;
                         for (size_t i = 0; !found && i < known[c]->list.n; at += known[c]->list.refs[i++].bytes)
                                 if (digest_equal(&known[c]->list.refs[i].hash, &f->hashes[h])) {
-                                        give(w, f, &f->hashes[h], known[c]->bytes + at, known[c]->list.refs[i].bytes);
+                                        any_wrong |= give(w, f, &f->hashes[h], known[c]->bytes + at, known[c]->list.refs[i].bytes);
                                         found = true;
                                 }
                 }
@@ -190,15 +192,16 @@ static inline void serve(struct world *w, struct fetch *f) {
                                 k = known[c];
                 assert_non_null(k);
                 for (struct page *p = k->pages; p && f->pages && !pages_last; p = p->next)
-                        give(w, f, &p->hash, p->bytes, p->n);
+                        any_wrong |= give(w, f, &p->hash, p->bytes, p->n);
                 uint64_t at = 0;
                 for (size_t i = 0; i < k->list.n; at += k->list.refs[i++].bytes)
                         if (at < f->offset + f->bytes && at + k->list.refs[i].bytes > f->offset)
-                                give(w, f, &k->list.refs[i].hash, k->bytes + at, k->list.refs[i].bytes);
+                                any_wrong |= give(w, f, &k->list.refs[i].hash, k->bytes + at, k->list.refs[i].bytes);
                 for (struct page *p = k->pages; p && f->pages && pages_last; p = p->next)
-                        give(w, f, &p->hash, p->bytes, p->n);
+                        any_wrong |= give(w, f, &p->hash, p->bytes, p->n);
         }
         free(known);
+        return any_wrong;
 }
 
 static inline void *world_run(void *arg) {
@@ -217,10 +220,10 @@ static inline void *world_run(void *arg) {
                 struct fetch *f = w->queue[i];
                 memmove(&w->queue[i], &w->queue[i + 1], (--w->n_queue - i) * sizeof w->queue[0]);
                 int err = f->priv || w->stop ? -ECANCELED : w->fail;
-                bool missing = w->missing;
+                bool missing = w->missing, report_bad = w->report_bad;
                 lock_drop(&w->lock);
-                if (err == 0 && !missing)
-                        serve(w, f);
+                if (err == 0 && !missing && serve(w, f) && report_bad)
+                        err = -EBADMSG;
                 f->done(f, err);
                 lock_take(&w->lock);
         }

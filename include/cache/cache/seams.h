@@ -14,7 +14,7 @@ struct fetch {
         /* called by the source, from its own thread, no lock held: */
         /* A block or list page, not yet verified (the callee checks SHA-256 and returns -EBADMSG if wrong; the source then counts it and goes on). */
         int (*block)(struct fetch *f, const struct digest *hash, const void *p, size_t n);
-        /* Exactly once, last. err 0: everything that exists was given; -EHOSTDOWN, -ETIMEDOUT, -EKEYREJECTED, -ENOENT (the server does not have it),
+        /* Exactly once, last. err 0: everything that exists was given; -EBADMSG: wrong bytes came (asked for once more); -EHOSTDOWN, -ETIMEDOUT, -EKEYREJECTED, -ENOENT (the server does not have it),
          * -ECANCELED. */
         void (*done)(struct fetch *f, int err);
         void *owner, *priv;              /* blob.c's; the source's */
