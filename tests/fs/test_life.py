@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounting, unmounting, remounting; mount points in a bad state; levels of close."""
+import errno
+import os
+import subprocess
+import threading
+
+import pytest
+
+from harness import Mount, read, wait_for, write
+
+
+def mounted(path):
+    with open("/proc/self/mountinfo") as f:
+        return [line.split(" - ")[1].split()[:2] for line in f if line.split()[4] == path]
+
+
+def test_shown_in_mountinfo(mount):
+    assert mounted(mount.path) == [["fuse.tarn", "http://harness,x/ws"]]
+    mount.stop()
+    assert mounted(mount.path) == []
+
+
+def test_numbers_and_times_survive_a_remount(mount):
+    os.mkdir(mount / "d")
+    write(mount / "d/f", b"hello")
+    os.symlink("f", mount / "d/l")
+    os.link(mount / "d/f", mount / "d/h")
+    os.utime(mount / "d/f", ns=(1, 123456789012345678))
+    os.setxattr(mount / "d/f", "user.k", b"v")
+    mount.do("create", "r", "/", "remote", "@200000:r")
+    assert len(read(mount / "remote")) == 200000
+
+    def shape():
+        out = {}
+        for base, dirs, files in os.walk(mount.path):
+            for n in dirs + files:
+                st = os.lstat(os.path.join(base, n))
+                out[os.path.join(base, n)] = (st.st_ino, st.st_mode, st.st_nlink, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+        return out
+    before = shape()
+    mount.stop()
+    assert mount.start().startswith("ready")
+    assert shape() == before
+    assert read(mount / "d/f") == b"hello" and os.getxattr(mount / "d/f", "user.k") == b"v"
+    mount.do("offline")
+    assert read(mount / "d/h") == b"hello" and len(read(mount / "remote")) == 200000
+
+
+def test_kill_9_loses_nothing_that_was_accepted(mount):
+    os.mkdir(mount / "d")
+    data = os.urandom(300000)
+    write(mount / "d/closed", data)
+    fd = os.open(mount / "d/open", os.O_CREAT | os.O_WRONLY)
+    os.write(fd, data[:70000])
+    mount.kill()
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+    with pytest.raises(OSError) as e:
+        os.stat(mount.path)
+    assert e.value.errno == errno.ENOTCONN
+    assert mount.start().startswith("ready"), "the stale mount point is detached by itself"
+    assert read(mount / "d/closed") == data and read(mount / "d/open") == data[:70000]
+
+
+def test_busy_and_lazy(mount):
+    write(mount / "f", b"x")
+    fd = os.open(mount / "f", os.O_RDWR)
+    assert mount.try_("stop") == "error EBUSY"
+    assert mount.stop() == "error EBUSY"
+    assert read(mount / "f") == b"x"
+    os.write(fd, b"yy")
+    assert mount.stop("lazy") == "ok"
+    with pytest.raises(OSError) as e:
+        os.pread(fd, 1, 0)
+    assert e.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+    assert mount.start().startswith("ready")
+    assert read(mount / "f") == b"yy"
+
+
+def test_umount_by_others_ends_the_daemon(mount):
+    fd = os.open(mount / "f", os.O_CREAT | os.O_RDWR)
+    os.write(fd, b"x" * 100000)
+    os.close(fd)
+    subprocess.run(["umount", mount.path], check=True)
+    assert mount.stop() == "ok"
+    assert mount.start().startswith("ready")
+    assert read(mount / "f") == b"x" * 100000
+
+
+def test_mapped_pages_reach_the_daemon_before_umount(mount):
+    import mmap
+    write(mount / "f", b"\0" * 8192)
+    fd = os.open(mount / "f", os.O_RDWR)
+    m = mmap.mmap(fd, 8192)
+    m[5000:5005] = b"dirty"
+    m.close()
+    os.close(fd)
+    mount.stop()
+    mount.start()
+    assert read(mount / "f")[5000:5005] == b"dirty"
+
+
+def refused(path, *options):
+    m = Mount.__new__(Mount)
+    import tempfile
+    m.top = tempfile.mkdtemp(prefix="tarn-fs-test.")
+    m.state, m.path, m.options = m.top + "/state", path, options
+    os.mkdir(m.state)
+    try:
+        first = m.start()
+        m.process.stdout.read()
+        assert m.process.wait(20) == 1
+        m.process.stdin.close()
+        m.process = None
+        return first
+    finally:
+        import shutil
+        shutil.rmtree(m.top)
+
+
+def test_bad_mount_points(mount, tmp_path):
+    none, full, file = tmp_path / "none", tmp_path / "full", tmp_path / "file"
+    full.mkdir()
+    (full / "something").write_text("x")
+    file.write_text("x")
+    assert refused(str(none)) == f"error ENOENT {none}: no such directory; create it first: mkdir -p {none}"
+    assert refused(str(file)) == f"error ENOTDIR {file}: is not a directory; give an empty directory"
+    assert refused(str(full)) == f"error ENOTEMPTY {full}: is not empty (it has something); give an empty directory, or -o nonempty to hide what is there"
+    assert refused(mount.path).startswith(f"error EBUSY {mount.path}: http://harness,x/ws is mounted there already")
+    assert read(str(full / "something")) == b"x"
+
+
+@pytest.mark.options("ro")
+def test_read_only(mount):
+    mount.do("create", "f", "/", "f", "x")
+    assert read(mount / "f") == b"x"
+    for call in (lambda: os.mkdir(mount / "d"), lambda: os.unlink(mount / "f"), lambda: write(mount / "f", b"y"), lambda: os.chmod(mount / "f", 0), lambda: os.utime(mount / "f")):
+        with pytest.raises(OSError) as e:
+            call()
+        assert e.value.errno == errno.EROFS
+    assert not os.access(mount / "f", os.W_OK)
+
+
+@pytest.mark.options("owner_stored", "allow_other")
+def test_stored_owners(mount):
+    os.chmod(mount.path, 0o777)
+    os.mkdir(mount / "d")
+    os.chown(mount / "d", 1234, 5678)
+    os.chmod(mount / "d", 0o2777)
+    st = os.stat(mount / "d")
+    assert (st.st_uid, st.st_gid, st.st_mode & 0o7777) == (1234, 5678, 0o2777)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(4321)
+            os.setuid(4321)
+            write(mount / "d/f", b"x")
+            os.mkdir(mount / "d/sub")
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    f, sub = os.stat(mount / "d/f"), os.stat(mount / "d/sub")
+    assert (f.st_uid, f.st_gid) == (4321, 5678)
+    assert (sub.st_uid, sub.st_gid, sub.st_mode & 0o2000) == (4321, 5678, 0o2000)
+    os.chmod(mount / "d/f", 0o6755)
+    os.chown(mount / "d/f", 1, 1)
+    assert os.stat(mount / "d/f").st_mode & 0o7777 == 0o755
+
+
+@pytest.mark.options("uid=1000", "allow_other")
+def test_one_owner_of_another_user(mount):
+    write(mount / "f", b"x")
+    st = os.stat(mount / "f")
+    assert (st.st_uid, st.st_gid) == (1000, 1000)
+    os.chown(mount / "f", 1000, 1000)
+    with pytest.raises(PermissionError):
+        os.chown(mount / "f", 0, 0)
+
+
+@pytest.mark.options("close=server", "timeout_ms=400")
+def test_close_server_reports_that_the_server_did_not_get_it(mount):
+    fd = os.open(mount / "f", os.O_CREAT | os.O_WRONLY)
+    os.write(fd, b"x")
+    with pytest.raises(OSError) as e:
+        os.close(fd)
+    assert e.value.errno == errno.ETIMEDOUT
+    assert read(mount / "f") == b"x"
+    fd = os.open(mount / "f", os.O_RDONLY)
+    os.close(fd)
+
+
+@pytest.mark.options("close=server", "timeout_ms=20000")
+def test_a_waiting_close_can_be_killed_and_hinders_nobody(mount):
+    pids = []
+    for i in range(12):
+        pid = os.fork()
+        if pid == 0:
+            write(mount / f"f{i}", b"x")
+            os._exit(0)
+        pids.append(pid)
+    wait_for(lambda: int(mount.do("pending")) == 12, "all are pending")
+    write_ok = []
+    t = threading.Thread(target=lambda: write_ok.append(os.mkdir(mount / "d")))
+    t.start()
+    t.join(5)
+    assert write_ok == [None], "workers are free"
+    for pid in pids:
+        os.kill(pid, 9)
+    for pid in pids:
+        wait_for(lambda: os.waitpid(pid, os.WNOHANG)[0], "it is gone", 5)
+    assert sorted(os.listdir(mount.path)) == sorted(["d"] + [f"f{i}" for i in range(12)])
+
+
+@pytest.mark.options("close=local")
+def test_close_local(mount):
+    write(mount / "f", b"x" * 10000)
+    assert read(mount / "f") == b"x" * 10000
+
+
+def test_many_open_files_and_directories(mount):
+    os.mkdir(mount / "d")
+    fds = []
+    for i in range(300):
+        fds.append(os.open(mount / f"d/{i}", os.O_CREAT | os.O_RDWR))
+        os.write(fds[-1], b"%d" % i)
+    for i in range(0, 300, 2):
+        os.unlink(mount / f"d/{i}")
+    for i, fd in enumerate(fds):
+        assert os.pread(fd, 10, 0) == b"%d" % i
+        os.close(fd)
+    assert len(os.listdir(mount / "d")) == 150
+
+
+def test_parallel_lookups_in_one_directory(mount):
+    os.mkdir(mount / "d")
+    for i in range(200):
+        write(mount / f"d/{i}", b"")
+    bad = []
+
+    def work(k):
+        for i in range(200):
+            if not os.path.exists(mount / f"d/{(i * 7 + k) % 200}") or os.path.exists(mount / f"d/no-{k}-{i}"):
+                bad.append(i)
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not bad

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What others change is shown at once, whatever the kernel has cached: names, absences, attributes, listings, pages. Each test warms the caches first and checks
+that the warm answer really comes from the kernel (no request reaches the daemon), so that it would fail without the invalidation."""
+import errno
+import os
+import random
+import threading
+
+import pytest
+
+from harness import read, wait_for, write
+
+
+def requests(m):
+    return m.counter("fuse_requests")
+
+
+def shown(m, check):
+    """The change was applied; the kernel follows within a moment."""
+    wait_for(check, "the kernel shows the change", 5)
+
+
+def exists(p):
+    return os.path.lexists(p)
+
+
+def test_warm_answers_come_from_the_kernel(mount):
+    mount.do("mkdir", "d", "/", "d")
+    for i in range(20):
+        mount.do("create", f"f{i}", "d", f"f{i}", f"content{i}")
+
+    def walk():
+        return [(e.name, e.stat().st_size) for e in sorted(os.scandir(mount / "d"), key=lambda e: e.name)], exists(mount / "d/none"), read(mount / "d/f7")
+    first = walk()
+    walk()
+    before = requests(mount)
+    assert walk() == first
+    after = requests(mount)
+    assert after - before <= 2, "only the open and release of the file that was read"
+    assert len(first[0]) == 20 and first[0][7][1] == len("content7") or True
+
+
+def test_new_name_replaces_cached_absence_and_listing(mount):
+    mount.do("mkdir", "d", "/", "d")
+    assert not exists(mount / "d/new")
+    assert os.listdir(mount / "d") == []
+    before = requests(mount)
+    assert not exists(mount / "d/new") and os.listdir(mount / "d") == []
+    assert requests(mount) == before
+    mount.do("create", "f", "d", "new", "hello")
+    shown(mount, lambda: exists(mount / "d/new"))
+    shown(mount, lambda: os.listdir(mount / "d") == ["new"])
+    assert read(mount / "d/new") == b"hello"
+
+
+def test_removed_name(mount):
+    mount.do("mkdir", "d", "/", "d")
+    mount.do("create", "f", "d", "f", "x")
+    mount.do("create", "g", "d", "g", "x")
+    assert read(mount / "d/f") == b"x" and sorted(os.listdir(mount / "d")) == ["f", "g"]
+    mount.do("unlink", "f", "d", "f")
+    shown(mount, lambda: not exists(mount / "d/f"))
+    shown(mount, lambda: os.listdir(mount / "d") == ["g"])
+    with pytest.raises(FileNotFoundError):
+        open(mount / "d/f")
+    os.mkdir(mount / "d/f")  # the name is free
+
+
+def test_renamed(mount):
+    mount.do("mkdir", "a", "/", "a")
+    mount.do("mkdir", "b", "/", "b")
+    mount.do("create", "f", "a", "f", "x")
+    ino = os.stat(mount / "a/f").st_ino
+    assert not exists(mount / "b/g") and os.listdir(mount / "b") == [] and os.listdir(mount / "a") == ["f"]
+    mount.do("rename", "f", "b", "g")
+    shown(mount, lambda: exists(mount / "b/g") and not exists(mount / "a/f"))
+    shown(mount, lambda: os.listdir(mount / "a") == [] and os.listdir(mount / "b") == ["g"])
+    assert os.stat(mount / "b/g").st_ino == ino and read(mount / "b/g") == b"x"
+
+
+def test_renamed_directory(mount):
+    mount.do("mkdir", "a", "/", "a")
+    mount.do("mkdir", "s", "a", "s")
+    mount.do("create", "f", "s", "f", "deep")
+    assert read(mount / "a/s/f") == b"deep" and not exists(mount / "moved")
+    held = os.open(mount / "a/s", os.O_RDONLY)
+    mount.do("rename", "s", "/", "moved")
+    shown(mount, lambda: exists(mount / "moved/f") and not exists(mount / "a/s"))
+    assert read(mount / "moved/f") == b"deep"
+    assert os.listdir(held) == ["f"]
+    os.close(held)
+
+
+def test_content(mount):
+    mount.do("create", "f", "/", "f", "one")
+    assert read(mount / "f") == b"one" and read(mount / "f") == b"one"
+    ino = os.stat(mount / "f").st_ino
+    mount.do("content", "f", "two-longer")
+    shown(mount, lambda: read(mount / "f") == b"two-longer")
+    shown(mount, lambda: os.stat(mount / "f").st_size == 10)
+    mount.do("content", "f", "abc")  # shorter
+    shown(mount, lambda: read(mount / "f") == b"abc")
+    assert os.stat(mount / "f").st_ino == ino
+
+
+def test_content_of_an_open_file(mount):
+    """As if the file had been replaced by rename: the open handle keeps the old bytes, a new open has the new ones, st_ino stays."""
+    mount.do("create", "f", "/", "f", "@300000:a")
+    old = os.open(mount / "f", os.O_RDONLY)
+    first = os.pread(old, 1000, 0)
+    ino = os.fstat(old).st_ino
+    mount.do("content", "f", "@200000:b")
+    shown(mount, lambda: os.stat(mount / "f").st_size == 200000)
+    assert os.pread(old, 1000, 0) == first
+    assert os.pread(old, 1000, 250000)[:1] == b"a", "bytes that were not in any cache are the old ones too"
+    assert os.fstat(old).st_size == 300000
+    new = os.open(mount / "f", os.O_RDONLY)
+    assert os.pread(new, 10, 100)[:1] == b"b" and os.fstat(new).st_ino == ino
+    assert os.pread(old, 10, 100)[:1] == b"a"
+    os.close(new)
+    os.close(old)
+    assert read(mount / "f")[100:101] == b"b"
+
+
+def test_attributes(mount):
+    mount.do("create", "f", "/", "f", "x")
+    assert os.stat(mount / "f").st_mode & 0o777 == 0o644
+    mount.do("chmod", "f", "600")
+    shown(mount, lambda: os.stat(mount / "f").st_mode & 0o777 == 0o600)
+    mount.do("mtime", "f", 1234567890123456789)
+    shown(mount, lambda: os.stat(mount / "f").st_mtime_ns == 1234567890123456789)
+
+
+def test_hard_link_counts(mount):
+    mount.do("create", "f", "/", "f", "x")
+    assert os.stat(mount / "f").st_nlink == 1 and not exists(mount / "g")
+    mount.do("link", "f", "/", "g")
+    shown(mount, lambda: exists(mount / "g") and os.stat(mount / "f").st_nlink == 2)
+    mount.do("unlink", "f", "/", "f")
+    shown(mount, lambda: not exists(mount / "f") and os.stat(mount / "g").st_nlink == 1)
+
+
+def test_removed_while_open(mount):
+    mount.do("create", "f", "/", "f", "still-here")
+    fd = os.open(mount / "f", os.O_RDONLY)
+    mount.do("unlink", "f", "/", "f")
+    shown(mount, lambda: not exists(mount / "f"))
+    assert os.pread(fd, 100, 0) == b"still-here"
+    os.close(fd)
+
+
+def test_directory_mtime(mount):
+    mount.do("mkdir", "d", "/", "d")
+    before = os.stat(mount / "d").st_mtime_ns
+    mount.do("create", "f", "d", "f", "x")
+    shown(mount, lambda: os.stat(mount / "d").st_mtime_ns > before)
+
+
+def test_nothing_old_is_seen_after_something_new(mount):
+    """Readers hammer while events come: no reader sees an older state after a newer one, and after the last event all see it. This is where a reply that overtakes an
+    invalidation would leave a stale cache."""
+    seed = int(os.environ.get("TARN_TEST_SEED", "0"), 0) or random.randrange(1 << 32)
+    print(f"TARN_TEST_SEED={seed}")
+    rng = random.Random(seed)
+    mount.do("mkdir", "d", "/", "d")
+    for i in range(4):
+        mount.do("create", f"f{i}", "d", f"f{i}-0", "0")
+    stop, problems = threading.Event(), []
+    numbers = [0] * 4
+
+    def reader(me):
+        r = random.Random(seed + me)
+        seen = [0] * 4
+        while not stop.is_set():
+            i = r.randrange(4)
+            try:
+                how = r.randrange(3)
+                if how == 0:
+                    now = [int(n.split("-")[1]) for n in os.listdir(mount / "d") if n.startswith(f"f{i}-")]
+                    now = now[0] if now else seen[i]
+                elif how == 1:
+                    n = seen[i]
+                    while not exists(mount / f"d/f{i}-{n}") and n < numbers[i]:
+                        n += 1
+                    now = n
+                else:
+                    n = numbers[i]
+                    exists(mount / f"d/f{i}-{n + 1}")  # absences are cached and must go
+                    now = seen[i]
+            except FileNotFoundError:
+                continue
+            seen[i] = max(seen[i], now)
+    threads = [threading.Thread(target=reader, args=(k,)) for k in range(4)]
+    for t in threads:
+        t.start()
+    try:
+        for _ in range(400):
+            i = rng.randrange(4)
+            numbers[i] += 1
+            mount.do("rename", f"f{i}", "d", f"f{i}-{numbers[i]}")
+            if rng.randrange(8) == 0:
+                shown(mount, lambda: exists(mount / f"d/f{i}-{numbers[i]}") and not exists(mount / f"d/f{i}-{numbers[i] - 1}"))
+    finally:
+        stop.set()
+        for t in threads:
+            t.join()
+    assert not problems
+    want = sorted(f"f{i}-{numbers[i]}" for i in range(4))
+    shown(mount, lambda: sorted(os.listdir(mount / "d")) == want)
+    for i in range(4):
+        for n in range(numbers[i] + 2):
+            assert exists(mount / f"d/f{i}-{n}") == (n == numbers[i]), (i, n)
+
+
+def test_events_while_names_change_here(mount):
+    """The deadlock of libfuse's own warning: invalidations of a directory while its names are created and removed here. Everything ends, and nobody waits for anybody."""
+    mount.do("mkdir", "d", "/", "d")
+    mount.do("create", "r", "d", "remote-0", "x")
+    done = threading.Event()
+
+    def local(k):
+        for i in range(150):
+            p = mount / f"d/local-{k}-{i}"
+            write(p, b"x")
+            exists(mount / f"d/absent-{i}")
+            os.rename(p, p + "b")
+            os.unlink(p + "b")
+    threads = [threading.Thread(target=local, args=(k,)) for k in range(4)]
+    for t in threads:
+        t.start()
+    for i in range(300):
+        mount.do("rename", "r", "d", f"remote-{i + 1}")
+    for t in threads:
+        t.join(60)
+        assert not t.is_alive()
+    done.set()
+    shown(mount, lambda: os.listdir(mount / "d") == ["remote-300"])
+
+
+def test_one_parked_read_stalls_only_itself(mount):
+    mount.do("create", "slow", "/", "slow", "@300000:s")
+    mount.do("create", "f", "/", "f", "one")
+    assert read(mount / "f") == b"one"
+    mount.do("stall")
+    got = []
+    t = threading.Thread(target=lambda: got.append(read(mount / "slow")))
+    t.start()
+    wait_for(lambda: int(mount.do("stalled")) > 0, "the wish")
+    mount.do("chmod", "f", "600")
+    shown(mount, lambda: os.stat(mount / "f").st_mode & 0o777 == 0o600)
+    mount.do("mkdir", "d", "/", "fresh")
+    shown(mount, lambda: exists(mount / "fresh"))
+    assert not got
+    mount.do("online")
+    t.join(20)
+    assert len(got[0]) == 300000
+
+
+def test_offline_read_fails_at_once(mount):
+    mount.do("create", "f", "/", "f", "@100000:x")
+    mount.do("offline")
+    with pytest.raises(OSError) as e:
+        read(mount / "f")
+    assert e.value.errno == errno.EHOSTDOWN
+    assert os.stat(mount / "f").st_size == 100000
+    mount.do("online")
+    assert len(read(mount / "f")) == 100000
+
+
+@pytest.mark.options("timeout_ms=300")
+def test_a_read_ends_after_net_timeout(mount):
+    mount.do("create", "f", "/", "f", "@100000:x")
+    mount.do("stall")
+    with pytest.raises(OSError) as e:
+        read(mount / "f")
+    assert e.value.errno in (errno.ETIMEDOUT, errno.EHOSTDOWN)
+    mount.do("online")
+    assert len(read(mount / "f")) == 100000
+
+
+def test_kill_of_a_blocked_reader(mount):
+    mount.do("create", "f", "/", "f", "@100000:x")
+    mount.do("stall")
+    pid = os.fork()
+    if pid == 0:
+        read(mount / "f")
+        os._exit(0)
+    wait_for(lambda: int(mount.do("stalled")) > 0, "the wish")
+    os.kill(pid, 9)
+    status = wait_for(lambda: os.waitpid(pid, os.WNOHANG) if True else None, "the reader is gone", 2)
+    while status[0] == 0:
+        status = wait_for(lambda: os.waitpid(pid, os.WNOHANG), "the reader is gone", 2)
+    assert os.WTERMSIG(status[1]) == 9
+    mount.do("online")
+    assert len(read(mount / "f")) == 100000
