@@ -465,6 +465,7 @@ static int queue_content(struct file *f, struct stage *st) {
         int r = tree_content(fs->c->tree, f->ino, st->gen, size, mtime_ns, &st->head.base_version, &dropped);
         if (r < 0)
                 return r;
+        (void)atomic_fetch_add(&fs->seals, 1); /* before has_open ends: see file_seals */
         lock_take(&st->lock);
         st->queued = true;
         lock_drop(&st->lock);
@@ -524,8 +525,8 @@ int file_seal(struct file *f, uint64_t *ret_gen) {
                 file_update_flags(f);
                 return 0;
         }
-        file_update_flags(f);
         r = queue_content(f, st);
+        file_update_flags(f); /* after the row has it: in between stat must not see the old row without overlay */
         if (r < 0) {
                 log_warn("file ino=%llu gen=%llu queue error=%s", (unsigned long long)f->ino, (unsigned long long)st->gen, err_name(r));
                 LOCK_SCOPE(&fs->lock);
@@ -737,6 +738,10 @@ bool file_overlay(struct cache *c, uint64_t ino, uint64_t *ret_size, int64_t *re
         lock_drop(&f->lock);
         file_put(f);
         return shown;
+}
+
+uint64_t file_seals(struct cache *c) {
+        return atomic_load(&c->files->seals);
 }
 
 int file_freeze(struct cache *c, uint64_t ino, uint64_t *ret_gen) {

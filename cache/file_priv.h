@@ -41,6 +41,7 @@ struct files {
         struct lock lock;             /* RANK_QUEUE: all below */
         struct file **bucket; size_t n_buckets, n;
         struct file *open_first; uint64_t n_open;
+        _Atomic uint64_t seals;       /* contents queued, any thread: file_seals */
         struct listener *listener[LISTENERS_MAX]; size_t n_listeners;
         bool online;
         /* writers that wait for room */

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* attr.c: what stat shows, and how it is changed.
  *
- * Shown: st_ino is the row id, stable over remounts; size and times of a file that is being written come from its open stage (file_overlay), else from the row. There is
+ * Shown: st_ino is the row id, stable over remounts; size and times of a file that is being written come from its open stage (file_overlay), else from the row. A commit point
+ * moves them from one to the other: if one happened between reading the row and asking for the overlay, the row is read again (file_seals), because the kernel would
+ * keep the old size for a day. There is
  * no atime: it shows the mtime, setting it succeeds and is not kept (the mount behaves as with noatime). In one-owner mode (the default)
  * everything belongs to the mounting user and chown to anybody else is EPERM; with owner_stored it is as stored.
  *
@@ -55,13 +57,28 @@ void reply_fail(fuse_req_t req, int r) {
         (void)fuse_reply_err(req, err); /* fails only if the mount is gone or the request was interrupted */
 }
 
+void node_overlay(struct mount *m, struct node *n, uint64_t seals) {
+        uint64_t size;
+        int64_t mtime_ns, ctime_ns;
+        while (n->kind == NODE_FILE) {
+                if (file_overlay(m->cfg.cache, n->ino, &size, &mtime_ns, &ctime_ns)) {
+                        n->size = size;
+                        n->mtime_ns = mtime_ns;
+                        n->ctime_ns = MAX(n->ctime_ns, mtime_ns); /* as the row will have it: what was shown stays */
+                        return;
+                }
+                uint64_t now = file_seals(m->cfg.cache);
+                struct node again;
+                if (now == seals || tree_get(m->cfg.cache->tree, n->ino, &again) < 0 || again.incarnation != n->incarnation)
+                        return;
+                seals = now;
+                *n = again;
+        }
+}
+
 void attr_fill(struct mount *m, const struct node *n, struct stat *ret) {
-        uint64_t size = n->size;
+        uint64_t size = n->kind == NODE_DIR ? 4096 : n->size;
         int64_t mtime_ns = n->mtime_ns, ctime_ns = n->ctime_ns;
-        if (n->kind == NODE_FILE)
-                (void)file_overlay(m->cfg.cache, n->ino, &size, &mtime_ns, &ctime_ns);
-        if (n->kind == NODE_DIR)
-                size = 4096;
         memset(ret, 0, sizeof *ret);
         ret->st_ino = n->ino;
         ret->st_mode = node_kind_to_mode(n->kind) | (n->mode & 07777);
@@ -86,28 +103,24 @@ void entry_fill(struct mount *m, const struct node *n, struct fuse_entry_param *
 int node_row(struct mount *m, uint64_t nodeid, struct node *ret, bool *ret_superseded) {
         struct node n;
         bool superseded = false;
+        uint64_t seals = file_seals(m->cfg.cache);
         int r = tree_get(m->cfg.cache->tree, nodeid_ino(nodeid), &n);
+        if (r == -ENOENT && nodes_ghost_get(m, nodeid, ret)) {
+                *ret_superseded = false;
+                return 0;
+        }
         if (r < 0)
                 return r;
         if (n.incarnation != nodeid_incarnation(nodeid)) {
                 if (!nodes_view(m, nodeid, &n.size, &n.mtime_ns, &n.ctime_ns))
                         return -ESTALE;
                 superseded = true;
+        } else {
+                node_overlay(m, &n, seals);
         }
         *ret = n;
         *ret_superseded = superseded;
         return 0;
-}
-
-/* attr_fill for a nodeid: one of an older incarnation shows what n holds (see node_row), for the open stage belongs to the newer one. */
-static void attr_fill_of(struct mount *m, const struct node *n, bool superseded, struct stat *ret) {
-        attr_fill(m, n, ret);
-        if (superseded) {
-                ret->st_size = (off_t)n->size;
-                ret->st_blocks = (blkcnt_t)((n->size + 511) / 512);
-                ret->st_mtim = ret->st_atim = to_timespec(n->mtime_ns);
-                ret->st_ctim = to_timespec(n->ctime_ns);
-        }
 }
 
 void op_getattr(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi) {
@@ -117,11 +130,16 @@ void op_getattr(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi) {
         call_begin(&c, req);
         counter_add(c.m->cfg.counters, fuse_getattr, 1);
         bool superseded = false;
+        struct handle *h = fi_handle(fi);
         int r = node_row(c.m, nodeid, &n, &superseded);
+        if (superseded && h && file_ino(h->file) != n.ino) { /* written after it was superseded: the handle is the conflict copy */
+                r = node_row(c.m, file_ino(h->file), &n, &superseded);
+                n.ino = nodeid_ino(nodeid);
+        }
         if (r < 0) {
                 reply_fail(req, r);
         } else {
-                attr_fill_of(c.m, &n, superseded, &st);
+                attr_fill(c.m, &n, &st);
                 (void)fuse_reply_attr(req, &st, TIMEOUT_S);
         }
         call_end(&c);
@@ -202,7 +220,7 @@ static int setattr(struct mount *m, fuse_req_t req, uint64_t nodeid, const struc
         }
         if (a.mask) {
                 r = tree_setattr(c->tree, ino, &a, ret);
-                if (r < 0 || !*ret_superseded)
+                if (r < 0)
                         return r;
         }
         return node_row(m, nodeid, ret, ret_superseded);
@@ -218,7 +236,7 @@ void op_setattr(fuse_req_t req, fuse_ino_t nodeid, struct stat *attr, int valid,
         if (r < 0) {
                 reply_fail(req, r);
         } else {
-                attr_fill_of(c.m, &n, superseded, &st);
+                attr_fill(c.m, &n, &st);
                 (void)fuse_reply_attr(req, &st, TIMEOUT_S);
         }
         call_end(&c);

@@ -22,6 +22,7 @@ struct listing {
         bool plus;
         uint64_t *ids; size_t n_ids; /* counted in this reply; at the end of the buffer's thread memory */
         size_t ids_max;
+        uint64_t seals;              /* before the first row was read */
 };
 
 void op_opendir(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi) {
@@ -58,7 +59,9 @@ static int put(struct listing *l, const char *name, const struct fuse_entry_para
 static int put_entry(void *arg, const struct tree_entry *entry) {
         struct listing *l = arg;
         struct fuse_entry_param e;
-        entry_fill(l->c->m, &entry->node, &e);
+        struct node n = entry->node;
+        node_overlay(l->c->m, &n, l->seals);
+        entry_fill(l->c->m, &n, &e);
         if (l->plus && l->n_ids == l->ids_max)
                 return 1;
         size_t before = l->used;
@@ -98,7 +101,7 @@ static void list(fuse_req_t req, uint64_t nodeid, size_t size, off_t off, bool p
         size = MIN(size, (size_t)IO_BYTES_MAX);
         size_t ids_max = size / 128 + 1; /* a plus entry has 152 bytes and its name */
         char *memory = worker_buffer(size + ids_max * sizeof(uint64_t) + 8);
-        struct listing l = { .c = &c, .buf = memory, .size = size, .plus = plus, .ids_max = ids_max };
+        struct listing l = { .c = &c, .buf = memory, .size = size, .plus = plus, .ids_max = ids_max, .seals = file_seals(c.m->cfg.cache) };
         int r = memory && off >= 0 ? 0 : memory ? -EINVAL : -ENOMEM;
         if (r == 0) {
                 l.ids = (uint64_t *)(((uintptr_t)memory + size + 7) & ~(uintptr_t)7);

@@ -54,6 +54,7 @@ struct hot {
         uint64_t entry_notes;        /* m->n_entry_notes at the first open: a name may have gone by a remote change if it grew */
         uint64_t size;               /* as opened: what stat shows of a superseded incarnation */
         int64_t mtime_ns, ctime_ns;
+        struct node *ghost;          /* without a name and without a row, but the kernel still has it (a working directory, O_PATH): what stat shows until FORGET */
 };
 
 /* nodeid 0: free. nlookup UINT32_MAX: stays. pending: number of the newest note that will drop its pages, 0: none. */
@@ -129,6 +130,8 @@ int nodes_open(struct mount *m, uint64_t nodeid, bool write, const struct node *
 /* True: it was the last handle of the ino and the row must be looked at, because its last name may have gone. */
 bool nodes_close(struct mount *m, uint64_t nodeid, bool write);
 void nodes_unlinked(struct mount *m, uint64_t ino);
+void nodes_ghost(struct mount *m, const struct node *n);          /* n lost its last name and its row */
+bool nodes_ghost_get(struct mount *m, uint64_t nodeid, struct node *ret);
 void nodes_set_kill(struct mount *m, uint64_t nodeid, bool kill);
 bool nodes_take_kill(struct mount *m, uint64_t nodeid);           /* true at most once after it was set */
 bool nodes_view(struct mount *m, uint64_t nodeid, uint64_t *ret_size, int64_t *ret_mtime_ns, int64_t *ret_ctime_ns); /* of an open one */
@@ -148,9 +151,11 @@ void notes_free(struct noted *first);
 void note_requeue_locked(struct mount *m, struct noted *first);   /* parked requests ended: to the front */
 
 /* ---- attr.c ---- */
-void attr_fill(struct mount *m, const struct node *n, struct stat *ret);
+/* What an open stage knows better than n, which was read after file_seals gave `seals`; reads n again if a commit point came between. */
+void node_overlay(struct mount *m, struct node *n, uint64_t seals);
+void attr_fill(struct mount *m, const struct node *n, struct stat *ret); /* n: with its overlay */
 void entry_fill(struct mount *m, const struct node *n, struct fuse_entry_param *ret);
-/* The row behind a nodeid; for a superseded incarnation its row with the size and times of the open handle, or -ESTALE if nobody has it open. */
+/* The row behind a nodeid, with its overlay; for a superseded incarnation its row with the size and times of the open handle, or -ESTALE if nobody has it open. */
 int node_row(struct mount *m, uint64_t nodeid, struct node *ret, bool *ret_superseded) _must_check_;
 int drop_priv(struct mount *m, uint64_t ino) _must_check_;        /* suid, and sgid with group execution, go */
 bool may_keep_priv(fuse_req_t req);

@@ -24,6 +24,7 @@ void node_drop(struct mount *m, uint64_t ino) {
         struct node n;
         if (tree_get(m->cfg.cache->tree, ino, &n) < 0 || !n.unlinked)
                 return;
+        nodes_ghost(m, &n);
         int r = tree_forget(m->cfg.cache->tree, ino);
         if (r < 0)
                 log_debug("event=forget ino=%llu error=%s", (unsigned long long)ino, err_name(r));
@@ -58,20 +59,18 @@ void handles_end(struct mount *m) {
                 handle_end(m, m->handles);
 }
 
-/* Opens the row n under its nodeid, which the kernel knows. flags: of open(2). */
+/* Opens the row n (with its overlay) under its nodeid, which the kernel knows. flags: of open(2). */
 static int handle_begin(struct call *c, const struct node *n, int flags, struct fuse_file_info *fi, struct handle **ret) {
         struct mount *m = c->m;
         bool write = (flags & O_ACCMODE) != O_RDONLY, keep = false;
-        struct node view = *n;
         if (n->kind != NODE_FILE)
                 return n->kind == NODE_DIR ? -EISDIR : -EINVAL;
-        (void)file_overlay(m->cfg.cache, n->ino, &view.size, &view.mtime_ns, &view.ctime_ns);
         _cleanup_free_ struct handle *h = calloc(1, sizeof *h);
         if (!h)
                 return -ENOMEM;
         h->nodeid = nodeid_of(n);
         h->write = write;
-        int r = nodes_open(m, h->nodeid, write, &view, &keep);
+        int r = nodes_open(m, h->nodeid, write, n, &keep);
         if (r < 0)
                 return r;
         r = file_open(m->cfg.cache, n->ino, n->incarnation, write, write && (flags & O_TRUNC), &h->file);
@@ -102,9 +101,12 @@ void op_open(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi) {
         struct handle *h = NULL;
         call_begin(&c, req);
         counter_add(c.m->cfg.counters, fuse_open, 1);
+        uint64_t seals = file_seals(c.m->cfg.cache);
         int r = tree_get(c.m->cfg.cache->tree, nodeid_ino(nodeid), &n);
         if (r == 0 && n.incarnation != nodeid_incarnation(nodeid))
                 r = -ESTALE;
+        if (r == 0)
+                node_overlay(c.m, &n, seals);
         if (r == 0)
                 r = handle_begin(&c, &n, fi->flags, fi, &h);
         if (r < 0)
@@ -117,6 +119,7 @@ void op_open(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi) {
 static int create(struct call *c, uint64_t parent, const char *name, uint32_t mode, struct fuse_file_info *fi, struct fuse_entry_param *e, struct handle **ret) {
         struct node n;
         int flags = fi->flags;
+        uint64_t seals = file_seals(c->m->cfg.cache);
         int r = node_new(c->m, c->req, parent, name, S_IFREG | (mode & 07777), 0, NULL, &n);
         if (r == -EEXIST && !(flags & O_EXCL)) /* came from elsewhere a moment ago */
                 r = tree_lookup(c->m->cfg.cache->tree, nodeid_ino(parent), name, strlen(name), &n);
@@ -124,6 +127,7 @@ static int create(struct call *c, uint64_t parent, const char *name, uint32_t mo
                 flags &= ~O_TRUNC;
         if (r < 0)
                 return r;
+        node_overlay(c->m, &n, seals);
         r = nodes_ref(c->m, nodeid_of(&n));
         if (r < 0)
                 return r;

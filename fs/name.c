@@ -44,10 +44,13 @@ void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name) {
         call_begin(&c, req);
         counter_add(c.m->cfg.counters, fuse_lookup, 1);
         int r = name_length(name, &bytes);
+        uint64_t seals = file_seals(c.m->cfg.cache);
         if (r == 0)
                 r = tree_lookup(c.m->cfg.cache->tree, nodeid_ino(parent), name, bytes, &n);
-        if (r == 0)
+        if (r == 0) {
+                node_overlay(c.m, &n, seals);
                 r = reply_entry(&c, &n);
+        }
         if (r == -ENOENT) {
                 struct fuse_entry_param absent = { .ino = 0, .entry_timeout = TIMEOUT_S };
                 (void)fuse_reply_entry(req, &absent);
@@ -131,7 +134,8 @@ void op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const cha
                 make(req, parent, name, S_IFLNK | 0777, 0, target);
 }
 
-/* The tree asks whether a node that loses its last name is open; if so its row stays until node_drop. */
+/* The tree asks whether a node that loses its last name is open; if so its row stays until node_drop. Otherwise the kernel may still hold the node without a handle: a
+ * ghost in memory answers for it until FORGET. */
 struct keeper { struct mount *m; bool kept; };
 
 static bool keep(void *arg, uint64_t ino) {
@@ -142,11 +146,19 @@ static bool keep(void *arg, uint64_t ino) {
 }
 
 static void gone(struct keeper *k, const struct node *n) {
-        if (n->ino == 0 || !n->unlinked || !k->kept)
+        if (n->ino == 0 || !n->unlinked)
                 return;
+        if (!k->kept) {
+                nodes_ghost(k->m, n);
+                if (n->kind == NODE_FILE)
+                        file_forget(k->m->cfg.cache, n->ino);
+                return;
+        }
         nodes_unlinked(k->m, n->ino);
-        if (!nodes_kept(k->m, n->ino)) /* closed between the tree's question and now */
+        if (!nodes_kept(k->m, n->ino)) { /* closed between the tree's question and now */
+                nodes_ghost(k->m, n);
                 node_drop(k->m, n->ino);
+        }
 }
 
 static void remove_name(fuse_req_t req, uint64_t parent, const char *name, bool rmdir) {
@@ -218,10 +230,13 @@ void op_link(fuse_req_t req, fuse_ino_t nodeid, fuse_ino_t parent, const char *n
         int r = name_length(name, &bytes);
         if (r == 0)
                 freeze(c.m, nodeid_ino(nodeid));
+        uint64_t seals = file_seals(c.m->cfg.cache);
         if (r == 0)
                 r = tree_link(c.m->cfg.cache->tree, nodeid_ino(nodeid), nodeid_ino(parent), name, bytes, &node);
-        if (r == 0)
+        if (r == 0) {
+                node_overlay(c.m, &node, seals);
                 r = reply_entry(&c, &node);
+        }
         if (r < 0)
                 reply_fail(req, r);
         call_end(&c);

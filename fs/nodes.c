@@ -6,7 +6,7 @@
  * Open addressing with linear probing, hashed by ino: all incarnations of a node lie in one run.
  *
  *   slot       nlookup > 0, or hot: in the table; else removed (the run behind it moves up)
- *   hot        made by the first open, parked request; gone with the last of them
+ *   hot        made by the first open or parked request, gone with the last of them; or a ghost, until FORGET
  *
  * Registrations (struct reg) are a ring in the order of their beginning. A request that reads rows and whose reply the kernel caches is registered from before
  * the first row until its reply is written. A note that arrives carries the newest registration's number at that moment: only requests up to it may have
@@ -42,6 +42,7 @@ void nodes_free(struct mount *m) {
         for (size_t i = 0; m->slots && i < m->slots_room; i++)
                 if (m->slots[i].hot) {
                         notes_free(m->slots[i].hot->waiting);
+                        free(m->slots[i].hot->ghost);
                         free(m->slots[i].hot);
                 }
         free(m->slots);
@@ -100,6 +101,12 @@ static void slot_remove(struct mount *m, struct slot *s) {
 }
 
 static void slot_tidy(struct mount *m, struct slot *s) {
+        struct hot *h = s->hot;
+        if (s->nlookup == 0 && h && h->ghost && h->opens == 0 && h->parked == 0 && !h->waiting) {
+                free(h->ghost);
+                free(h);
+                s->hot = NULL;
+        }
         if (s->nlookup == 0 && !s->hot)
                 slot_remove(m, s);
 }
@@ -151,10 +158,14 @@ struct hot *hot_of_locked(struct mount *m, uint64_t nodeid) {
 }
 
 void hot_drop_locked(struct mount *m, struct hot *h) {
-        if (h->opens > 0 || h->parked > 0 || h->waiting)
-                return;
         struct slot *s = slot_find_locked(m, h->nodeid);
         assert(s && s->hot == h);
+        if (h->opens > 0 || h->parked > 0 || h->waiting)
+                return;
+        if (h->ghost) {
+                slot_tidy(m, s);
+                return;
+        }
         s->hot = NULL;
         free(h);
         slot_tidy(m, s);
@@ -207,6 +218,28 @@ void nodes_unlinked(struct mount *m, uint64_t ino) {
         for (size_t i = slot_home(m, ino); m->slots[i].nodeid != 0; i = (i + 1) & (m->slots_room - 1))
                 if (nodeid_ino(m->slots[i].nodeid) == ino && m->slots[i].hot)
                         m->slots[i].hot->unlinked = true;
+}
+
+void nodes_ghost(struct mount *m, const struct node *n) {
+        LOCK_SCOPE(&m->lock);
+        struct hot *h = hot_of_locked(m, nodeid_of(n));
+        if (!h || h->ghost)
+                return; /* without memory stat of it is ENOENT */
+        h->ghost = malloc(sizeof *n);
+        if (h->ghost) {
+                *h->ghost = *n;
+                h->ghost->nlink = 0;
+        }
+        hot_drop_locked(m, h);
+}
+
+bool nodes_ghost_get(struct mount *m, uint64_t nodeid, struct node *ret) {
+        LOCK_SCOPE(&m->lock);
+        struct slot *s = slot_find_locked(m, nodeid);
+        if (!s || !s->hot || !s->hot->ghost)
+                return false;
+        *ret = *s->hot->ghost;
+        return true;
 }
 
 void nodes_set_kill(struct mount *m, uint64_t nodeid, bool kill) {

@@ -411,6 +411,7 @@ static void serve(struct mount *m) {
                 if (strcmp(w[0], "quit") == 0) {
                         int r = mount_stop(m, n > 1);
                         printf(r < 0 ? "error %s\n" : "ok\n", err_name(r));
+                        fflush(stdout);
                         if (r < 0)
                                 continue;
                         break;

@@ -98,7 +98,7 @@ class Mount:
 
 
 def name_of(e):
-    return errno.errorcode.get(e, str(e))
+    return "EOPNOTSUPP" if e == errno.EOPNOTSUPP else errno.errorcode.get(e, str(e))
 
 
 def read(path):

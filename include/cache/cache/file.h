@@ -43,6 +43,9 @@ bool file_is_open_for_write(struct cache *c, uint64_t ino);
 void file_forget(struct cache *c, uint64_t ino);
 /* The size and mtime that stat must show, if an open stage knows better than the row. */
 bool file_overlay(struct cache *c, uint64_t ino, uint64_t *ret_size, int64_t *ret_mtime_ns, int64_t *ret_ctime_ns);
+/* Counts contents that moved from a stage to the row. A row read before and an overlay asked after: if there is none but the count has grown in between, the row may be from
+ * before the move: read it again. */
+uint64_t file_seals(struct cache *c);
 
 /* Completion form as blob_read: bytes, or -EINPROGRESS and done comes. */
 struct file_read {
