@@ -43,7 +43,8 @@ def test_warm_answers_come_from_the_kernel(mount):
 def test_new_name_replaces_cached_absence_and_listing(mount):
     mount.do("mkdir", "d", "/", "d")
     assert not exists(mount / "d/new")
-    assert os.listdir(mount / "d") == []
+    for _ in range(3):  # the kernel asks for the atime once after it has read a listing
+        assert os.listdir(mount / "d") == []
     before = requests(mount)
     assert not exists(mount / "d/new") and os.listdir(mount / "d") == []
     assert requests(mount) == before
