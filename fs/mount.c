@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -199,7 +200,8 @@ static bool fuse_mounted(const char *path, char *ret_source, size_t n) {
 static int check_mountpoint(struct mount *m, char *ret_why, size_t n) {
         const char *path = m->mountpoint;
         struct stat st;
-        int r = stat(path, &st) < 0 ? -errno : 0;
+        struct statvfs v;
+        int r = statvfs(path, &v) < 0 || stat(path, &st) < 0 ? -errno : 0; /* stat alone may come from the kernel's cache long after the daemon died */
         if (r == -ENOTCONN) { /* left by a daemon that is gone */
                 r = detach(path, true);
                 if (r < 0)

@@ -15,4 +15,4 @@ except (OSError, ImportError) as e:
     sys.exit(77)
 here = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, here)
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--rootdir", here, os.path.join(here, sys.argv[1]), *sys.argv[2:]]))
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", here, os.path.join(here, sys.argv[1]), *sys.argv[2:]]))

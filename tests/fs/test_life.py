@@ -59,8 +59,9 @@ def test_kill_9_loses_nothing_that_was_accepted(mount):
     except OSError:
         pass
     with pytest.raises(OSError) as e:
-        os.stat(mount.path)
+        os.statvfs(mount.path)
     assert e.value.errno == errno.ENOTCONN
+    os.stat(mount.path)  # is still answered from the kernel's cache: the new daemon must not be fooled by it
     assert mount.start().startswith("ready"), "the stale mount point is detached by itself"
     assert read(mount / "d/closed") == data and read(mount / "d/open") == data[:70000]
 
@@ -74,7 +75,7 @@ def test_busy_and_lazy(mount):
     os.write(fd, b"yy")
     assert mount.stop("lazy") == "ok"
     with pytest.raises(OSError) as e:
-        os.pread(fd, 1, 0)
+        os.write(fd, b"z")
     assert e.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     try:
         os.close(fd)
@@ -150,6 +151,7 @@ def test_read_only(mount):
 
 @pytest.mark.options("owner_stored", "allow_other")
 def test_stored_owners(mount):
+    os.chmod(mount.top, 0o755)
     os.chmod(mount.path, 0o777)
     os.mkdir(mount / "d")
     os.chown(mount / "d", 1234, 5678)
