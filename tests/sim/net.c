@@ -138,6 +138,7 @@ static void finish(struct world *w, struct message *m, int err) {
                 }
         }
         trace(w, "%s < %s %s err=%d status=%d bytes=%zu", m->client->name, method_name(call->method), call->path, call->err, call->status, call->err ? 0 : call->answer.bytes);
+        call->priv = NULL;
         message_free(w, m);
         call->done(call);
 }

@@ -201,7 +201,11 @@ int client_down(struct client *c, bool crash) {
 static struct client *random_up(struct world *w) {
         for (unsigned i = 0; i < 10; i++) {
                 struct client *c = &w->clients[pick(w, w->n_clients)];
-                if (c->up)
+                struct engine_status status;
+                if (!c->up)
+                        continue;
+                engine_status(c->engine, &status);
+                if (status.loaded) /* a mount waits for that */
                         return c;
         }
         return NULL;
