@@ -189,11 +189,12 @@ static int depend_on_parent(struct tree *t, struct orow *o, uint64_t parent) {
 }
 
 static int depend_on_name(struct tree *t, struct orow *o, uint64_t parent, const char *name, size_t n) {
-        uint64_t ord;
         if (!parent)
                 return 0;
-        int r = outbox_last_at(t, parent, name, n, o->ord, &ord);
-        return r < 0 ? r : add_dep(t, o, ord);
+        int64_t v; /* earlier ones only: a row that is changed later (outbox_change) may have successors at its name */
+        int r = db_int(t->w, &v, "SELECT max((SELECT ifnull(max(ord),0) FROM outbox WHERE p1=?1 AND n1=?2 AND p1 > 0 AND ord<?3),"
+                                 "           (SELECT ifnull(max(ord),0) FROM outbox WHERE p2=?1 AND n2=?2 AND p2 > 0 AND ord<?3))", "iti", (int64_t)parent, name, n, (int64_t)o->ord);
+        return r < 0 ? r : add_dep(t, o, (uint64_t)v);
 }
 
 static int find_deps(struct tree *t, struct orow *o) {
