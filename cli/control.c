@@ -29,6 +29,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include "base/err.h"
 #include "base/lock.h"
 #include "base/log.h"
 #include "base/thread.h"

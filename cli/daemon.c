@@ -25,6 +25,7 @@
 #include "daemon.h"
 
 #include "api/client.h"
+#include "base/err.h"
 #include "base/io.h"
 #include "base/lock.h"
 #include "base/log.h"
