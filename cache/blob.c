@@ -356,7 +356,19 @@ bool blob_complete(struct blob *blob) {
 }
 
 void blobs_forget_idle(struct blobs *b) {
-        struct blob *gone[2];
+        struct blob *gone[2], *dirty;
+        do { /* rows that could not be written: at close they are given up */
+                {
+                        LOCK_SCOPE(&b->table_lock);
+                        dirty = b->dirty;
+                        if (dirty) {
+                                b->dirty = dirty->dirty_next;
+                                b->n_dirty--;
+                                dirty->dirty = false;
+                        }
+                }
+                blob_put(dirty);
+        } while (dirty);
         {
                 LOCK_SCOPE(&b->table_lock);
                 gone[0] = shrink_locked(b, 0, 0);

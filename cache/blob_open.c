@@ -36,15 +36,24 @@ static void punch_absent(struct blobs *b, struct blob *blob) {
                 return;
         if ((uint64_t)st.st_blocks * 512 <= data)
                 return;
-        uint64_t end = (blob->content.size + ROOM_PAGE - 1) / ROOM_PAGE * ROOM_PAGE, at = 0;
+        uint64_t at = 0, sums_at = 0;
         for (size_t i = 0; i <= blob->list.n; i++) {
                 if (i < blob->list.n && !(blob->state[i] & BS_PRESENT))
                         continue;
-                uint64_t upto = i < blob->list.n ? blob->starts[i] / ROOM_PAGE * ROOM_PAGE : end;
+                uint64_t upto = (blob->content.size + ROOM_PAGE - 1) / ROOM_PAGE * ROOM_PAGE, sums_upto = UINT64_C(1) << 40, sums_end = 0;
+                if (i < blob->list.n) {
+                        block_sums_range(blob, i, &sums_upto, &sums_end);
+                        upto = blob->starts[i] / ROOM_PAGE * ROOM_PAGE;
+                        sums_upto = sums_upto / ROOM_PAGE * ROOM_PAGE;
+                }
                 if (upto > at)
                         (void)fallocate(blob->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(upto - at));
-                if (i < blob->list.n)
+                if (sums_upto > sums_at)
+                        (void)fallocate(blob->sums_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)sums_at, (off_t)(sums_upto - sums_at));
+                if (i < blob->list.n) {
                         at = (blob->starts[i + 1] + ROOM_PAGE - 1) / ROOM_PAGE * ROOM_PAGE;
+                        sums_at = (sums_end + ROOM_PAGE - 1) / ROOM_PAGE * ROOM_PAGE;
+                }
         }
 }
 
@@ -203,8 +212,8 @@ void blobs_close(struct blobs *b) {
                 return;
         atomic_store(&b->source, NULL);
         wait_stop(b);
-        if (blobs_sync(b) < 0)
-                log_debug("blobs: index not written at close");
+        if (blobs_sync(b) < 0 && blobs_sync(b) < 0)
+                log_debug("blobs: index not written at close dir=%s", b->dir);
         blobs_forget_idle(b);
         for (size_t i = 0; i < TABLE_BUCKETS; i++)
                 assert(!b->by_id[i]); /* every reference was put */

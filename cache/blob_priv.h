@@ -156,6 +156,7 @@ void block_release(struct blob *blob, size_t i);
 void block_damaged(struct blob *blob, size_t i);
 void blocks_unpin(struct blob *blob, size_t first, size_t last);
 unsigned block_pages(uint32_t bytes);                          /* extent of a block in the pack: bytes, padding, sums */
+void block_sums_range(const struct blob *blob, size_t i, uint64_t *ret_start, uint64_t *ret_end); /* in the sparse file's .sums */
 uint64_t block_charge(const struct blob *blob, size_t i);
 bool block_wanted_locked(const struct blob *blob, size_t i);
 int blob_fds(struct blob *blob) _must_check_;                  /* opens the sparse file's descriptors if needed */

@@ -72,6 +72,11 @@ static uint64_t file_sums_offset(const struct blob *blob, size_t i) {
         return 8 * (blob->starts[i] / PIECE_BYTES + i);
 }
 
+void block_sums_range(const struct blob *blob, size_t i, uint64_t *ret_start, uint64_t *ret_end) {
+        *ret_start = file_sums_offset(blob, i);
+        *ret_end = *ret_start + pieces_of(blob->list.refs[i].bytes) * 8;
+}
+
 static uint64_t piece_key(const struct digest *hash, uint32_t k) {
         uint64_t key;
         memcpy(&key, hash->b, sizeof key);

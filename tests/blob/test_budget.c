@@ -1,11 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_budget.c: what a read may cost. A hit: no allocation, no SQL, no request (asserted, by wrapping the allocator at link time); timings against plain pread are printed. */
-#include "world.h"
-
 #include <stdatomic.h>
+#include <stdbool.h>
+
+/* Set where the cache runs on this thread: allocations there may be made to fail. */
+static _Thread_local bool in_cache;
+#define IN_CALLBACK(call) ({ in_cache = true; __typeof__(call) r_ = (call); in_cache = false; r_; })
+#include "world.h"
 
 static _Atomic unsigned long allocations;
 static _Atomic bool counting;
+static _Atomic long fail_after = -1; /* the allocation after this many fails; -1: none */
+static _Atomic bool failed;
 
 void *__real_malloc(size_t n);
 void *__real_calloc(size_t n, size_t size);
@@ -16,25 +22,26 @@ void *__wrap_calloc(size_t n, size_t size);
 void *__wrap_realloc(void *p, size_t n);
 void *__wrap_reallocarray(void *p, size_t n, size_t size);
 
-static void count(void) {
+static bool count(void) {
         if (atomic_load_explicit(&counting, memory_order_relaxed))
                 atomic_fetch_add(&allocations, 1);
+        if (in_cache && atomic_load(&fail_after) >= 0 && atomic_fetch_sub(&fail_after, 1) == 0) {
+                atomic_store(&failed, true);
+                return true;
+        }
+        return false;
 }
 void *__wrap_malloc(size_t n) {
-        count();
-        return __real_malloc(n);
+        return count() ? NULL : __real_malloc(n);
 }
 void *__wrap_calloc(size_t n, size_t size) {
-        count();
-        return __real_calloc(n, size);
+        return count() ? NULL : __real_calloc(n, size);
 }
 void *__wrap_realloc(void *p, size_t n) {
-        count();
-        return __real_realloc(p, n);
+        return count() ? NULL : __real_realloc(p, n);
 }
 void *__wrap_reallocarray(void *p, size_t n, size_t size) {
-        count();
-        return __real_reallocarray(p, n, size);
+        return count() ? NULL : __real_reallocarray(p, n, size);
 }
 
 static double now_us(void) {
@@ -121,10 +128,67 @@ static void test_many_small(void **state) {
         world_free(w);
 }
 
+/* One run through everything with the n-th allocation failing. Whatever happens: an error that says so, never a wrong byte, nothing left behind. */
+static bool run_short_of_memory(long n) {
+        struct world *w = world_new(64 * MIB);
+        struct known *large = know_random(w, 3 * MIB, 0), *small = know_random(w, 20000, 0), *own = know_random(w, 200 * KIB, 0);
+        uint8_t *buf = malloc(large->n);
+        world_close(w);
+        atomic_store(&failed, false);
+        atomic_store(&fail_after, n);
+        struct blobs_config c = { .dir = w->dir, .limit_bytes = 64 * MIB, .clock = clock_system(), .counters = &w->counters, .source = &w->source };
+        int r = IN_CALLBACK(blobs_open(&c, &w->blobs));
+        assert_true(r == 0 || r == -ENOMEM);
+        for (int i = 0; r == 0 && i < 6; i++) {
+                struct known *k = i % 3 == 0 ? large : i % 3 == 1 ? small : own;
+                struct blob *blob = NULL;
+                if (i == 2) {
+                        int a = IN_CALLBACK(blobs_adopt_bytes(w->blobs, &own->content, &own->list, own->bytes));
+                        assert_true(a == 0 || a == -ENOMEM);
+                }
+                int g = IN_CALLBACK(blob_get(w->blobs, &k->content, &blob));
+                assert_true(g == 0 || g == -ENOMEM);
+                if (g < 0)
+                        continue;
+                ssize_t got = IN_CALLBACK(blob_pread(blob, 0, buf, k->n, now_ms() + WAIT_MS));
+                assert_true(got == (ssize_t)k->n || got == -ENOMEM || got == -EIO);
+                if (got > 0)
+                        assert_memory_equal(buf, k->bytes, (size_t)got);
+                in_cache = true;
+                blob_put(blob);
+                if (i == 3)
+                        (void)(blobs_evict_all(w->blobs) < 0);
+                in_cache = false;
+        }
+        WAIT_FOR(w, w->n_queue == 0);
+        if (r == 0) {
+                in_cache = true;
+                blobs_close(w->blobs);
+                in_cache = false;
+        }
+        atomic_store(&fail_after, -1);
+        world_open(w, 64 * MIB, false);
+        struct blob *blob = get_blob(w, large);
+        assert_int_equal(read_compare(blob, large, 0, large->n), large->n);
+        blob_put(blob);
+        free(buf);
+        world_free(w);
+        return atomic_load(&failed);
+}
+
+static void test_each_allocation_fails_once(void **state) {
+        long n = 0;
+        while (run_short_of_memory(n))
+                n++;
+        print_message("%ld allocations, each failed once\n", n);
+        assert_true(n > 50);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_hit),
                 cmocka_unit_test(test_many_small),
+                cmocka_unit_test(test_each_allocation_fails_once),
         };
         return cmocka_run_group_tests_name("blob budget", tests, NULL, NULL);
 }
