@@ -298,6 +298,10 @@ static int replace(struct tree *t, struct rename *m, const struct orow *ops, siz
         struct orow o = { .ino = s->ino, .op = { .kind = OP_REPLACE, .id = rng_id(t->rng), .node = d->id, .version = d->v.version } };
         struct id unused;
         int r = row_extra(t, s);
+        if (r == 0) /* the server's names, before the shown ones move */
+                r = shadow_ensure(t, s);
+        if (r == 0)
+                r = shadow_ensure(t, d);
         if (sent) {
                 o.ino2 = d->ino;
                 o.p1 = m->dir;

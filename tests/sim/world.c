@@ -198,6 +198,27 @@ int client_down(struct client *c, bool crash) {
 
 /* ---- one turn ---- */
 
+/* SIM_WATCH=NAME: says when what a client has under that name (of any directory that the root has, and of the root) changes. For people who look for a bug. */
+static void watch(struct world *w) {
+        static uint64_t last[CLIENTS_MAX + 1][2];
+        const char *name = getenv("SIM_WATCH");
+        for (unsigned i = 0; name && i <= CLIENTS_MAX; i++) {
+                struct client *c = &w->clients[i];
+                struct node n = { 0 };
+                if (!c->up)
+                        continue;
+                int r = tree_lookup(c->cache->tree, INO_ROOT, name, strlen(name), &n);
+                if (r < 0)
+                        n = (struct node){ 0 };
+                if (last[i][0] != n.ino || last[i][1] != n.gen + n.seq) {
+                        fprintf(stderr, "%lld WATCH %s %s: ino=%llu id=%02x%02x seq=%llu gen=%llu size=%llu nlink=%u pending=%d\n", (long long)w->clock.mono_ms, c->name, name,
+                                (unsigned long long)n.ino, n.id.b[0], n.id.b[1], (unsigned long long)n.seq, (unsigned long long)n.gen, (unsigned long long)n.size, n.nlink, n.pending);
+                        last[i][0] = n.ino;
+                        last[i][1] = n.gen + n.seq;
+                }
+        }
+}
+
 static struct client *random_up(struct world *w) {
         for (unsigned i = 0; i < 10; i++) {
                 struct client *c = &w->clients[pick(w, w->n_clients)];
@@ -289,6 +310,8 @@ bool world_turn(struct world *w, int64_t until) {
                 return true;
         }
         size_t k = pick(w, n);
+        if (w->verbose)
+                watch(w);
         switch (choice[k].kind) {
         case 0:
                 do_operation(w);
