@@ -499,7 +499,7 @@ int file_seal(struct file *f, uint64_t *ret_gen) {
                 return 0;
         struct node node;
         int r = tree_get(fs->c->tree, f->ino, &node);
-        if (r == -ENOENT || (r == 0 && node.unlinked))
+        if (r == -ENOENT || (r == 0 && node.unlinked && !node.taken))
                 return 0; /* goes with the last handle, unless it gets a name before */
         if (r < 0)
                 return r;
@@ -645,7 +645,7 @@ static int reconcile(struct file *f) {
         lock_take(&f->top->lock);
         bool open = f->top->state == STAGE_OPEN, failed = f->top->error != 0, queued = f->top->queued;
         lock_drop(&f->top->lock);
-        if (open ? node.unlinked : node.gen == 0 && queued)
+        if (open ? node.unlinked && !node.taken : node.gen == 0 && queued)
                 file_drop_stack(f, &node);
         else if (open && !failed) { /* it has a name again */
                 uint64_t gen;

@@ -346,6 +346,8 @@ int engine_new(const struct engine_config *config, struct engine **ret) {
                 engine_free(e);
                 return r;
         }
+        if (tree_setting_set(e->c.cache->tree, "host", config->host, strlen(config->host)) < 0) /* for the conflict names that the cache makes by itself */
+                log_warn("sync setting=host failed");
         connect_init(e);
         load_init(e);
         events_init(e);
