@@ -172,8 +172,9 @@ static json_t *status(void *arg) {
                               "user", session_user(d->session), "cache_dir", d->cache_dir, "log", d->c->place->log, "uptime_s", (json_int_t)((now_ms() - d->started_ms) / 1000));
         if (!j)
                 return NULL;
+        bool pending = t.pending_files > 0 || o.items > 0; /* else a stage that is on the server is still being taken into the cache */
         const struct { const char *name; uint64_t v; } numbers[] = {
-                { "pending_files", t.pending_files }, { "pending_bytes", t.pending_bytes }, { "pending_items", o.items }, { "oldest_pending_s", oldest_ns > 0 ? (uint64_t)(MAX(now_ns - oldest_ns, (int64_t)0) / 1000000000) : 0 },
+                { "pending_files", t.pending_files }, { "pending_bytes", pending ? t.pending_bytes : 0 }, { "pending_items", o.items }, { "oldest_pending_s", pending && oldest_ns > 0 ? (uint64_t)(MAX(now_ns - oldest_ns, (int64_t)0) / 1000000000) : 0 },
                 { "cache_bytes", t.bytes }, { "cache_limit_bytes", t.limit_bytes }, { "dirty_bytes", t.dirty_bytes }, { "nodes", tree.nodes }, { "load_rows", e.load_rows }, { "sending", e.sending },
                 { "parked_items", o.parked },
         };

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from pathlib import Path
 
 TARN, MANUAL = sys.argv[1], sys.argv[2]
 
@@ -29,13 +30,13 @@ class Args(unittest.TestCase):
             self.assertIn("Exit codes:", q.stdout)
         codes = re.findall(r"^ +(\d+)  (.+)$", p.stdout[p.stdout.index("Exit codes:"):], re.M)
         self.assertEqual([int(n) for n, _ in codes], list(range(13)))
-        manual = open(MANUAL).read()
+        manual = Path(MANUAL).read_text()
         for n, text in codes:
             self.assertRegex(manual, rf"(?m)^ ?{n}  {re.escape(text)}$")
 
     def test_manual_has_every_mount_option(self):
         p = self.tarn("mount", "--help")
-        manual = open(MANUAL).read()
+        manual = Path(MANUAL).read_text()
         line = next(l for l in p.stdout.split("\n") if "--options" in l)
         options = re.findall(r"\b([a-z_]+)(?==| )", line.split("cache_dir")[1]) + ["cache_dir", "debug"]
         for name in set(options) - {"fast", "local", "server", "stored"}:

@@ -3,6 +3,8 @@
 import os
 import time
 
+import pytest
+
 from support import alive, until
 
 
@@ -114,10 +116,15 @@ def test_daemon_killed_after_close_loses_nothing(world):
     world.server.freeze()
     for i in range(50):
         (a.dir / f"f{i}").write_text(f"{i}" * 3000)
-    with open(a.dir / "open", "w") as f:
-        f.write("still open")
-        f.flush()
-        a.kill()
+    fd = os.open(a.dir / "open", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, b"still open")
+    a.kill()
+    with pytest.raises(OSError):  # ENOTCONN: the program learns it
+        os.fsync(fd)
+    try:
+        os.close(fd)
+    except OSError:
+        pass
     world.server.freeze(False)
     a.mount()
     for i in range(50):
