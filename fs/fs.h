@@ -85,7 +85,7 @@ struct mount {
         uint64_t n_entry_notes;
         uint32_t note_number;
         struct noted *queue, **queue_last;
-        size_t n_queued;
+        size_t n_queued, notes_max;
         bool flood;                  /* notes were lost: everything that the kernel knows is doubtful */
         uint64_t flood_seq;
         struct cond note_more;       /* notifier: something to do, or an old registration ended */
@@ -106,7 +106,9 @@ struct mount {
 };
 
 /* One request of the kernel: begin before any row is read, end after the reply was written. */
-struct call { struct mount *m; fuse_req_t req; struct reg reg; bool in; };
+void reg_begin(struct mount *m, struct reg *reg);
+void reg_end(struct mount *m, struct reg *reg);
+struct call { struct mount *m; fuse_req_t req; struct reg reg; };
 void call_begin(struct call *c, fuse_req_t req);
 void call_end(struct call *c);
 static inline struct mount *req_mount(fuse_req_t req) { return fuse_req_userdata(req); }

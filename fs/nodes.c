@@ -291,27 +291,30 @@ void nodes_unpark(struct mount *m, uint64_t nodeid) {
         hot_drop_locked(m, h);
 }
 
-void call_begin(struct call *c, fuse_req_t req) {
-        struct mount *m = c->m = req_mount(req);
-        c->req = req;
-        c->in = true;
-        counter_add(m->cfg.counters, fuse_requests, 1);
+void reg_begin(struct mount *m, struct reg *reg) {
         LOCK_SCOPE(&m->lock);
-        c->reg.seq = ++m->seq;
-        c->reg.next = &m->regs;
-        c->reg.prev = m->regs.prev;
-        c->reg.prev->next = m->regs.prev = &c->reg;
+        reg->seq = ++m->seq;
+        reg->next = &m->regs;
+        reg->prev = m->regs.prev;
+        reg->prev->next = m->regs.prev = reg;
+}
+
+void reg_end(struct mount *m, struct reg *reg) {
+        LOCK_SCOPE(&m->lock);
+        bool oldest = m->regs.next == reg;
+        reg->prev->next = reg->next;
+        reg->next->prev = reg->prev;
+        if (oldest && m->note_waits)
+                cond_signal(&m->note_more);
+}
+
+void call_begin(struct call *c, fuse_req_t req) {
+        c->m = req_mount(req);
+        c->req = req;
+        counter_add(c->m->cfg.counters, fuse_requests, 1);
+        reg_begin(c->m, &c->reg);
 }
 
 void call_end(struct call *c) {
-        struct mount *m = c->m;
-        if (!c->in)
-                return;
-        c->in = false;
-        LOCK_SCOPE(&m->lock);
-        bool oldest = m->regs.next == &c->reg;
-        c->reg.prev->next = c->reg.next;
-        c->reg.next->prev = c->reg.prev;
-        if (oldest && m->note_waits)
-                cond_signal(&m->note_more);
+        reg_end(c->m, &c->reg);
 }

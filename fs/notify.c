@@ -77,7 +77,7 @@ static void listener_notes(struct listener *l, const struct note *notes, size_t 
                         m->n_entry_notes++;
                 if (m->regs.next == &m->regs && slots_of_ino_locked(m, notes[i].ino, &id, 1) == 0)
                         continue; /* the kernel does not know it, and no reply is on its way that would tell it of the old row */
-                struct noted *q = m->n_queued < NOTES_MAX ? malloc(sizeof *q + name_bytes + 1) : NULL;
+                struct noted *q = m->n_queued < m->notes_max ? malloc(sizeof *q + name_bytes + 1) : NULL;
                 if (!q) {
                         m->flood = true;
                         m->flood_seq = m->seq;
@@ -104,6 +104,7 @@ static void listener_wake(struct listener *l) {
 void notify_init(struct mount *m) {
         m->listener = (struct listener){ listener_notes, listener_wake };
         m->queue_last = &m->queue;
+        m->notes_max = NOTES_MAX;
         cond_init(&m->note_more);
 }
 
