@@ -213,7 +213,7 @@ int vrow_unpack(struct arena *a, const uint8_t *p, size_t n, struct vrow *ret) {
 
 int vrow_from_node(struct arena *a, const struct node_row *n, struct vrow *ret) {
         struct vrow v = { .kind = n->kind, .mode = n->mode & 07777, .uid = n->uid, .gid = n->gid, .rdev = n->rdev, .mtime_ns = n->mtime_ns, .ctime_ns = n->ctime_ns,
-                          .btime_ns = n->btime_ns, .content = n->content, .version = n->version, .size = n->kind == NODE_FILE ? n->content.size : 0 };
+                          .btime_ns = n->btime_ns, .content = n->content, .version = n->version, .size = n->kind == NODE_FILE ? n->content.size : n->kind == NODE_SYMLINK && n->target ? strlen(n->target) : 0 };
         if (v.kind == NODE_FILE && v.content.size == 0)
                 v.content = content_empty;
         int r = extra_pack(a, n->target, n->xattrs, n->n_xattrs, &v.extra, &v.extra_n);

@@ -248,6 +248,8 @@ int settle(struct tree *t, uint64_t ino, const struct server_side *s, const stru
                 out.v.version = row.v.version;
                 bytes = true;
         }
+        if (out.v.kind == NODE_SYMLINK && row.v.size)
+                out.v.size = row.v.size; /* the length of a target, which never changes, is not in the operations */
         if (out.names.n)
                 row.bits &= (uint8_t)~(NB_KEPT | NB_REMOTE | NB_UNNAMED);
         row.v = out.v;
