@@ -206,6 +206,13 @@ int vrow_unpack(struct arena *a, const uint8_t *p, size_t n, struct vrow *ret) {
         if (i.bad || version != PACK_VERSION)
                 return -EBADMSG;
         int r = get_extra(a, &i, &v.extra, &v.extra_n);
+        if (r == 0 && v.kind == NODE_SYMLINK) {
+                const char *target = NULL;
+                const struct xattr *xattrs;
+                size_t n_xattrs;
+                r = extra_unpack(a, v.extra, v.extra_n, &target, &xattrs, &n_xattrs);
+                v.size = r == 0 && target ? strlen(target) : 0;
+        }
         if (r == 0)
                 *ret = v;
         return r;

@@ -249,7 +249,7 @@ int settle(struct tree *t, uint64_t ino, const struct server_side *s, const stru
                 bytes = true;
         }
         if (out.v.kind == NODE_SYMLINK && row.v.size)
-                out.v.size = row.v.size; /* the length of a target, which never changes, is not in the operations */
+                out.v.size = row.v.size; /* a target never changes, and a pending create's operation has no size */
         if (out.names.n)
                 row.bits &= (uint8_t)~(NB_KEPT | NB_REMOTE | NB_UNNAMED);
         row.v = out.v;
