@@ -348,6 +348,9 @@ int engine_new(const struct engine_config *config, struct engine **ret) {
         }
         if (tree_setting_set(e->c.cache->tree, "host", config->host, strlen(config->host)) < 0) /* for the conflict names that the cache makes by itself */
                 log_warn("sync setting=host failed");
+        e->status = (struct engine_status){ .state = CONN_OFFLINE, .reason = "connecting", .since_ns = clock_real_ns(e->c.clock) };
+        e->status.loaded = e->loaded = totals.complete && tree_cursor(e->c.cache->tree, &cursor) >= 0;
+        e->status.load_rows = totals.nodes + totals.entries;
         connect_init(e);
         load_init(e);
         events_init(e);
@@ -356,9 +359,6 @@ int engine_new(const struct engine_config *config, struct engine **ret) {
         early_init(e);
         download_init(e);
         outbox_set_open_check(e->c.cache->tree, open_for_write, e->c.cache);
-        e->status = (struct engine_status){ .state = CONN_OFFLINE, .reason = "connecting", .since_ns = clock_real_ns(e->c.clock) };
-        e->status.loaded = e->loaded = totals.complete && tree_cursor(e->c.cache->tree, &cursor) >= 0;
-        e->status.load_rows = totals.nodes + totals.entries;
         e->woken = true;
         *ret = e;
         return 0;

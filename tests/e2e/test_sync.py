@@ -144,3 +144,23 @@ def test_sigterm_ends_cleanly_and_brings_everything_up(world):
     until(lambda: not alive(pid), 40, "the end of the daemon")
     until(lambda: len(os.listdir(b.dir)) == 20, 10)
     assert not os.path.ismount(a.dir)
+
+
+def test_remount_asks_for_news_only(world):
+    a, b = world.client(), world.client()
+    for i in range(20):
+        (a.dir / f"f{i}").write_text(str(i))
+    os.symlink("some/where/else", a.dir / "link")
+    a.wait()
+    until(lambda: os.path.lexists(b.dir / "link"))
+    inodes = {name: os.lstat(b.dir / name).st_ino for name in os.listdir(b.dir)}
+    b.umount()
+    (a.dir / "f20").write_text("while away")
+    a.wait()
+    b.mount()
+    until(lambda: read(b.dir / "f20") == "while away")
+    assert b.status()["counters"]["snapshot_rows"] == 0  # the cursor is good: no snapshot
+    assert {name: os.lstat(b.dir / name).st_ino for name in inodes} == inodes
+    assert os.lstat(b.dir / "link").st_size == len("some/where/else")  # as events bring it
+    c = world.client()
+    assert os.lstat(c.dir / "link").st_size == len("some/where/else")  # as a snapshot brings it
