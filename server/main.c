@@ -162,12 +162,11 @@ static int prompt(int tty, const char *text, char *ret, size_t size) {
                 return -errno;
         quiet = old;
         quiet.c_lflag &= ~(tcflag_t)ECHO;
-        r = write_full(tty, text, strlen(text));
-        if (r < 0)
-                return r;
-        if (tcsetattr(tty, TCSAFLUSH, &quiet) < 0)
+        if (tcsetattr(tty, TCSAFLUSH, &quiet) < 0) /* before the prompt: what is typed after it is neither shown nor dropped */
                 return -errno;
-        r = read_line(tty, ret, size);
+        r = write_full(tty, text, strlen(text));
+        if (r >= 0)
+                r = read_line(tty, ret, size);
         (void)tcsetattr(tty, TCSAFLUSH, &old);
         if (write_full(tty, "\n", 1) < 0)
                 return -EIO;

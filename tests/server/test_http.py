@@ -687,4 +687,4 @@ def test_password_prompt(tmp_path):
 
 
 if __name__ == "__main__":
-    raise SystemExit(pytest.main(["-q", "--durations=8", "-p", "no:cacheprovider", __file__]))
+    raise SystemExit(pytest.main(["-v", "-o", "faulthandler_timeout=120", "-p", "no:cacheprovider", __file__]))
