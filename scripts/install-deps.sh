@@ -15,7 +15,8 @@ test) want="$build $tests" ;;
 *) echo "usage: $0 build|test" >&2; exit 2 ;;
 esac
 
-have=" $(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $want 2>/dev/null | sed -n 's/^installed //p' | tr '\n' ' ') "
+# dpkg-query fails if it has never heard of one of them; what it knows is printed all the same
+have=" $({ dpkg-query -W -f '${db:Status-Status} ${Package}\n' $want 2>/dev/null || true; } | sed -n 's/^installed //p' | tr '\n' ' ') "
 missing=
 for package in $want; do
         [[ $have == *" $package "* ]] || missing+=" $package"
