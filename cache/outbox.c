@@ -140,10 +140,10 @@ int outbox_touches_dir(struct tree *t, uint64_t dir) {
         return r < 0 ? r : (int)v;
 }
 
-int outbox_last_at(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t not_ord, uint64_t *ret_ord) {
+int outbox_last_at(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t before, uint64_t *ret_ord) {
         int64_t v;
-        int r = db_int(t->w, &v, "SELECT max((SELECT ifnull(max(ord),0) FROM outbox WHERE p1=?1 AND n1=?2 AND p1 > 0 AND ord<>?3),"
-                                 "           (SELECT ifnull(max(ord),0) FROM outbox WHERE p2=?1 AND n2=?2 AND p2 > 0 AND ord<>?3))", "iti", (int64_t)parent, name, n, (int64_t)not_ord);
+        int r = db_int(t->w, &v, "SELECT max((SELECT ifnull(max(ord),0) FROM outbox WHERE p1=?1 AND n1=?2 AND p1 > 0 AND ord<?3),"
+                                 "           (SELECT ifnull(max(ord),0) FROM outbox WHERE p2=?1 AND n2=?2 AND p2 > 0 AND ord<?3))", "iti", (int64_t)parent, name, n, (int64_t)before);
         if (r == 0)
                 *ret_ord = (uint64_t)v;
         return r;
@@ -158,9 +158,8 @@ int outbox_has_dependents(struct tree *t, uint64_t ord) {
 /* ---- predecessors ---- */
 
 static int add_dep(struct tree *t, struct orow *o, uint64_t pred) {
-        if (pred == 0 || pred == o->ord)
+        if (pred == 0 || pred >= o->ord) /* a row that changes may find later ones at its places: they follow it */
                 return 0;
-        assert(pred < o->ord);
         int64_t state;
         int r = db_int(t->w, &state, "SELECT state FROM outbox WHERE ord=?", "i", (int64_t)pred);
         if (r < 0)
@@ -298,8 +297,21 @@ int outbox_change(struct tree *t, struct orow *o) {
         return r;
 }
 
+/* What follows the row follows what the row followed. */
+static int inherit(struct tree *t, uint64_t ord) {
+        int64_t both;
+        int r = db_int(t->w, &both, "SELECT EXISTS(SELECT 1 FROM dep WHERE pred=?1) AND EXISTS(SELECT 1 FROM dep WHERE succ=?1)", "i", (int64_t)ord);
+        if (r < 0 || !both)
+                return r;
+        r = db_run(t->w, "INSERT OR IGNORE INTO dep(succ,pred) SELECT s.succ, p.pred FROM dep s, dep p WHERE s.pred=?1 AND p.succ=?1", "i", (int64_t)ord);
+        return r < 0 ? r : db_run(t->w, "UPDATE outbox SET nwait=(SELECT count(*) FROM dep d JOIN outbox p ON p.ord=d.pred WHERE d.succ=outbox.ord AND p.state<>1)"
+                                        " WHERE ord IN (SELECT succ FROM dep WHERE pred=?)", "i", (int64_t)ord);
+}
+
 int outbox_remove(struct tree *t, const struct orow *o) {
-        int r = o->state == OUT_SENT ? 0 : release_dependents(t, o->ord, -1);
+        int r = inherit(t, o->ord);
+        if (r == 0 && o->state != OUT_SENT)
+                r = release_dependents(t, o->ord, -1);
         if (r == 0)
                 r = db_run(t->w, "DELETE FROM dep WHERE pred=?", "i", (int64_t)o->ord);
         if (r == 0)

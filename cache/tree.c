@@ -329,7 +329,7 @@ int tree_end(struct tree *t, int r) {
         for (size_t i = 0; i < t->n_notes; i++)
                 free((void *)t->notes[i].name);
         t->n_notes = 0;
-        t->n_again = 0;
+        t->n_again = t->again_at = 0;
         t->open = NULL;
         t->n_open = 0;
         lock_drop(&t->lock);
@@ -372,7 +372,7 @@ int tree_note(struct tree *t, enum note_kind kind, uint64_t ino, const char *nam
 }
 
 int tree_settle_later(struct tree *t, uint64_t ino) {
-        for (size_t i = 0; i < t->n_again; i++)
+        for (size_t i = t->again_at; i < t->n_again; i++) /* those before were settled already, on what was true then */
                 if (t->again[i] == ino)
                         return 0;
         if (t->n_again == t->again_room) {

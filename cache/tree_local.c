@@ -198,9 +198,6 @@ int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_ba
                 const struct orow *o = &list[i];
                 if (o->ino != row->ino || !outbox_soft(o) || (o->op.kind != OP_CONTENT && o->op.kind != OP_ATTR))
                         continue;
-                r = outbox_has_dependents(t, o->ord);
-                if (r < 0)
-                        return r;
                 if (o->op.kind == OP_CONTENT && first) {
                         *io_base = o->op.version;
                         first = false;
@@ -257,10 +254,8 @@ static int cancel_link(struct tree *t, const struct nrow *row, uint64_t dir, con
         for (size_t i = 0; i < count && r == 0; i++) {
                 const struct orow *o = &list[i];
                 if (o->op.kind == OP_LINK && o->p1 == dir && o->op.name_bytes == n && memcmp(o->op.name, name, n) == 0 && outbox_soft(o)) {
-                        r = outbox_has_dependents(t, o->ord);
-                        if (r == 0)
-                                r = outbox_remove(t, o);
-                        return r < 0 ? r : r == 0;
+                        r = outbox_remove(t, o);
+                        return r < 0 ? r : 1;
                 }
         }
         return r;
@@ -309,6 +304,8 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
                 r = local_after_unlink(t, &row, kept);
         if (r == 0)
                 r = entry_freed(t, dir, name, n, row.ino);
+        if (r == 0 && (parent.bits & NB_GONE)) /* shown because of what was in it */
+                r = tree_settle_later(t, dir);
         if (r == 0)
                 row_public(t, &row, ret);
         return r;

@@ -147,6 +147,15 @@ bool extra_has_xattr(const uint8_t *p, size_t n) {
         return false;
 }
 
+static uint64_t target_bytes(const uint8_t *p, size_t n) {
+        struct in i = { p, n, false };
+        struct record rec;
+        while (next_record(&i, &rec))
+                if (rec.tag == 'T')
+                        return rec.value_n;
+        return 0;
+}
+
 int extra_unpack(struct arena *a, const uint8_t *p, size_t n, const char **ret_target, const struct xattr **ret, size_t *ret_n) {
         struct in i = { p, n, false };
         struct record rec;
@@ -206,13 +215,8 @@ int vrow_unpack(struct arena *a, const uint8_t *p, size_t n, struct vrow *ret) {
         if (i.bad || version != PACK_VERSION)
                 return -EBADMSG;
         int r = get_extra(a, &i, &v.extra, &v.extra_n);
-        if (r == 0 && v.kind == NODE_SYMLINK) {
-                const char *target = NULL;
-                const struct xattr *xattrs;
-                size_t n_xattrs;
-                r = extra_unpack(a, v.extra, v.extra_n, &target, &xattrs, &n_xattrs);
-                v.size = r == 0 && target ? strlen(target) : 0;
-        }
+        if (v.kind == NODE_SYMLINK)
+                v.size = target_bytes(v.extra, v.extra_n);
         if (r == 0)
                 *ret = v;
         return r;

@@ -87,7 +87,7 @@ struct tree {
         size_t n_notes, notes_room;
         bool wake;
         uint64_t *again;                /* nodes to settle once more before the commit */
-        size_t n_again, again_room;
+        size_t n_again, again_at, again_room;
         uint64_t *open;                 /* inos that were open when the transaction began, sorted */
         size_t n_open;
         struct arena *out_arena;        /* caller's, for `out` */
@@ -188,7 +188,7 @@ int outbox_find(struct tree *t, struct db *db, struct arena *a, const struct id 
 int outbox_of_node(struct tree *t, uint64_t ino, struct orow **ret, size_t *ret_n) _must_check_; /* all rows that name it, in order */
 int outbox_create_of(struct tree *t, uint64_t ino, struct orow *ret) _must_check_; /* its CREATE, -ENOENT */
 int outbox_touches_dir(struct tree *t, uint64_t dir) _must_check_;     /* 1: a pending operation changes entries of dir */
-int outbox_last_at(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t not_ord, uint64_t *ret_ord) _must_check_; /* 0: none */
+int outbox_last_at(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t before, uint64_t *ret_ord) _must_check_; /* latest row before that order which names the place; 0: none */
 int outbox_has_dependents(struct tree *t, uint64_t ord) _must_check_;
 int outbox_to_end(struct tree *t, struct orow *o) _must_check_;  /* gives it a new place in the order; only without dependents */
 int outbox_row_read(struct db_stmt *s, int col, struct arena *a, struct orow *ret) _must_check_;

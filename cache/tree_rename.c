@@ -70,12 +70,12 @@ static int check(struct tree *t, struct rename *m) {
                 return -ENOENT;
         if (m->over && (m->flags & RENAME_NOREPLACE))
                 return -EEXIST;
-        if (m->over && !exchange && s_dir != d_dir)
-                return s_dir ? -ENOTDIR : -EISDIR;
         if (s_dir && (r = check_cycle(t, m->s.ino, m->dir2)) < 0)
                 return r;
         if (exchange && d_dir && (r = check_cycle(t, m->d.ino, m->dir)) < 0)
                 return r;
+        if (m->over && !exchange && s_dir != d_dir)
+                return s_dir ? -ENOTDIR : -EISDIR;
         if (d_dir && !exchange && m->d.ino != m->s.ino && (r = entry_any(t->w, m->d.ino)) != 0)
                 return r < 0 ? r : -ENOTEMPTY;
         return 0;
@@ -119,7 +119,9 @@ static int move_create(struct tree *t, struct rename *m) {
                 return r == -ENOENT ? 0 : r;
         if (!outbox_soft(&o) || o.p1 != m->dir || o.op.name_bytes != m->n || memcmp(o.op.name, m->name, m->n) != 0)
                 return 0;
-        r = outbox_last_at(t, m->dir2, m->name2, m->n2, o.ord, &at);
+        r = outbox_last_at(t, m->dir2, m->name2, m->n2, INT64_MAX, &at);
+        if (r == 0 && at == o.ord) /* back to where it was */
+                at = 0;
         if (r == 0) {
                 r = outbox_create_of(t, m->dir2, &parent);
                 if (r == 0)
@@ -257,11 +259,7 @@ static int swap_shadows(struct tree *t, uint64_t a, uint64_t b) {
 static int swap_identity(struct tree *t, struct rename *m, bool source_known) {
         struct nrow *s = &m->s, *d = &m->d;
         const struct id s_id = s->id, d_id = d->id, aside = rng_id(t->rng), orphan = source_known ? s_id : rng_id(t->rng);
-        int r = shadow_ensure(t, s);
-        if (r == 0)
-                r = shadow_ensure(t, d);
-        if (r == 0)
-                r = swap_shadows(t, s->ino, d->ino);
+        int r = swap_shadows(t, s->ino, d->ino);
         if (r == 0)
                 r = db_run(t->w, "UPDATE alias SET ino=CASE ino WHEN ?1 THEN ?2 ELSE ?1 END WHERE ino=?1 OR ino=?2", "ii", (int64_t)s->ino, (int64_t)d->ino);
         if (r == 0)
@@ -298,7 +296,7 @@ static int replace(struct tree *t, struct rename *m, const struct orow *ops, siz
         struct orow o = { .ino = s->ino, .op = { .kind = OP_REPLACE, .id = rng_id(t->rng), .node = d->id, .version = d->v.version } };
         struct id unused;
         int r = row_extra(t, s);
-        if (r == 0) /* the server's names, before the shown ones move */
+        if (r == 0) /* while their names are as they were */
                 r = shadow_ensure(t, s);
         if (r == 0)
                 r = shadow_ensure(t, d);
@@ -395,6 +393,8 @@ static int rename_in(struct tree *t, struct rename *m, uint64_t expected, bool k
                 r = dir_touch(t, m->dir2, t->now_ns);
         if (r == 0 && !is_exchange)
                 r = entry_freed(t, m->dir, m->name, m->n, m->s.ino);
+        if (r == 0 && (m->p1.bits & NB_GONE)) /* shown because of what was in it */
+                r = tree_settle_later(t, m->dir);
         if (r == 0)
                 r = row_get(t, t->w, m->s.ino, &m->s);
         if (r < 0)

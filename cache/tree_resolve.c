@@ -144,7 +144,8 @@ static int resolve_drop(struct tree *t, struct orow *own, struct nrow *row, stru
 static int server_occupant(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t not_ino, uint64_t *ret) {
         struct name_at at;
         int64_t ino;
-        int r = db_int(t->w, &ino, "SELECT ino FROM shadow_name WHERE parent=? AND name=? AND ino<>?", "iti", (int64_t)parent, name, n, (int64_t)not_ino);
+        int r = db_int(t->w, &ino, "SELECT s.ino FROM shadow_name s JOIN node n ON n.ino=s.ino WHERE s.parent=? AND s.name=? AND s.ino<>? AND n.bits & 8 = 0", "iti", (int64_t)parent, name, n,
+                       (int64_t)not_ino);
         if (r == 0) {
                 *ret = (uint64_t)ino;
                 return 0;
@@ -456,6 +457,8 @@ static int resolve_in(struct tree *t, const struct op_result *res, const struct 
                         return -EINVAL;
                 return resolve_new_name(t, &own, how->host ? how->host : "local");
         case RESOLVE_REVIVE:
+                if (own.op.kind == OP_RENAME && side.deleted) /* content brings a node back, a rename does not; the one behind it will */
+                        return resolve_drop(t, &own, &row, &side);
                 own.op.flags |= OPF_REVIVE;
                 r = outbox_reidentify(t, &own);
                 return r < 0 ? r : settle_both(t, &own);

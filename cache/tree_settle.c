@@ -203,6 +203,7 @@ int settle(struct tree *t, uint64_t ino, const struct server_side *s, const stru
                 return r;
         in.exists = side.exists;
         in.own = hint && hint->own;
+        in.news = s && s->seq != row.seq;
         in.server = &side.v;
         in.server_names = side.names;
         in.ops = ops;
@@ -230,6 +231,8 @@ int settle(struct tree *t, uint64_t ino, const struct server_side *s, const stru
                 r = entries_of(t, &row, &out.names);
                 if (r < 0)
                         return r;
+                for (size_t i = 0; i < out.names.n; i++) /* no operation gives them any more */
+                        out.names.v[i].local = false;
         } else if (gone) {
                 out.v = row.v;
                 out.names.n = 0;
@@ -241,15 +244,10 @@ int settle(struct tree *t, uint64_t ino, const struct server_side *s, const stru
         if (gone && !kept_for_children)
                 return end_node(t, &row, &side);
         bool bytes = bytes_equal(&row.v, &out.v, hint), attrs = attrs_equal(&row.v, &out.v) && (row.nlink == nlink || row.v.kind == NODE_DIR), extra = extra_equal(&row.v, &out.v);
-        if (row.bits & NB_KEPT && out.names.n == 0) { /* an orphan shows to its handles what it showed */
-                out.v.gen = row.v.gen;
-                out.v.size = row.v.size;
-                out.v.content = row.v.content;
-                out.v.version = row.v.version;
-                bytes = true;
+        if (!row.cookie && ino != INO_ROOT) { /* without a name it shows to its handles what it showed; with a name again, what it is */
+                out.v = row.v;
+                bytes = attrs = extra = true;
         }
-        if (out.v.kind == NODE_SYMLINK && row.v.size)
-                out.v.size = row.v.size; /* a target never changes, and a pending create's operation has no size */
         if (out.names.n)
                 row.bits &= (uint8_t)~(NB_KEPT | NB_REMOTE | NB_UNNAMED);
         row.v = out.v;
@@ -276,8 +274,8 @@ int settle(struct tree *t, uint64_t ino, const struct server_side *s, const stru
 
 int settle_pending(struct tree *t) {
         int r = 0;
-        for (size_t at = 0; at < t->n_again && r == 0; at++)
-                r = settle(t, t->again[at], NULL, NULL);
-        t->n_again = 0;
+        while (t->again_at < t->n_again && r == 0)
+                r = settle(t, t->again[t->again_at++], NULL, NULL);
+        t->n_again = t->again_at = 0;
         return r;
 }

@@ -15,8 +15,8 @@
  * unlink of a file that was renamed elsewhere at the same time is still about this file. Whether the server agrees is decided at the answer.
  *
  * Two things depend on what was shown before, because a local program has seen them: the content below a pending one, and the times of a directory in which
- * something is pending (the server sets the same times when it applies the operations; until then, and when our own operation comes back, they do not
- * go backwards).
+ * something changed (the server sets the same times when it applies the operations; until it tells of the directory, and while operations in it are pending, and
+ * when our own ones come back, they do not go backwards).
  *
  * Nothing here knows of other nodes: who gets a name that two nodes want is decided in tree_settle.c. */
 #include "view.h"
@@ -72,6 +72,7 @@ static void take_content(struct vrow *v, const struct view_op *o) {
                 v->gen = o->gen;
                 v->size = o->op->content.size;
         } else {
+                v->gen = 0;
                 v->content = o->op->content;
                 v->size = o->op->content.size;
         }
@@ -109,6 +110,8 @@ static void replay(struct view_out *out, const struct view_op *o, bool exists) {
                 v->content = content_empty;
                 if (v->kind == NODE_FILE)
                         take_content(v, o);
+                else
+                        v->size = op->attrs.target ? strlen(op->attrs.target) : 0;
                 give_name(names, o->p1, op->name, op->name_bytes, &op->id);
                 break;
         case OP_CONTENT:
@@ -148,19 +151,14 @@ int view_fold(const struct view_in *in, struct arena *a, struct view_out *ret) {
                 out.names.v[out.names.n].cookie = 0;
                 out.names.v[out.names.n++].local = false;
         }
-        if (in->exists && out.v.kind == NODE_DIR && in->before && (in->own || in->dir_busy)) {
-                out.v.mtime_ns = MAX(out.v.mtime_ns, in->before->mtime_ns);
-                out.v.ctime_ns = MAX(out.v.ctime_ns, in->before->ctime_ns);
-        }
         for (size_t i = 0; i < in->n_ops; i++)
                 replay(&out, &in->ops[i], in->exists);
-        if (in->before && in->before->kind == NODE_DIR && in->dir_busy) {
+        if (in->before && in->before->kind == NODE_DIR && out.v.kind == NODE_DIR && (!in->news || in->own || in->dir_busy)) {
                 /* an explicit time that is pending may be older than the server's; what was shown knows which came last */
-                bool set = false;
+                bool set = !in->news || !in->exists;
                 for (size_t i = 0; i < in->n_ops; i++)
                         set = set || (!in->ops[i].second && (in->ops[i].op->attr_mask & ATTR_MTIME));
-                if (set || !in->exists)
-                        out.v.mtime_ns = in->before->mtime_ns;
+                out.v.mtime_ns = set ? in->before->mtime_ns : MAX(out.v.mtime_ns, in->before->mtime_ns);
                 out.v.ctime_ns = MAX(out.v.ctime_ns, in->before->ctime_ns);
         }
         if (out.v.gen && in->before)

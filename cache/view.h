@@ -37,6 +37,7 @@ struct view_op {
 struct view_in {
         bool exists;             /* the server has (or had) the node */
         bool own;                /* the server's side changed by an operation of ours just now */
+        bool news;               /* the server's row is another one than before */
         bool dir_busy;           /* directory with pending operations on its entries or times */
         const struct vrow *server;
         struct vnames server_names;
