@@ -39,7 +39,7 @@ void store_name_new(struct rng *r, char ret[STORE_NAME_BYTES + 1]);
 /* -EINVAL unless it is a name. */
 int store_name_check(const char *object) _must_check_;
 
-/* A directory with a two-level fan-out (ab/cd/abcd...). Makes it if absent; removes temporary files that a crash left. */
+/* A directory with a two-level fan-out (a/bc/abcd...). Makes it if absent; removes temporary files that a crash left. */
 int store_dir_open(const char *path, struct store **ret) _must_check_;
 /* Memory, for service_config.data_dir NULL and for tests; at most max_bytes in all (-ENOSPC). */
 int store_mem_open(size_t max_bytes, struct store **ret) _must_check_;

@@ -2,7 +2,8 @@
 /* store_dir.c: objects as files of a directory.
  *
  * On disk
- *   DIR/ab/cd/abcd0123...   one object, 0600, immutable
+ *   DIR/a/bc/abcd0123...    one object, 0600, immutable (4,096 leaf directories: a few million objects before one grows large, and yet soon all
+ *                           made, so that a put seldom pays for a new one)
  *   DIR/tmp/NAME            an object being written; what a crash left there is removed at the next open
  *
  * put: write the temporary, fsync it, link it to its name (link, not rename: a taken name is refused, never replaced), unlink the temporary, fsync the
@@ -51,17 +52,17 @@ int store_name_check(const char *object) {
         return 0;
 }
 
-/* "ab/cd/abcd..." */
+/* "a/bc/abcd..." */
 static void object_path(const char *object, char ret[STORE_NAME_BYTES + 8]) {
-        int n = snprintf(ret, STORE_NAME_BYTES + 8, "%.2s/%.2s/%s", object, object + 2, object);
+        int n = snprintf(ret, STORE_NAME_BYTES + 8, "%.1s/%.2s/%s", object, object + 1, object);
 
-        assert(n == STORE_NAME_BYTES + 6);
+        assert(n == STORE_NAME_BYTES + 5);
         (void)n;
 }
 
 /* Opens the leaf directory of an object, making what is missing durably. */
 static int leaf_open(struct store_dir *d, const char *object, int *ret_fd) {
-        char top[3] = {object[0], object[1], 0}, leaf[3] = {object[2], object[3], 0};
+        char top[2] = {object[0], 0}, leaf[3] = {object[1], object[2], 0};
         _cleanup_close_ int top_fd = -1;
         int fd, r;
 
@@ -231,15 +232,15 @@ static int dir_list(struct store *s, const char *after, int (*each)(void *arg, c
 
         if (!after)
                 after = "";
-        r = names_read(d->dir_fd, ".", 2, &top);
+        r = names_read(d->dir_fd, ".", 1, &top);
         for (size_t i = 0; r == 0 && i < top.n; i++) {
-                if (strncmp(top.name[i], after, 2) < 0)
+                if (strncmp(top.name[i], after, 1) < 0)
                         continue;
                 r = names_read(d->dir_fd, top.name[i], 2, &mid);
                 for (size_t j = 0; r == 0 && j < mid.n; j++) {
                         char path[8];
 
-                        (void)snprintf(path, sizeof path, "%.2s/%.2s", top.name[i], mid.name[j]);
+                        (void)snprintf(path, sizeof path, "%.1s/%.2s", top.name[i], mid.name[j]);
                         r = list_leaf(d, path, after, &leaf, each, arg);
                 }
         }

@@ -34,14 +34,15 @@ def curl(server, *words, input=None):
 def raw(server, data, timeout=20):
     """Sends bytes as they are; everything that comes back until the server closes."""
     with socket.create_connection((server.host, server.port), timeout=timeout) as s:
-        s.sendall(data)
-        s.shutdown(socket.SHUT_WR)
         got = b""
-        while True:
-            piece = s.recv(65536)
-            if not piece:
-                return got
-            got += piece
+        try:
+            s.sendall(data)
+            s.shutdown(socket.SHUT_WR)
+            while piece := s.recv(65536):
+                got += piece
+        except OSError:  # it was quicker to close
+            pass
+        return got
 
 
 # ---- whole files ----
