@@ -90,7 +90,7 @@ static void replay(struct view_out *out, const struct view_op *o, bool exists) {
         struct vnames *names = &out->names;
         if (o->second) {
                 if (op->kind == OP_RENAME) {
-                        take_name(names, o->p2, op->name2, op->name2_bytes, NULL);
+                        take_name(names, o->p2, op->name2, op->name2_bytes, op->flags & OPF_EXCHANGE ? &op->replaced_placement : NULL);
                         if (op->flags & OPF_EXCHANGE)
                                 give_name(names, o->p1, op->name, op->name_bytes, &op->id);
                         changed_at(v, op->time_ns);
