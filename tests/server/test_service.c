@@ -401,6 +401,138 @@ static void test_read_is_bounded_and_gets_on(void **state) {
         assert_int_equal(n, 3);
 }
 
+static void test_hashes_grant_nothing(void **state) {
+        struct kit *k = *state;
+        static const char add[] = "{\"name\":\"bobs\"}", secret[] = "ann's secret bytes";
+        _cleanup_buf_ struct buf body = BUF_INIT(65536);
+        struct op op = create_op("secret", secret, sizeof secret - 1), steal;
+        struct op_result res;
+        struct wire_read items[2] = {0};
+        struct wire_status status = {0};
+        struct wire_reader reader;
+        const struct digest *missing;
+        struct frame f;
+        size_t n;
+
+        commit(k, &op, 1, &res);
+        assert_int_equal(res.code, RES_OK);
+        assert_int_equal(call_as(k, k->other_auth, "POST", "/v1/workspaces", add, strlen(add)), 201);
+        /* bob knows the hash: he cannot read the block, is told that it is missing, and cannot make a file of it */
+        items[0].by_hash = true;
+        items[0].hash = op.content.root;
+        items[1].content = op.content;
+        for (int i = 0; i < 2; i++)
+                assert_int_equal(wire_add_read(&body, &items[i]), 0);
+        assert_int_equal(call_as(k, k->other_auth, "POST", "/v1/workspaces/bobs/read", body.data, body.bytes), 200);
+        reader = (struct wire_reader){k->a.body.data, k->a.body.bytes, 0};
+        assert_int_equal(wire_next(&reader, &f), 1);
+        assert_int_equal(f.kind, FRAME_STATUS);
+        assert_int_equal(wire_get_status(&f, k->arena, &status), 0);
+        assert_int_equal(status.n_not_found, 2);
+        buf_reset(&body);
+        assert_int_equal(wire_add_hashes(&body, &op.content.root, 1), 0);
+        assert_int_equal(call_as(k, k->other_auth, "POST", "/v1/workspaces/bobs/missing", body.data, body.bytes), 200);
+        reader = (struct wire_reader){k->a.body.data, k->a.body.bytes, 0};
+        assert_int_equal(wire_next(&reader, &f), 1);
+        assert_int_equal(wire_get_hashes(&f, &missing, &n), 0);
+        assert_int_equal(n, 1);
+        steal = op;
+        steal.id = rng_id(rng_system());
+        steal.flags = 0;
+        steal.inline_bytes = NULL;
+        buf_reset(&body);
+        assert_int_equal(wire_add_op(&body, &steal), 0);
+        assert_int_equal(call_as(k, k->other_auth, "POST", "/v1/workspaces/bobs/commit", body.data, body.bytes), 200);
+        reader = (struct wire_reader){k->a.body.data, k->a.body.bytes, 0};
+        assert_int_equal(wire_next(&reader, &f), 1);
+        assert_int_equal(wire_get_result(&f, k->arena, &res), 0);
+        assert_int_equal(res.code, RES_BLOCKS_MISSING);
+}
+
+/* A store whose puts fail. */
+struct broken { struct store store; struct store *inner; int err; };
+static int broken_put(struct store *s, const char *object, const void *p, size_t n) {
+        struct broken *b = container_of(s, struct broken, store);
+
+        return b->err ? b->err : b->inner->put(b->inner, object, p, n);
+}
+static int broken_get(struct store *s, const char *object, uint64_t off, void *p, size_t n) {
+        struct broken *b = container_of(s, struct broken, store);
+
+        return b->inner->get(b->inner, object, off, p, n);
+}
+static int broken_remove(struct store *s, const char *object) {
+        struct broken *b = container_of(s, struct broken, store);
+
+        return b->inner->remove(b->inner, object);
+}
+
+static void test_a_full_store_loses_nothing(void **state) {
+        struct kit *k = *state;
+        struct broken broken = {.store = {.put = broken_put, .get = broken_get, .remove = broken_remove}, .inner = k->s->store, .err = -ENOSPC};
+        _cleanup_buf_ struct buf body = BUF_INIT(65536);
+        struct op op = create_op("a", "bytes", 5);
+        struct op_result res;
+
+        assert_int_equal(call(k, "PUT", "/v1/workspaces/w/files/f", "old", 3), 201);
+        k->s->store = &broken.store;
+        assert_int_equal(call(k, "PUT", "/v1/workspaces/w/files/f", "new", 3), 507);
+        expect_code(k, "NO_SPACE");
+        assert_int_equal(wire_add_op(&body, &op), 0);
+        assert_int_equal(call(k, "POST", "/v1/workspaces/w/commit", body.data, body.bytes), 507);
+        broken.err = -EIO;
+        assert_int_equal(call(k, "PUT", "/v1/workspaces/w/files/f", "new", 3), 500);
+        expect_code(k, "INTERNAL");
+        assert_int_equal(call(k, "GET", "/v1/workspaces/w/files/a", NULL, 0), 404);
+        broken.err = 0;
+        assert_int_equal(call(k, "GET", "/v1/workspaces/w/files/f", NULL, 0), 200);
+        assert_int_equal(k->a.pull_bytes, 3);
+        commit(k, &op, 1, &res); /* the same operation again: nothing of its refusal was kept */
+        assert_int_equal(res.code, RES_OK);
+        assert_int_equal(call(k, "PUT", "/v1/workspaces/w/files/f", "new", 3), 200);
+        k->s->store = broken.inner;
+}
+
+/* Damaged bodies and targets: any answer but a crash, a leak or a 500. */
+static void test_rubbish(void **state) {
+        struct kit *k = *state;
+        static const char *const paths[] = {"/v1/workspaces/w/commit", "/v1/workspaces/w/missing", "/v1/workspaces/w/blocks", "/v1/workspaces/w/read", "/v1/login", "/v1/workspaces/w/restore?path=x"};
+        const char *text = getenv("TARN_TEST_SEED");
+        uint64_t seed = text ? strtoull(text, NULL, 0) : rng_u64(rng_system());
+        _cleanup_buf_ struct buf valid = BUF_INIT(65536);
+        struct wire_read item = {.content = content_of("alpha", 5), .pages = true};
+        struct op op = create_op("name", "alpha", 5);
+        struct rng_seeded rng;
+        struct digest h;
+
+        print_message("seed %llu\n", (unsigned long long)seed);
+        rng_seed(&rng, seed);
+        sha256("alpha", 5, &h);
+        assert_int_equal(wire_add_op(&valid, &op), 0);
+        assert_int_equal(wire_add_hashes(&valid, &h, 1), 0);
+        put_block(&valid, &h, ENC_RAW, 5, "alpha", 5);
+        assert_int_equal(wire_add_read(&valid, &item), 0);
+        assert_int_equal(buf_add_str(&valid, "{\"user\":\"ann\",\"password\":[{}]}"), 0);
+        for (int round = 0; round < 5000; round++) {
+                size_t from = (size_t)rng_below(&rng.rng, valid.bytes), n = 1 + (size_t)rng_below(&rng.rng, valid.bytes - from);
+                _cleanup_free_ uint8_t *body = malloc(n);
+                char target[64];
+
+                if (rng_below(&rng.rng, 2))
+                        from = 0;
+                memcpy(body, valid.data + from, n);
+                for (uint64_t flips = rng_below(&rng.rng, 8); flips > 0; flips--)
+                        body[rng_below(&rng.rng, n)] = (uint8_t)rng_u64(&rng.rng);
+                assert_true(call(k, "POST", paths[rng_below(&rng.rng, ARRAY_SIZE(paths))], body, n) != 500);
+                (void)snprintf(target, sizeof target, "/v1/workspaces/w/files/");
+                for (size_t i = strlen(target); i < sizeof target - 1; i++) {
+                        target[i] = "%/.?&=0aF\xc3\xa4:-"[rng_below(&rng.rng, 14)];
+                        target[i + 1] = 0;
+                }
+                assert_true(call(k, rng_below(&rng.rng, 2) ? "GET" : "PUT", target, "x", 1) != 500);
+        }
+}
+
 static void test_damage_never_leaves(void **state) {
         struct kit *k = *state;
         struct op op = create_op("rot", "precious bytes", 14);
@@ -907,7 +1039,7 @@ int main(void) {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
         const struct CMUnitTest tests[] = {
                 T(test_routes), T(test_target_is_bounded), T(test_commit_inline), T(test_commit_refuses_bad_bodies), T(test_blocks), T(test_blocks_refuses_wrong_bytes),
-                T(test_read_is_bounded_and_gets_on), T(test_damage_never_leaves), T(test_files_ranges_and_conditions), T(test_files_bad_paths), T(test_files_large),
+                T(test_read_is_bounded_and_gets_on), T(test_damage_never_leaves), T(test_hashes_grant_nothing), T(test_a_full_store_loses_nothing), T(test_rubbish), T(test_files_ranges_and_conditions), T(test_files_bad_paths), T(test_files_large),
                 T(test_idempotency_key), T(test_versions_and_restore), T(test_snapshot_pages), T(test_events_and_waiters), T(test_events_gone),
                 T(test_login_and_devices), T(test_workspaces), T(test_admission),
         };
