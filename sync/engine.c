@@ -452,6 +452,7 @@ void engine_stop(struct engine *e) {
                 cond_broadcast(&e->cond);
         }
         (void)pthread_join(e->thread, NULL);
+        uploads_free(e); /* references to stages end before the cache is closed */
         pool_free(steal_ptr(e->down.pool));
         e->running = false;
 }

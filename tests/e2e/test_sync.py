@@ -164,3 +164,19 @@ def test_remount_asks_for_news_only(world):
     assert os.lstat(b.dir / "link").st_size == len("some/where/else")  # as events bring it
     c = world.client()
     assert os.lstat(c.dir / "link").st_size == len("some/where/else")  # as a snapshot brings it
+
+
+def test_unmounted_offline_with_work_pending(world):
+    a = world.client()
+    (a.dir / "before").write_text("x")
+    a.wait()
+    world.server.stop()
+    (a.dir / "while away").write_text("y")
+    a.umount()  # succeeds and says what is not on the server yet
+    assert "Assertion" not in a.log_text() and "ended" in a.log_text().splitlines()[-1]
+    a.mount()
+    assert read(a.dir / "while away") == "y"
+    world.server.start()
+    a.wait()
+    b = world.client()
+    assert read(b.dir / "while away") == "y"
