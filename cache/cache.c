@@ -135,14 +135,6 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
                 lock_take(&st->io);
                 int r = stage_seal(st);
                 lock_drop(&st->io);
-                if (r == -EAGAIN) {
-                        /* no segment yet */
-                        r = segments_prepare(st->owner->segs, LOG_UNIT);
-                        lock_take(&st->io);
-                        if (r == 0)
-                                r = stage_seal(st);
-                        lock_drop(&st->io);
-                }
                 if (r < 0)
                         return r;
                 fo->sealed = true;
@@ -227,7 +219,7 @@ int files_recover(struct files *fs, struct stages_found *found, bool look, unsig
                         if (!found->v[k - 1].done && !found->v[k - 1].damaged)
                                 for (struct stage *x = found->v[k - 1].stage; x && !held; x = x->below)
                                         held = x == st;
-                fo->top = !held && !fo->done && !fo->damaged && !fo->layer && !nothing_changed(st);
+                fo->top = !held && !fo->done && !fo->damaged && !fo->layer && (fo->sealed || !nothing_changed(st));
                 fo->held = held;
                 tops += fo->top;
                 if (fo->damaged) {
@@ -319,6 +311,8 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
                 outbox_set_open_check(c->tree, open_for_write, c);
                 struct stages_found found;
                 r = stages_recover(c->stages, fresh_boot, c->files->lost_dir, &found);
+                if (r == 0)
+                        r = segments_prepare(c->stages->segs, LOG_UNIT); /* for the control records that follow */
                 if (r == 0) {
                         lost = found.lost;
                         r = files_recover(c->files, &found, true, &recovered, &lost);

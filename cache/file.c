@@ -28,6 +28,8 @@
 #include "base/log.h"
 #include "file_priv.h"
 
+#define OUTBOX_LOOK 4096u
+
 static size_t slot(const struct files *fs, uint64_t ino) {
         return (size_t)(ino * 0x9e3779b97f4a7c15u >> 32) & (fs->n_buckets - 1);
 }
@@ -278,7 +280,7 @@ static int file_refresh(struct file *f, const struct node *node, bool held) {
         bool stale = !f->loaded;
         if (f->loaded && !held && f->top) {
                 lock_take(&f->top->lock);
-                stale = f->top->state != STAGE_OPEN && f->top->gen != node->gen && (f->top->queued || node->gen);
+                stale = f->top->state != STAGE_OPEN && f->top->gen != node->gen && ((f->top->queued && !f->top->committed) || node->gen);
                 lock_drop(&f->top->lock);
         } else if (f->loaded && !held) {
                 stale = node->gen != 0 || !content_equal(&f->content, &node->content);
@@ -626,6 +628,20 @@ int file_open(struct cache *c, uint64_t ino, uint16_t incarnation, bool write, b
         return -EIO;
 }
 
+/* Is a generation of this stack still in the outbox? When in doubt, yes. f->lock held. */
+static bool still_queued(struct file *f) {
+        _cleanup_arena_ struct arena *a = NULL;
+        _cleanup_free_ struct outbox_item *items = calloc(OUTBOX_LOOK, sizeof *items);
+        size_t n = 0;
+        if (!items || arena_new(64u << 20, &a) < 0 || outbox_list(f->fs->c->tree, a, false, items, OUTBOX_LOOK, &n) < 0 || n == OUTBOX_LOOK)
+                return true;
+        for (struct stage *st = f->top; st; st = st->below)
+                for (size_t i = 0; i < n; i++)
+                        if (items[i].gen == st->gen)
+                                return true;
+        return false;
+}
+
 /* Without handles a file is what its row says: layers that the row no longer knows go. f->lock held. */
 static int reconcile(struct file *f) {
         struct node node;
@@ -643,9 +659,10 @@ static int reconcile(struct file *f) {
         if (r < 0)
                 return r;
         lock_take(&f->top->lock);
-        bool open = f->top->state == STAGE_OPEN, failed = f->top->error != 0, queued = f->top->queued;
+        bool open = f->top->state == STAGE_OPEN, failed = f->top->error != 0, queued = f->top->queued && !f->top->committed; /* committed: becomes a blob by itself */
         lock_drop(&f->top->lock);
-        if (open ? node.unlinked && !node.taken : node.gen == 0 && queued)
+        bool gone = node.unlinked && !node.taken; /* taken: by the server, while it was written here: it comes back */
+        if (open ? gone : queued && (node.gen == 0 || (gone && (!node.pending || !still_queued(f)))))
                 file_drop_stack(f, &node);
         else if (open && !failed) { /* it has a name again */
                 uint64_t gen;
@@ -669,7 +686,7 @@ void file_release(struct file *f, bool write) {
                 r = file_seal(f, &gen);
         }
         lock_take(&fs->lock);
-        bool look = last && (f->has_open || (f->recheck && f->layered));
+        bool look = last && f->layered; /* one SELECT: unlinked or dropped meanwhile? */
         lock_drop(&fs->lock);
         if (r == 0 && look)
                 r = reconcile(f);

@@ -23,6 +23,7 @@
 
 #define ADOPT_BYTES_MAX (1u << 20)
 #define CHUNK_LATE_MS 10000
+#define BASE_LATE_MS 5000 /* bytes of the base that complete a block */
 
 /* The file whose stack holds st, locked and referenced; ret_above: the layer on it, or NULL if it is the top. */
 static struct file *file_of_stage(struct files *fs, struct stage *st, struct stage **ret_above) {
@@ -149,7 +150,6 @@ static void dropped(struct files *fs, const struct tree_done *d) {
         if (f) {
                 lock_take(&fs->lock);
                 bool held = f->handles > 0;
-                f->recheck = true; /* the last handle looks again */
                 lock_drop(&fs->lock);
                 struct node node;
                 if (!held && !above && tree_get(fs->c->tree, f->ino, &node) == 0)
@@ -181,23 +181,23 @@ void file_committed(struct cache *c, const struct tree_done *done, size_t n) {
 
 /* ---- retirement, on a worker ---- */
 
-/* Bytes of block [off, off + n) that are not simply the base blob's. */
-enum where { ALL_HERE, ALL_BASE, MIXED };
-static enum where block_where(struct stage *st, uint64_t off, uint32_t n) {
-        uint64_t here = 0, base = 0;
+/* Is every byte of [off, off + n) in the stage's own file (or a hole of it that is a zero)? ret_some: at least one is. */
+static bool all_here(struct stage *st, uint64_t off, uint32_t n, bool *ret_some) {
+        uint64_t here = 0;
+        *ret_some = false;
         for (uint64_t at = off; at < off + n;) {
                 struct piece p;
                 if (view_find(st, at, off + n - at, &p) < 0 || p.kind == PIECE_END)
-                        return MIXED;
+                        return false;
                 uint64_t bytes = p.bytes;
-                if (p.kind == PIECE_BLOB)
-                        base += bytes;
-                else if (p.kind == PIECE_ZERO || (p.stage == st && p.fd == st->fd))
+                bool own = p.kind == PIECE_DISK && p.stage == st && p.fd == st->fd;
+                if (own || p.kind == PIECE_ZERO)
                         here += bytes;
+                *ret_some |= own;
                 piece_end(&p);
                 at += bytes;
         }
-        return here == n ? ALL_HERE : base == n ? ALL_BASE : MIXED;
+        return here == n;
 }
 
 /* From now on readers find the bytes there. */
@@ -237,14 +237,14 @@ static int adopt_file(struct stage *st, const struct content *content, const str
         bool torn = false; /* a block stays half ours, half missing: the pool will cut our half off */
         for (size_t i = 0; i < list->n; off += list->refs[i++].bytes) {
                 uint32_t n = list->refs[i].bytes;
-                enum where w = block_where(st, off, n);
-                bool have = w == ALL_HERE && large;
-                if (!have && (w == MIXED || (w == ALL_HERE && !large)))
-                        have = stage_pread(st, off, buf, n, 0) == (ssize_t)n && pwrite_full(fd, buf, n, off) == 0;
+                bool some, have = all_here(st, off, n, &some) && large;
+                /* cut anew, partly of base bytes: nobody else has this block. One that was taken over from a list is found by its hash. */
+                if (!have && !stage_block_reused(st, i))
+                        have = stage_pread(st, off, buf, n, clock_mono_ms(st->owner->cfg.clock) + BASE_LATE_MS) == (ssize_t)n && pwrite_full(fd, buf, n, off) == 0;
                 if (have)
                         present[i / 8] |= (uint8_t)(1u << (i % 8));
                 else
-                        torn |= w != ALL_BASE;
+                        torn |= some;
         }
         if (large) {
                 lock_take(&st->io);
@@ -285,7 +285,7 @@ static int adopt(struct stage *st, const struct content *content, struct blob *b
         _cleanup_free_ uint8_t *buf = malloc((size_t)content->size);
         if (!buf)
                 return -ENOMEM;
-        ssize_t n = stage_pread(st, 0, buf, (size_t)content->size, 0);
+        ssize_t n = stage_pread(st, 0, buf, (size_t)content->size, clock_mono_ms(st->owner->cfg.clock) + BASE_LATE_MS);
         if (n < 0)
                 return (int)n;
         return (uint64_t)n != content->size ? -EIO : blobs_adopt_bytes(st->owner->cfg.blobs, content, list, buf);

@@ -22,7 +22,6 @@ struct file {
         bool layered, has_open;       /* fs->lock: top != NULL; top is open */
         bool closing;                 /* fs->lock: cache_close has seen it */
         bool unqueued;                /* fs->lock: tree_content failed, to be tried again */
-        bool recheck;                 /* fs->lock: a generation of it was dropped: look at the row when no handle is left */
         struct lock lock;             /* RANK_FILE: below; held over SQL, never over fsync */
         bool loaded;
         struct stage *top;            /* reference; NULL: the content alone */

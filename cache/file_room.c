@@ -203,6 +203,7 @@ int files_flush(struct files *fs) {
         }
         if (t == 0 && last)
                 files_retire(fs, last);
+        stages_relocate(fs->c->stages);
         segments_tidy(fs->c->stages->segs);
         return r < 0 ? r : t;
 }

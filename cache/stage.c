@@ -204,6 +204,7 @@ static struct stage *stage_free(struct stage *st) {
         blocklist_free(&st->list);
         free(st->starts);
         free(st->sent_bits);
+        free(st->reused_bits);
         lock_destroy(&st->io);
         lock_destroy(&st->lock);
         free(st);

@@ -246,6 +246,11 @@ int stage_chunk(struct stage *stage, int64_t deadline_ms, const struct blocklist
                         else
                                 memset((bits = p) + bits_room, 0, list.n / 8 + 1 - bits_room);
                 }
+                _cleanup_free_ uint8_t *reused = r == 0 && list.n ? malloc(list.n / 8 + 1) : NULL;
+                if (reused)
+                        memcpy(reused, bits, (list.n + 7) / 8);
+                else if (r == 0 && list.n)
+                        r = -ENOMEM;
                 if (r < 0) {
                         blocklist_free(&list);
                         return r;
@@ -256,6 +261,7 @@ int stage_chunk(struct stage *stage, int64_t deadline_ms, const struct blocklist
                         list = (struct blocklist) { 0 };
                         stage->starts = steal_ptr(starts);
                         stage->sent_bits = steal_ptr(bits);
+                        stage->reused_bits = steal_ptr(reused);
                         stage->content = content;
                         stage->chunked = true;
                 }
@@ -266,6 +272,12 @@ int stage_chunk(struct stage *stage, int64_t deadline_ms, const struct blocklist
         *ret_list = &stage->list;
         *ret_content = stage->content;
         return 0;
+}
+
+bool stage_block_reused(struct stage *stage, size_t i) {
+        LOCK_SCOPE(&stage->lock);
+        assert(stage->chunked && i < stage->list.n);
+        return stage->reused_bits[i / 8] >> (i % 8) & 1;
 }
 
 bool stage_block_sent(struct stage *stage, size_t i) {

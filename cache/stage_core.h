@@ -52,6 +52,7 @@ struct stage {
         uint64_t seq;                 /* io: next record's */
         uint32_t appended, records;   /* io: small home: payload bytes, records */
         bool large;                   /* io + lock to change: home is an own file */
+        bool was_small;               /* io: has records in the shared log */
         struct own_log log;           /* io */
         uint64_t changes;             /* io: records and merges so far */
         struct segment *segs[STAGE_SEGS_MAX]; unsigned n_segs; /* io: references */
@@ -87,7 +88,7 @@ struct stage {
         bool early_busy, early_hit; uint64_t early_lo, early_hi; /* range being read for an early block */
         struct sent_block **sent_blocks; size_t n_sent_blocks, sent_room; /* for EXTENT_SENT, kept until the end */
         bool chunked;
-        struct blocklist list; uint64_t *starts; struct content content; uint8_t *sent_bits;
+        struct blocklist list; uint64_t *starts; struct content content; uint8_t *sent_bits, *reused_bits; /* reused: taken over from a list, not cut anew */
         void *chain;                  /* retire list, by its owner's lock */
 };
 
@@ -119,6 +120,8 @@ int stage_new(struct stages *s, const struct stage_header *head, struct stage *b
 struct stage *stage_ref(struct stage *st);
 void stage_account(struct stage *st, uint64_t new_pages, uint64_t new_small); /* lock held */
 void stage_mark_dirty(struct stage *st);
+/* Small stages that alone keep an old segment from being used again move to files of their own. No lock held. */
+void stages_relocate(struct stages *s);
 void stages_count_state(struct stages *s, enum stage_state from, enum stage_state to);
 /* ---- stage_write.c: changes ---- */
 struct stage_room { uint64_t charged, want; int fd; char path[PATH_MAX]; bool want_file; uint64_t want_record; };
@@ -174,6 +177,7 @@ void stage_punch_sent(struct stage *st);                        /* blocks that t
 struct sent_block *stage_sent_block(struct stage *st, const struct digest *hash, uint32_t bytes); /* lock held; NULL: no memory */
 /* ---- stage_chunk.c ---- */
 /* The block that begins at off in the view, if it is known and intact. ret_sent: the server has it. */
+bool stage_block_reused(struct stage *st, size_t i);
 bool stage_known_block(struct stage *st, uint64_t off, struct blockref *ret, bool *ret_sent);
 /* ---- stage_recover.c ---- */
 struct found_stage { struct stage *stage; bool sealed, layer, done, damaged, incomplete; bool top, held, keep; /* cache.c's */ };

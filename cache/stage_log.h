@@ -10,6 +10,8 @@
 #define STAGE_HEADER_BYTES 512u
 #define STAGE_DATA_NAME 32u
 
+#define LOG_COPY_ALL UINT16_MAX            /* a DONE in a shared log is told of the generation, not of a copy */
+
 enum slog_file_kind { LOG_SHARED = 1, LOG_OWN = 2 };
 struct slog_file {
         enum slog_file_kind kind;

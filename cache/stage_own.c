@@ -168,13 +168,14 @@ static int write_copy(struct stage *st, struct mover *m, struct own_log *l, stru
         int64_t mtime_ns = st->mtime_ns;
         int error = st->error;
         uint64_t eo = st->error_off, eb = st->error_bytes;
+        bool sealed = st->state == STAGE_SEALED, layer = st->layer;
         lock_drop(&st->lock);
         struct slog_entry e = { .kind = LOG_HEADER, .gen = st->gen, .copy = copy, .payload_bytes = sizeof b };
         int r = slog_write(l->fd, &l->salt, l->end, &e, b);
         l->end += slog_record_bytes(sizeof b);
         uint64_t seq = 1;
         bool fresh = !st->logged;
-        for (size_t i = 0; r == 0 && !fresh && i < m->n + 3; i++) {
+        for (size_t i = 0; r == 0 && !fresh && i < m->n + 5; i++) {
                 e = (struct slog_entry) { .gen = st->gen, .copy = copy, .seq = seq, .time_ns = mtime_ns };
                 if (i < m->n) {
                         e.kind = m->v[i].kind == EXTENT_DATA ? LOG_DATA : LOG_ZERO; /* a small stage has no SENT extents */
@@ -185,13 +186,23 @@ static int write_copy(struct stage *st, struct mover *m, struct own_log *l, stru
                         e.bytes = size;
                 } else if (i == m->n + 1) {
                         e.kind = LOG_MTIME;
-                } else {
+                } else if (i == m->n + 2) {
                         if (!error)
-                                break;
+                                continue;
                         e.kind = LOG_FAILED;
                         e.off = eo;
                         e.bytes = MAX(eb, (uint64_t)1);
                         e.flags = (uint8_t)-error;
+                } else if (i == m->n + 3) {
+                        if (!sealed)
+                                continue;
+                        e.kind = LOG_SEAL;
+                        e.off = seq;
+                        e.bytes = size;
+                } else {
+                        if (!layer)
+                                continue;
+                        e.kind = LOG_LAYER;
                 }
                 r = slog_write(l->fd, &l->salt, l->end, &e, NULL);
                 l->end += LOG_UNIT;
@@ -205,6 +216,65 @@ static int write_copy(struct stage *st, struct mover *m, struct own_log *l, stru
         r = pwrite_full(l->fd, first, sizeof first, 0);
         *ret_seq = seq;
         return r;
+}
+
+static int relocate(struct stage *st, const struct segment *old) {
+        struct stages *s = st->owner;
+        /* an upper bound: 64 KiB in at most SMALL_STAGE_RECORDS pieces */
+        struct stage_room room = { .fd = -1, .want = LOG_CHARGE + SMALL_STAGE_BYTES + (SMALL_STAGE_RECORDS + STAGE_SEGS_MAX) * 2 * EXTENT_PAGE };
+        int r = 0;
+        for (int round = 0; round < 2; round++) {
+                lock_take(&st->io);
+                bool here = false;
+                for (unsigned i = 0; i < st->n_segs; i++)
+                        here |= st->segs[i] == old;
+                lock_take(&st->lock);
+                here &= st->state != STAGE_GONE && !st->large;
+                lock_drop(&st->lock);
+                if (here && round == 1)
+                        r = stage_grow(st, &room);
+                lock_drop(&st->io);
+                if (!here || r < 0)
+                        break;
+                if (round == 1) {
+                        stage_mark_dirty(st); /* its next sync gives the segment back */
+                        break;
+                }
+                room.want_file = true;
+                r = stage_room_get(s, &room);
+                if (r < 0)
+                        break;
+        }
+        stage_room_end(s, &room);
+        return r;
+}
+
+void stages_relocate(struct stages *s) {
+        lock_assert_none();
+        struct segment *old = segments_pinned(s->segs);
+        if (!old)
+                return;
+        lock_take(&s->lock);
+        size_t max = s->n, n = 0;
+        lock_drop(&s->lock);
+        _cleanup_free_ struct stage **v = calloc(max + 1, sizeof *v);
+        lock_take(&s->lock);
+        for (size_t i = 0; v && i < s->n_buckets; i++)
+                for (struct stage *st = s->bucket[i]; st && n < max; st = st->hash_next) {
+                        unsigned refs = atomic_load_explicit(&st->refs, memory_order_relaxed);
+                        while (refs > 0 && !atomic_compare_exchange_weak_explicit(&st->refs, &refs, refs + 1, memory_order_acquire, memory_order_relaxed))
+                                ;
+                        if (refs > 0)
+                                v[n++] = st;
+                }
+        lock_drop(&s->lock);
+        for (size_t i = 0; i < n; i++) {
+                int r = relocate(v[i], old);
+                if (r < 0)
+                        log_debug("stage gen=%llu relocate error=%s", (unsigned long long)v[i]->gen, err_name(r));
+                stage_put(v[i]);
+        }
+        segment_put(old);
 }
 
 int stage_grow(struct stage *st, struct stage_room *room) {
@@ -275,7 +345,15 @@ void stage_release_disk(struct stage *st, bool data_taken) {
         lock_assert_none();
         lock_take(&st->io);
         bool logged = st->logged, large = st->large;
-        int r = logged && !data_taken ? stage_note(st, LOG_DONE, 0, 0, 0, 0, NULL, 0) : 0;
+        int r = logged && large && !data_taken ? stage_note(st, LOG_DONE, 0, 0, 0, 0, NULL, 0) : 0;
+        if (r == 0 && logged && st->was_small) {
+                struct slog_entry done = { .kind = LOG_DONE, .gen = st->gen, .copy = LOG_COPY_ALL };
+                struct segment *seg;
+                uint64_t pos;
+                r = segments_append(s->segs, &done, NULL, true, &seg, &pos);
+                if (r == 0)
+                        segment_put(seg); /* older segments go before newer ones: it outlives what it is about */
+        }
         if (r < 0)
                 log_debug("stage gen=%llu done_note error=%s", (unsigned long long)st->gen, err_name(r));
         lock_take(&st->lock);

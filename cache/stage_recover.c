@@ -368,6 +368,7 @@ static int build(struct reading *rd, const struct rec *v, size_t n, struct found
         st->base = h.base;
         atomic_store(&st->ino, h.ino);
         st->logged = true;
+        st->was_small = true; /* or may have been */
         st->copy = v[0].e.copy;
         st->seq = good;
         st->records = (uint32_t)MIN(good, (size_t)UINT32_MAX);
@@ -417,8 +418,11 @@ static int build(struct reading *rd, const struct rec *v, size_t n, struct found
         return 0;
 }
 
-/* The highest copy that can be built; v: all records of one generation. */
+/* The highest copy that can be built; v: all records of one generation. A DONE that is told of the generation as a whole comes last. */
 static int build_best(struct reading *rd, const struct rec *v, size_t n, struct stages_found *out) {
+        bool done = false;
+        for (; n > 0 && v[n - 1].e.copy == LOG_COPY_ALL; n--)
+                done |= v[n - 1].e.kind == LOG_DONE;
         while (n > 0) {
                 size_t a = n - 1;
                 while (a > 0 && v[a - 1].e.copy == v[n - 1].e.copy)
@@ -426,6 +430,8 @@ static int build_best(struct reading *rd, const struct rec *v, size_t n, struct 
                 struct found_stage f;
                 int r = build(rd, v + a, n - a, &f);
                 if (r == 0) {
+                        f.done |= done;
+                        f.damaged &= !f.done;
                         struct found_stage *p = grown(out->v, out->n, sizeof *p);
                         if (!p)
                                 return -ENOMEM;

@@ -7,6 +7,9 @@
  *
  *   spare --rotation--> current --full--> full, refs > 0 --last stage gone--> tidy: spare (new salt, synced), or unlinked and discharged
  *
+ * Segments are reused strictly in the order in which they were filled. So the record that ends a stage (DONE) always outlives the records that it ends, and no stage ever comes back
+ * from the dead after a crash. A stage that stays for long (parked, offline) would thus hold up all later segments: it is moved to a file of its own (stages_relocate).
+ *
  * Appending reserves a range under the lock and writes outside of it. A crash between leaves a hole, which the scanner skips (stage_log.c). The sync mark tells up to
  * which position everything was on the platter: after a power cut a damaged record before the mark is rot, behind it an ordinary loss of the last second.
  *
@@ -141,11 +144,16 @@ static bool fits_locked(const struct segments *s, const struct segment *seg, uin
 int segments_prepare(struct segments *s, uint64_t bytes) {
         assert(bytes + LOG_UNIT <= s->cfg.segment_bytes);
         lock_take(&s->lock);
-        bool ok = fits_locked(s, s->current, bytes) || s->spare;
+        bool ok = fits_locked(s, s->current, bytes) || s->spare, first = !s->current && !s->spare;
         lock_drop(&s->lock);
         if (ok)
                 return 0;
         int r = blobs_charge(s->cfg.blobs, s->cfg.segment_bytes);
+        if (r == -ENOSPC && first) {
+                /* without a segment nothing could even be ended */
+                blobs_charge_found(s->cfg.blobs, s->cfg.segment_bytes);
+                r = 0;
+        }
         if (r < 0)
                 return r;
         struct segment *seg;
@@ -285,13 +293,33 @@ int segments_sync(struct segments *s) {
         }
 }
 
+static struct segment **oldest_locked(struct segments *s) {
+        struct segment **best = &s->all;
+        for (struct segment **p = &s->all; *p; p = &(*p)->next)
+                if ((*p)->order < (*best)->order)
+                        best = p;
+        return best;
+}
+
+#define PINNED_BLOCKED 2u
+#define PINNED_STAGES 64u
+struct segment *segments_pinned(struct segments *s) {
+        LOCK_SCOPE(&s->lock);
+        struct segment *g = *oldest_locked(s);
+        unsigned blocked = 0;
+        for (struct segment *x = s->all; x; x = x->next)
+                blocked += x != g && x->full && x->refs == 0;
+        if (!g || !g->full || g->refs == 0 || g->refs > PINNED_STAGES || blocked < PINNED_BLOCKED)
+                return NULL;
+        g->refs++;
+        return g;
+}
+
 void segments_tidy(struct segments *s) {
         for (;;) {
                 lock_take(&s->lock);
-                struct segment **p = &s->all;
-                while (*p && !((*p)->full && (*p)->refs == 0))
-                        p = &(*p)->next;
-                struct segment *g = *p;
+                struct segment **p = oldest_locked(s);
+                struct segment *g = *p && (*p)->full && (*p)->refs == 0 ? *p : NULL;
                 bool keep = false;
                 uint64_t order = 0;
                 if (g) {

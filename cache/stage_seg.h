@@ -42,6 +42,8 @@ bool segment_is_synced(struct segment *seg, uint64_t pos);
 int segments_sync(struct segments *s) _must_check_;
 /* Emptied segments become spare or go. May fsync; no lock held. */
 void segments_tidy(struct segments *s);
+/* The oldest segment, if few stages keep it and it alone keeps emptied ones from being used again: a reference, or NULL. */
+struct segment *segments_pinned(struct segments *s);
 /* Recovery: a segment file as found, already full. Holds one reference for the caller. fd is taken over. */
 int segments_found(struct segments *s, uint32_t number, int fd, const struct slog_file *f, uint64_t end, struct segment **ret) _must_check_;
 /* After its scan: where its records end, and what its last sync mark says. */

@@ -90,6 +90,7 @@ static int append(struct stage *st, struct slog_entry *e, const void *payload, b
                 else if (st->n_segs < STAGE_SEGS_MAX)
                         st->segs[st->n_segs++] = seg;
                 /* else: only control records come that far; the reference stays with the segment until the next start */
+                st->was_small = true;
                 st->seq++;
                 st->records++;
                 if (!with_head) {
