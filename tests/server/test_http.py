@@ -609,6 +609,39 @@ def test_bit_rot_never_leaves():
         assert b"tarn_damaged_blocks_total 1" in s.call("GET", "/v1/metrics")[2]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk is mounted, which needs root")
+def test_full_disk(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tarn-test", str(small)], check=True)
+    s = Server()
+    try:
+        subprocess.run(["cp", "-a", s.data, str(small / "data")], check=True)
+        s.data = str(small / "data")
+        s.start()
+        rng, kept = random.Random(8), {}
+        for i in range(40):
+            data = rng.randbytes(1_000_000 if i < 20 else 5_000)
+            status, _, body = s.put(f"f{i}", data)
+            assert status in (201, 507), body
+            if status == 201:
+                kept[f"f{i}"] = data
+            else:
+                assert json.loads(body)["code"] == "NO_SPACE"
+        assert 5 < len(kept) < 40
+        assert s.call("GET", "/v1/ready")[0] in (200, 503)
+        assert {e["name"] for e in json.loads(s.get("")[2])["entries"]} == set(kept)
+        for name, data in kept.items():
+            assert s.get(name)[2] == data
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)  # space again: it goes on by itself
+        assert s.put("after", b"x" * 2_000_000)[0] == 201
+        assert s.call("GET", "/v1/ready")[0] == 200
+        assert s.stop() == 0
+    finally:
+        s.close()
+        subprocess.run(["umount", str(small)], check=True)
+
+
 # ---- the program ----
 
 def test_second_server_is_refused(server):
