@@ -26,7 +26,7 @@ def dead_url():
 def test_wrong_urls(world):
     c = world.client(mount=False)
     for url in ("", "nonsense", "ftp://h/w", "http://", "http://h", "http://h/a/b", "http://u:p@h/w"):
-        refused(c.tarn("mount", url, c.dir, check=False), "usage", "http")
+        refused(c.tarn("mount", url, c.dir, check=False), "usage")
     refused(c.tarn("login", "nonsense", "--user", "x", "--password-stdin", input="x\n", check=False), "usage", "URL")
 
 
