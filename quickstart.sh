@@ -78,8 +78,10 @@ start() {
         [ -c /dev/fuse ] || die "there is no /dev/fuse here: load the module (modprobe fuse), or give it to this container (--device /dev/fuse --cap-add SYS_ADMIN)"
         if [ ! -e "$build/build.ninja" ]; then
                 say "building (release) in $build"
-                meson setup --buildtype=release "$build" >"$build.log" 2>&1 || { cat "$build.log" >&2; die "meson setup failed"; }
-                mv "$build.log" "$build/setup.log"
+                mkdir -p "$build"
+                local wipe=
+                [ ! -d "$build/meson-private" ] || wipe=--wipe # a setup that did not end
+                meson setup $wipe --buildtype=release "$build" >"$build/setup.log" 2>&1 || { cat "$build/setup.log" >&2; die "meson setup failed"; }
         fi
         ninja -C "$build" cli/tarn server/tarn-server >"$build/ninja.log" 2>&1 || { tail -n 30 "$build/ninja.log" >&2; die "the build failed"; }
 
@@ -117,7 +119,7 @@ start() {
         say ""
         say "Try next:"
         say "  export PATH=$build/cli:$build/server:\$PATH${TARN_STATE_DIR:+ TARN_STATE_DIR=$TARN_STATE_DIR}"
-        say "  tarn status; tarn --help; man packaging/tarn.1"
+        say "  tarn status; tarn --help; man -l packaging/tarn.1"
         say "  cp -a /usr/share/doc $dir/ && ./quickstart.sh status"
         say "  curl -H @$data/curl-header $url/v1/workspaces/$workspace/files/$name"
         say "  a second client, whose changes appear in the first within a second:"
@@ -130,6 +132,7 @@ start() {
 case "${1:-start}" in
 start) start ;;
 stop) stop ;;
-status) exec "$tarn" status "$dir" ;;
+status) [ -x "$tarn" ] || die "nothing is built yet: run ./quickstart.sh"
+        exec "$tarn" status "$dir" ;;
 *) sed -n '3,14s/^# \{0,1\}//p' "$0"; [ "$1" = --help ] || [ "$1" = -h ] || exit 2 ;;
 esac

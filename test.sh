@@ -28,8 +28,10 @@ build() {
         local dir=$1
         shift
         if [ ! -e "$dir/build.ninja" ]; then
-                meson setup "$dir" "$@" >"$dir.log" 2>&1 || { cat "$dir.log"; return 1; }
-                rm -f "$dir.log"
+                local wipe=
+                mkdir -p "$dir"
+                [ ! -d "$dir/meson-private" ] || wipe=--wipe # a setup that did not end
+                meson setup $wipe "$dir" "$@" >"$dir/setup.log" 2>&1 || { cat "$dir/setup.log"; return 1; }
         fi
         ninja -C "$dir" >"$dir/ninja.log" 2>&1 || { grep -E 'error|FAILED|undefined' -A 5 "$dir/ninja.log" | head -n 60; return 1; }
 }
