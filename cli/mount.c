@@ -33,7 +33,14 @@ struct request {
         bool foreground;
         struct buf list; /* -o */
         struct mount_options o;
+        const char *copies[4]; /* what args_parse_o has copied */
 };
+
+static void request_free(struct request *q) {
+        buf_free(&q->list);
+        for (size_t i = 0; i < ARRAY_SIZE(q->copies); i++)
+                free((char *)q->copies[i]);
+}
 
 static int parse_options(struct request *q) {
         struct mount_options *o = &q->o;
@@ -57,7 +64,10 @@ static int parse_options(struct request *q) {
         static const char *const levels[] = { "fast", "local", "server" };
         *o = (struct mount_options){ .net_timeout_s = 30, .drain_timeout_s = 30 };
         const char *list = buf_text(&q->list);
-        if (list && *list && args_parse_o(PROGRAM, table, mount8_options, list) < 0)
+        int r = list && *list ? args_parse_o(PROGRAM, table, mount8_options, list) : 0;
+        const char *const copies[] = { o->cache_dir, o->ca_file, o->close, o->owner };
+        memcpy(q->copies, copies, sizeof copies);
+        if (r < 0)
                 return EXIT_USAGE;
         bool known = !o->close;
         for (size_t i = 0; o->close && i < ARRAY_SIZE(levels); i++)
@@ -250,7 +260,7 @@ int cmd_mount(int argc, char **argv) {
         };
         int r = args_parse(PROGRAM, table, argc, argv);
         int code = r < 0 ? args_exit(r) : run(&q);
-        buf_free(&q.list);
+        request_free(&q);
         return code;
 }
 
@@ -276,6 +286,6 @@ int cmd_mount_helper(int argc, char **argv) {
         if (!q.url || !q.dir)
                 return cli_fail("mount.tarn", EXIT_USAGE, "usage: mount.tarn URL/WORKSPACE DIR [-o OPT,...]");
         int code = fake ? EXIT_OK : run(&q);
-        buf_free(&q.list);
+        request_free(&q);
         return code;
 }

@@ -5,6 +5,7 @@ World makes a server (its own data directory, a free port on loopback that stays
 all of it down again, whatever the test did to it. Every wait is on a condition with a deadline. Programs come from TARN_BUILD (the build directory)."""
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -211,6 +212,9 @@ class World:
                 print(f"---- log of {c.name}\n{c.log_text()[-6000:]}")
             if self.server:
                 print(f"---- log of the server\n{self.server.log.read_text(errors='replace')[-4000:]}")
+        wrong = [line for text in [c.log_text() for c in self.clients] + [self.server.log.read_text(errors="replace") if self.server and self.server.log.exists() else ""]
+                 for line in text.split("\n") if re.search(r"Sanitizer|runtime error:|Assertion|assertion failed|rank violation", line)]
+        assert not wrong, "\n".join(wrong[:20])
         left = [c.dir for c in self.clients if is_mounted(c.dir)]
         assert not left, f"still mounted: {left}"
         shutil.rmtree(self.base, ignore_errors=True)
