@@ -16,7 +16,7 @@
  *   a write of it had failed         shown again as it was, not committed, until it is healed or truncated
  *   tree: already in the outbox      KNOWN: kept with its layers
  *   tree: newer than its rows        QUEUED or LOST_FOUND (node made again): sealed, kept
- *   tree: committed or replaced      COMMITTED: discarded
+ *   tree: committed or replaced      COMMITTED: becomes a blob if its bytes are those of the row, else discarded
  *
  * An outbox row without its stage can only come from a power cut within a second after it (rows may reach the disk before bytes) or from damage: it is dropped, so
  * that the file shows its last version again. One thread until the flusher starts. */
@@ -147,8 +147,15 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
         if (r < 0)
                 return r;
         log_info("cache recover gen=%" PRIu64 " ino=%" PRIu64 " result=%d", st->gen, id.ino, (int)how);
-        if (how == RECOVER_COMMITTED)
+        if (how == RECOVER_COMMITTED) {
+                /* the server has it: if these are the bytes that the row shows, they need not come from there again */
+                struct node node;
+                if (tree_get(fs->c->tree, stage_ino(st), &node) == 0 && node.gen == 0 && !node.unlinked && node.content.size == id.size && id.size > 0) {
+                        files_retire_add(fs, stage_ref(st), &node.content, &node.version);
+                        *ret_keep = true;
+                }
                 return 0;
+        }
         *ret_recovered = how != RECOVER_KNOWN;
         if (id.ino != stage_ino(st)) {
                 for (struct stage *x = st; x; x = x->below) {
@@ -311,11 +318,11 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
                 outbox_set_open_check(c->tree, open_for_write, c);
                 struct stages_found found;
                 r = stages_recover(c->stages, fresh_boot, c->files->lost_dir, &found);
-                if (r == 0)
-                        r = segments_prepare(c->stages->segs, LOG_UNIT); /* for the control records that follow */
                 if (r == 0) {
                         lost = found.lost;
-                        r = files_recover(c->files, &found, true, &recovered, &lost);
+                        r = segments_prepare(c->stages->segs, LOG_UNIT); /* for the control records that follow */
+                        if (r == 0)
+                                r = files_recover(c->files, &found, true, &recovered, &lost);
                         stages_found_free(&found);
                 }
         }

@@ -65,33 +65,21 @@ static void note_rebase(struct stage *above, const struct content *content, cons
                 log_warn("file gen=%llu rebase_note error=%s", (unsigned long long)above->gen, err_name(r));
 }
 
-static void committed(struct files *fs, const struct tree_done *d) {
-        struct stage *st, *above;
-        if (stage_get(fs->c->stages, d->gen, &st) < 0)
-                return;
+void files_retire_add(struct files *fs, struct stage *st, const struct content *content, const struct id *version) {
         struct retire *re = calloc(1, sizeof *re);
-        struct file *f = file_of_stage(fs, st, &above);
         lock_take(&st->lock);
         bool again = st->committed;
         st->committed = true;
-        st->version = d->version;
+        st->version = *version;
         if (!st->chunked)
-                st->content = d->content;
+                st->content = *content;
         lock_drop(&st->lock);
-        if (f) {
-                if (above)
-                        note_rebase(above, &d->content, &d->version);
-                else
-                        f->version = d->version;
-                lock_drop(&f->lock);
-                file_put(f);
-        }
         if (!re || again) {
                 free(re);
                 stage_put(st);
                 return;
         }
-        *re = (struct retire) { .fs = fs, .stage = st, .content = d->content, .version = d->version };
+        *re = (struct retire) { .fs = fs, .stage = st, .content = *content, .version = *version };
         LOCK_SCOPE(&fs->lock);
         if (fs->retire_last)
                 fs->retire_last->next = re;
@@ -105,6 +93,26 @@ static void committed(struct files *fs, const struct tree_done *d) {
         if (fs->wait_first)
                 fs->kicked = true;
         cond_broadcast(&fs->work);
+}
+
+static void committed(struct files *fs, const struct tree_done *d) {
+        struct stage *st, *above;
+        if (stage_get(fs->c->stages, d->gen, &st) < 0)
+                return;
+        struct file *f = file_of_stage(fs, st, &above);
+        if (f) {
+                /* under f->lock: a stage that is made on top from now on names the content as its base, one that is there already is told */
+                files_retire_add(fs, stage_ref(st), &d->content, &d->version);
+                if (above)
+                        note_rebase(above, &d->content, &d->version);
+                else
+                        f->version = d->version;
+                lock_drop(&f->lock);
+                file_put(f);
+        } else {
+                files_retire_add(fs, stage_ref(st), &d->content, &d->version);
+        }
+        stage_put(st);
 }
 
 int file_reassign(struct cache *c, uint64_t gen, uint64_t new_ino) {

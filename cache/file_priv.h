@@ -90,6 +90,7 @@ int file_wait_room(struct file_write *w, bool blobs_full) _must_check_;
 int files_flush(struct files *fs) _must_check_;
 bool files_room_now(struct files *fs, uint64_t n);
 /* file_commit.c */
+void files_retire_add(struct files *fs, struct stage *st, const struct content *content, const struct id *version); /* takes the reference */
 void files_retire(struct files *fs, struct retire *last); /* hands the list up to last to the workers; after a sync */
 /* cache.c. look: compare the outbox with the stages too. Adds to the counts. */
 int files_recover(struct files *fs, struct stages_found *found, bool look, unsigned *ret_recovered, unsigned *ret_lost) _must_check_;
