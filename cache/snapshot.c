@@ -28,7 +28,7 @@
 
 #define STEP_MS 10
 #define FILL_FACTOR 16u       /* rows of FILL and LINK cost that much less than those that are compared */
-#define SHRINK_PAGES 1024
+#define SHRINK_PAGES 64
 
 enum phase { PHASE_LOAD = 0, PHASE_NODES = 1, PHASE_NAMES = 2, PHASE_DELETES = 3, PHASE_FILL = 4, PHASE_LINK = 5, PHASE_FINISH = 6, PHASE_SHRINK = 7 };
 
@@ -512,11 +512,12 @@ static int step_link(struct step *s) {
         struct tree *t = s->t;
         struct db_stmt *q;
         struct id last = {0};
+        const struct position from = s->pos; /* bound while the rows are read, so it must stay */
         uint64_t parent = 0, subdirs = 0;
         size_t n = 0, max = s->max * FILL_FACTOR;
         int r = db_query(t->w, &q, "SELECT e.parent,e.entry_id,e.name,e.placement,n.ino,n.mode,n.seq,e.seq,n.nseq FROM snap_entry e LEFT JOIN node n ON n.id=e.node"
-                                   " WHERE (e.parent,e.entry_id)>(?,?) ORDER BY e.parent,e.entry_id LIMIT ?", "bii", s->pos.b, (size_t)(id_is_zero((struct id *)s->pos.b) ? 0 : ID_BYTES),
-                         (int64_t)s->pos.number, (int64_t)max);
+                                   " WHERE (e.parent,e.entry_id)>(?,?) ORDER BY e.parent,e.entry_id LIMIT ?", "bii", from.b, (size_t)(id_is_zero((const struct id *)from.b) ? 0 : ID_BYTES),
+                         (int64_t)from.number, (int64_t)max);
         while (r > 0) {
                 struct id id = db_col_id(q, 0), placement = db_col_id(q, 3);
                 uint64_t ino = (uint64_t)db_col_int(q, 4), cookie, mode = (uint64_t)db_col_int(q, 5);
