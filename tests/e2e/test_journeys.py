@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of journeys in ARCHITECTURE.md, on counters: what a thing may cost in requests to the daemon, SQL transactions and HTTP requests."""
+import os
+
+from support import until
+
+
+class Meter:
+    """What the counters of a client grew by. The long poll may end at any moment: HTTP budgets count what is above what an idle client does."""
+
+    def __init__(self, client):
+        self.client = client
+        self.before = self.now()
+
+    def now(self):
+        return self.client.status()["counters"]
+
+    def grew(self, name):
+        return self.now()[name] - self.before[name]
+
+
+def settled(*clients):
+    for c in clients:
+        c.wait()
+
+    def still():
+        marks = [c.status()["counters"]["sql_transactions"] for c in clients]
+        cursors = {c.status()["cursor"]["seq"] for c in clients}
+        if marks == settled.marks and len(cursors) == 1:
+            return True
+        settled.marks = marks
+        return False
+    settled.marks = None
+    until(still, 30)
+
+
+def test_looking_again_asks_nobody(world):
+    a = world.client()
+    for i in range(30):
+        (a.dir / f"f{i}").write_text("x" * i)
+    settled(a)
+    look = lambda: [os.lstat(a.dir / name).st_size for name in sorted(os.listdir(a.dir))]
+    look(), look()
+    meter = Meter(a)
+    before = meter.now()["fuse_requests"]
+    per_status = meter.now()["fuse_requests"] - before  # status itself looks at the mount point
+    for _ in range(10):
+        look()
+    assert meter.grew("fuse_requests") <= 10 * 3 + 2 * per_status + 4  # opendir, releasedir, and no lookup or getattr
+    assert meter.grew("fuse_getattr") <= 2 and meter.grew("fuse_lookup") <= 2 and meter.grew("fuse_readdir") == 0
+    assert meter.grew("sql_transactions") == 0
+
+
+def test_reading_again_asks_nobody(world):
+    a = world.client()
+    path = a.dir / "big"
+    path.write_bytes(os.urandom(3 << 20))
+    settled(a)
+    path.read_bytes()
+    meter = Meter(a)
+    for _ in range(5):
+        path.read_bytes()
+    assert meter.grew("fuse_read") == 0 and meter.grew("blocks_fetched") == 0 and meter.grew("sql_transactions") == 0
+
+
+def test_a_cold_range_is_one_request(world):
+    a, b = world.client(), world.client()
+    (a.dir / "big").write_bytes(os.urandom(40 << 20))
+    settled(a, b)
+    meter = Meter(b)
+    fd = os.open(b.dir / "big", os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        assert len(os.pread(fd, 4096, 20 << 20)) == 4096
+    finally:
+        os.close(fd)
+    assert meter.grew("http_requests") <= 2  # the list and the blocks together; the poll may have ended meanwhile
+    assert meter.grew("bytes_received") < 6 << 20  # the block, what is beside it, and the list: not the file
+    assert meter.grew("sql_transactions") == 0
+
+
+def test_local_changes_cost_a_transaction_each(world):
+    a = world.client()
+    (a.dir / "warm").write_text("x")
+    settled(a)
+    world.server.freeze()  # so that nothing but the changes themselves is counted
+    try:
+        meter = Meter(a)
+        for i in range(20):
+            (a.dir / f"d{i}").mkdir()
+        made = meter.grew("sql_transactions")
+        for i in range(20):
+            os.rename(a.dir / f"d{i}", a.dir / f"e{i}")
+        renamed = meter.grew("sql_transactions") - made
+        for i in range(20):
+            (a.dir / f"e{i}").rmdir()
+        removed = meter.grew("sql_transactions") - made - renamed
+        flushed = 12  # the flusher makes things durable once a second; the first batch may be marked as sent
+        assert made <= 20 + flushed and renamed <= 20 + flushed and removed <= 20 + flushed, (made, renamed, removed)
+        fd = os.open(a.dir / "warm", os.O_WRONLY)
+        meter = Meter(a)
+        for i in range(200):
+            os.pwrite(fd, b"y" * 4096, i * 4096)
+        assert meter.grew("sql_transactions") <= flushed and meter.grew("fuse_write") == 200  # a write is no transaction
+        os.close(fd)
+    finally:
+        world.server.freeze(False)
+
+
+def test_small_files_go_up_in_batches(world):
+    a = world.client()
+    (a.dir / "warm").write_text("x")
+    settled(a)
+    world.server.stop()
+    (a.dir / "many").mkdir()
+    for i in range(1000):
+        (a.dir / "many" / f"{i}").write_text(f"file {i}")
+    meter = Meter(a)
+    world.server.start()
+    a.wait()
+    assert meter.grew("ops_committed") >= 1000
+    assert meter.grew("http_requests") <= 40  # 1,000 files: a handful of batches, the probes and the polls
+
+
+def test_own_events_bring_no_bytes(world):
+    a = world.client()
+    settled(a)
+    meter = Meter(a)
+    (a.dir / "mine").write_bytes(os.urandom(5 << 20))
+    settled(a)
+    assert meter.grew("blocks_fetched") == 0 and meter.grew("bytes_received") < 64 << 10
+    assert (a.dir / "mine").stat().st_size == 5 << 20
+
+
+def test_remote_changes_are_applied_in_batches(world):
+    a, b = world.client(), world.client()
+    world.server.stop()
+    for i in range(500):
+        (a.dir / f"f{i}").write_text("x")
+    world.server.start()
+    meter = Meter(b)
+    a.wait()
+    until(lambda: (b.dir / "f499").exists(), 30)
+    settled(a, b)
+    assert meter.grew("events_applied") >= 500
+    assert meter.grew("sql_transactions") <= 60
