@@ -145,15 +145,11 @@ static void decide_rename(const struct op *op, const struct op_result *r, struct
         case RES_STALE:
                 if (!name_is_there(op, r) || (op->flags & OPF_EXCHANGE))
                         resolve(p, RESOLVE_DROP);
-                else if (!id_is_zero(&op->replaced) && is_deleted(r, &op->replaced))
-                        resolve(p, RESOLVE_REBASE); /* what we wanted to replace is gone: nothing is lost by taking the name */
                 else
-                        resolve(p, RESOLVE_NEW_NAME);
+                        resolve(p, RESOLVE_NEW_NAME); /* also if what we wanted to replace is gone: something else has its name, which nobody here has seen */
                 return;
         case RES_NOT_FOUND: case RES_DELETED:
-                if (!id_is_zero(&op->replaced) && is_deleted(r, &op->replaced) && !is_deleted(r, &op->node) && !is_deleted(r, &op->parent2))
-                        resolve(p, RESOLVE_REBASE);
-                else if (is_deleted(r, &op->node))
+                if (is_deleted(r, &op->node))
                         resolve(p, RESOLVE_DROP); /* delete wins; if it was edited here, that edit brings it back, where it was */
                 else if (is_deleted(r, &op->parent2))
                         revive_place(op, p);

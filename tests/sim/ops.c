@@ -259,8 +259,8 @@ static void op_create(struct client *c) {
 static void op_overwrite(struct client *c) {
         struct tree_entry e;
         uint64_t dir;
-        if (!random_entry(c, NODE_FILE, &dir, &e))
-                return;
+        if (!random_entry(c, NODE_FILE, &dir, &e) || file_is_open_for_write(c->cache, e.node.ino))
+                return; /* one writer of a file on one client: what two make of it has no text */
         supersede(c, &e.node);
         (void)write_text(c, &e.node, text_new(c));
 }
@@ -377,7 +377,7 @@ static void op_save(struct client *c) {
         struct node n;
         uint64_t dir;
         char temp[64];
-        if (!random_entry(c, NODE_FILE, &dir, &e))
+        if (!random_entry(c, NODE_FILE, &dir, &e) || file_is_open_for_write(c->cache, e.node.ino))
                 return;
         int k = snprintf(temp, sizeof temp, chance(c->w, 500) ? ".%.30s.tmp" : "%.30s.new", e.name);
         if (create(c, dir, temp, (size_t)k, &n) < 0)

@@ -41,7 +41,7 @@ static const struct row table[] = {
         { "delete | rename and edit", OP_UNLINK, .code = RES_STALE, .node = { TOLD, .moved = true, .edited = true }, RESOLVED(DROP) },
         { "delete | delete", OP_UNLINK, .code = RES_DELETED, .node = { TOLD, .deleted = true }, RESOLVED(DROP) },
         { "rename-over | edit of the target", OP_RENAME, .replaces = true, .code = RES_STALE, .node = { TOLD }, .replaced = { TOLD, .edited = true }, RESOLVED(NEW_NAME) },
-        { "rename-over | delete of the target", OP_RENAME, .replaces = true, .code = RES_STALE, .node = { TOLD }, .replaced = { TOLD, .deleted = true }, RESOLVED(REBASE) },
+        { "rename-over | delete of the target, something else has its name", OP_RENAME, .replaces = true, .code = RES_STALE, .node = { TOLD }, .replaced = { TOLD, .deleted = true }, RESOLVED(NEW_NAME) },
         { "rename A to n | create n", OP_RENAME, .code = RES_EXISTS, .node = { TOLD }, RESOLVED(NEW_NAME) },
         { "rename | rename of the same node", OP_RENAME, .code = RES_STALE, .node = { TOLD, .moved = true }, RESOLVED(DROP) },
         { "rename | delete, clean", OP_RENAME, .code = RES_DELETED, .node = { TOLD, .deleted = true }, RESOLVED(DROP) },
