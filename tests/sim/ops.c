@@ -314,8 +314,8 @@ static void op_unlink(struct client *c) {
         bool rmdir = e.node.kind == NODE_DIR;
         if (rmdir && chance(c->w, 500))
                 return;
-        if (!rmdir && e.node.nlink == 1)
-                supersede(c, &e.node);
+        if (!rmdir)
+                supersede(c, &e.node); /* with several names too: others may be removing those */
         int r = tree_unlink(c->cache->tree, dir, e.name, e.name_bytes, rmdir, is_kept, c->cache, &n);
         trace(c->w, "%s unlink %s in %llu: %s", c->name, e.name, (unsigned long long)dir, r < 0 ? err_name(r) : "ok");
         if (!unexpected(c, "unlink", r) && r >= 0)
@@ -349,7 +349,7 @@ static int rename_to(struct client *c, uint64_t dir, const char *name, size_t k,
         if (tree_lookup(c->cache->tree, dir, name, k, &source) >= 0 && source.kind == NODE_FILE)
                 (void)!file_freeze(c->cache, source.ino, &gen);
         bool over = tree_lookup(c->cache->tree, dir2, name2, k2, &target) >= 0 && target.ino != source.ino;
-        struct text *lost = over && target.kind == NODE_FILE && target.nlink == 1 ? text_of_node(c, &target) : NULL;
+        struct text *lost = over && target.kind == NODE_FILE ? text_of_node(c, &target) : NULL;
         int r = tree_rename(c->cache->tree, dir, name, k, dir2, name2, k2, 0, is_kept, c->cache, &moved, &replaced);
         trace(c->w, "%s rename %s in %llu to %s in %llu: %s", c->name, name, (unsigned long long)dir, name2, (unsigned long long)dir2, r < 0 ? err_name(r) : "ok");
         if (unexpected(c, "rename", r) || r < 0)
@@ -419,12 +419,11 @@ static void op_setattr(struct client *c) {
 /* ---- handles that stay open ---- */
 
 static void handle_close(struct client *c, struct handle *h) {
-        struct text *t = NULL;
-        if (h->written) {
-                t = text_add(c, steal_ptr(h->bytes), h->n);
-                t->durable = !c->crashing && !h->unlinked;
-                t->superseded = h->unlinked;
-        }
+        struct text *t = h->text;
+        if (t && h->unlinked)
+                t->superseded = true;
+        if (t && !c->crashing)
+                t->durable = true;
         file_release(h->file, true);
         if (h->unlinked && !file_is_open(c->cache, h->ino))
                 (void)!tree_forget(c->cache->tree, h->ino);
@@ -432,7 +431,6 @@ static void handle_close(struct client *c, struct handle *h) {
                 remember_gen(c, h->ino, t);
         if (t)
                 trace(c->w, "%s text %u closes ino %llu", c->name, t->number, (unsigned long long)h->ino);
-        free(h->bytes);
         *h = (struct handle){ 0 };
 }
 
@@ -450,18 +448,16 @@ static void op_handle(struct client *c) {
                         handle_close(c, h);
                         return;
                 }
-                /* whole again, a little longer each time */
-                size_t n = h->n + 1 + pick(c->w, 2000);
-                uint8_t *p = realloc(h->bytes, n);
+                /* whole again, a little longer each time; any of these may become a version (a freeze, a quiet point), which others then see */
+                size_t n = (h->text ? h->text->n : 0) + 1 + pick(c->w, 2000);
+                uint8_t *p = malloc(n);
                 assert(p);
                 fill(c->w, c, p, n);
-                h->bytes = p;
-                h->n = n;
-                if (!h->written && h->seen)
-                        h->seen->superseded = true;
-                h->written = true;
+                if (h->text)
+                        h->text->superseded = true;
+                h->text = text_add(c, p, n);
                 (void)write_bytes(c, h->file, 0, p, n);
-                trace(c->w, "%s writes %zu through a handle of ino %llu", c->name, n, (unsigned long long)h->ino);
+                trace(c->w, "%s text %u through a handle of ino %llu", c->name, h->text->number, (unsigned long long)h->ino);
                 return;
         }
         struct tree_entry e;
@@ -477,7 +473,7 @@ static void op_handle(struct client *c) {
         }
         if (seen)
                 seen->superseded = true; /* O_TRUNC */
-        *h = (struct handle){ .used = true, .ino = e.node.ino, .file = f, .seen = seen };
+        *h = (struct handle){ .used = true, .ino = e.node.ino, .file = f };
         trace(c->w, "%s opens ino %llu", c->name, (unsigned long long)h->ino);
 }
 

@@ -136,6 +136,8 @@ static int wait_quiet(struct world *w, const char *what) {
         bool quiet = false;
         for (unsigned i = 0; !quiet && !w->why[0]; i++) {
                 bool more = world_turn(w, until);
+                if (i > 200000)
+                        return wrong(w, "%s: somebody runs in a circle", what);
                 if (i % 16 == 0 || !more) {
                         int r = oracle_quiet(w, &quiet);
                         if (r < 0)

@@ -9,6 +9,8 @@
 #include "base/log.h"
 #include "sim.h"
 
+#define TURNS_MAX 200000u
+
 struct totals { uint64_t turns, ops, crashes, conflicts, refused, committed; };
 
 static int scenario(uint64_t seed, bool verbose, unsigned ops, struct digest *ret, struct totals *totals) {
@@ -24,7 +26,8 @@ static int scenario(uint64_t seed, bool verbose, unsigned ops, struct digest *re
         w->operations = true;
         unsigned wanted = ops ? ops : 20 + (unsigned)pick(w, 60);
         while (w->ops_done < wanted && !w->why[0] && world_turn(w, until))
-                ;
+                if (w->turns > TURNS_MAX)
+                        wrong(w, "more than %u turns: somebody runs in a circle", TURNS_MAX);
         w->faults = w->operations = false;
         if (!w->why[0])
                 (void)!oracle_check(w);

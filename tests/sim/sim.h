@@ -52,7 +52,7 @@ struct message {
         struct service_answer answer; bool has_answer;
 };
 
-struct handle { bool used; uint64_t ino; struct file *file; struct text *seen; uint8_t *bytes; size_t n; bool written; bool unlinked; };
+struct handle { bool used; uint64_t ino; struct file *file; struct text *text; /* as last written through it */ bool unlinked; };
 struct gen_text { uint64_t gen; struct text *text; };
 struct reading;
 
