@@ -28,7 +28,6 @@
 #include "base/log.h"
 #include "file_priv.h"
 
-#define OUTBOX_LOOK 4096u
 
 static size_t slot(const struct files *fs, uint64_t ino) {
         return (size_t)(ino * 0x9e3779b97f4a7c15u >> 32) & (fs->n_buckets - 1);
@@ -630,15 +629,9 @@ int file_open(struct cache *c, uint64_t ino, uint16_t incarnation, bool write, b
 
 /* Is a generation of this stack still in the outbox? When in doubt, yes. f->lock held. */
 static bool still_queued(struct file *f) {
-        _cleanup_arena_ struct arena *a = NULL;
-        _cleanup_free_ struct outbox_item *items = calloc(OUTBOX_LOOK, sizeof *items);
-        size_t n = 0;
-        if (!items || arena_new(64u << 20, &a) < 0 || outbox_list(f->fs->c->tree, a, false, items, OUTBOX_LOOK, &n) < 0 || n == OUTBOX_LOOK)
-                return true;
         for (struct stage *st = f->top; st; st = st->below)
-                for (size_t i = 0; i < n; i++)
-                        if (items[i].gen == st->gen)
-                                return true;
+                if (outbox_carries(f->fs->c->tree, st->gen) != 0) /* if it cannot be told: kept */
+                        return true;
         return false;
 }
 
@@ -653,7 +646,8 @@ static int reconcile(struct file *f) {
                 return 0;
         int r = tree_get(fs->c->tree, f->ino, &node);
         if (r == -ENOENT) {
-                file_drop_stack(f, NULL);
+                if (!still_queued(f)) /* an operation may go on under another inode: a save over a file whose own operations were not sent */
+                        file_drop_stack(f, NULL);
                 return 0;
         }
         if (r < 0)

@@ -455,6 +455,13 @@ static int read_after(struct db *db, struct arena *a, const struct orow *o, stru
         return 0;
 }
 
+int outbox_carries(struct tree *t, uint64_t gen) {
+        TREE_READ(rd, t);
+        int64_t v;
+        int r = db_int(rd.db, &v, "SELECT EXISTS(SELECT 1 FROM outbox WHERE gen=? AND gen > 0)", "i", (int64_t)gen);
+        return r < 0 ? r : v != 0;
+}
+
 int outbox_get(struct tree *t, const struct id *op, struct arena *a, struct outbox_item *ret) {
         TREE_READ(rd, t);
         struct orow o;

@@ -108,6 +108,7 @@ int outbox_unsend(struct tree *t, const struct id *op) _must_check_;  /* the ser
 int outbox_park(struct tree *t, const struct id *op, int error, const char *reason, int64_t next_try_ns) _must_check_;
 int outbox_unpark(struct tree *t, const struct id *op) _must_check_;  /* zero id: all */
 int outbox_get(struct tree *t, const struct id *op, struct arena *a, struct outbox_item *ret) _must_check_; /* -ENOENT */
+int outbox_carries(struct tree *t, uint64_t gen) _must_check_;  /* 1: an operation carries this generation (of whatever node by now), 0: none. 1 SELECT, indexed */
 int outbox_list(struct tree *t, struct arena *a, bool parked_only, struct outbox_item *items, size_t max, size_t *ret_n) _must_check_;
 struct outbox_totals { uint64_t items, files, parked, sent; int64_t oldest_ns; uint64_t mutations; /* ever queued */ };
 int outbox_totals(struct tree *t, struct outbox_totals *ret) _must_check_;
