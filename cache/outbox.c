@@ -362,7 +362,7 @@ static int rename_references(struct tree *t, const struct id *from, const struct
         const uint64_t nodes[2] = { o->ino, o->ino2 };
         for (unsigned k = 0; k < 2; k++) {
                 struct orow *list;
-                size_t n;
+                size_t n = 0;
                 if (!nodes[k])
                         continue;
                 int r = db_run(t->w, "UPDATE node SET version=? WHERE ino=? AND version=?", "IiI", to, (int64_t)nodes[k], from);

@@ -154,7 +154,7 @@ int tree_xattr_list(struct tree *t, uint64_t ino, struct buf *ret) {
         const struct xattr *x;
         const char *target;
         enum node_kind kind;
-        size_t n;
+        size_t n = 0;
         int r = arena_new(1u << 20, &a);
         if (r == 0)
                 r = read_extra(t, ino, a, &kind, &target, &x, &n);

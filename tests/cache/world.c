@@ -113,8 +113,8 @@ static int64_t count(struct db *db, const char *sql) {
 /* What is shown of a node, as text, without what settling may choose anew. */
 static char *dump(struct world *w) {
         static const char *const sql[] = {
-                "SELECT group_concat(printf('%d %s %d %d %d %d %d %d %d %s %s %d %d %d %d %d', ino, hex(id), mode, uid, gid, nlink, mtime, ctime_d, size, hex(root), hex(version), gen, seq, parent, bits, pend),"
-                " char(10)) FROM (SELECT * FROM node ORDER BY ino)",
+                ("SELECT group_concat(printf('%d %s %d %d %d %d %d %d %d %s %s %d %d %d %d %d', ino, hex(id), mode, uid, gid, nlink, mtime, ctime_d, size, hex(root), hex(version), gen, seq, parent, bits, pend),"
+                " char(10)) FROM (SELECT * FROM node ORDER BY ino)"),
                 "SELECT group_concat(printf('%d %s %d %s %d', parent, name, node, hex(placement), bits), char(10)) FROM (SELECT * FROM entry ORDER BY parent, name)",
                 "SELECT group_concat(printf('%d %s', ino, hex(row)), char(10)) FROM (SELECT * FROM shadow ORDER BY ino)",
         };

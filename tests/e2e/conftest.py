@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +20,27 @@ def pytest_runtest_makereport(item, call):
     outcome = yield
     if call.when == "call":
         item.failed = outcome.get_result().failed
+
+
+@pytest.fixture(scope="session")
+def report_dir():
+    """Every program that a test starts writes what a sanitizer has to say into this directory: a daemon has no other voice."""
+    d = Path(tempfile.mkdtemp(prefix="tarn-e2e-reports-"))
+    for name in ("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS"):
+        os.environ[name] = f"{os.environ.get(name, '')}:log_path={d}/{name[:4].lower()}"
+    yield d
+    shutil.rmtree(d)
+
+
+@pytest.fixture(autouse=True)
+def no_sanitizer_report(report_dir):
+    """Set up first, hence looks last, when the daemons and the server of the test are gone."""
+    yield
+    reports = sorted(report_dir.iterdir())
+    text = "\n".join(p.read_text(errors="replace")[:8000] for p in reports)
+    for p in reports:
+        p.unlink()
+    assert not text, f"a sanitizer found something:\n{text}"
 
 
 @pytest.fixture

@@ -73,8 +73,10 @@ class Server:
 
     def close(self):
         try:
-            self.kill()
+            code = self.stop()
+            assert not code, f"the server ended with {code}: {self.log_text()[-8000:]}"  # so do sanitizers speak
         finally:
+            self.kill()
             shutil.rmtree(self.top, ignore_errors=True)
 
     def __enter__(self):

@@ -247,6 +247,7 @@ static void test_neighbourhood(void **state) {
         }
         assert_int_equal(in_base, sent);
         assert_true(fetched <= 24);
+        free(m.p);
         stage_put(st);
         blob_put(blob);
         stages_close(s);
