@@ -439,3 +439,43 @@ int cache_wait_drained(struct cache *c, int64_t deadline_ms) {
                 (void)!cond_wait_until(&fs->drained, &fs->lock, clock_mono_ms(clock_system()) + MIN(deadline_ms - now, (int64_t)50));
         }
 }
+
+int64_t file_quiet_points(struct cache *c) {
+        struct files *fs = c->files;
+        int64_t now = clock_mono_ms(c->clock), next = QUIET_POINT_MS;
+        size_t max = 0, n = 0;
+        lock_take(&fs->lock);
+        max = fs->n_open;
+        lock_drop(&fs->lock);
+        _cleanup_free_ struct file **v = max ? calloc(max, sizeof *v) : NULL;
+        if (!v)
+                return next;
+        lock_take(&fs->lock);
+        for (struct file *f = fs->open_first; f && n < max; f = f->open_next) {
+                f->refs++;
+                v[n++] = f;
+        }
+        lock_drop(&fs->lock);
+        for (size_t i = 0; i < n; i++) {
+                struct file *f = v[i];
+                lock_take(&f->lock);
+                int64_t due = INT64_MAX;
+                if (f->top) {
+                        LOCK_SCOPE(&f->top->lock);
+                        if (f->top->state == STAGE_OPEN && !f->top->error && atomic_load(&f->top->first_write_ns))
+                                due = MIN(f->top->last_write_ms + QUIET_POINT_MS, f->top->first_write_ms + COMMIT_AGE_MS);
+                }
+                if (due <= now) {
+                        uint64_t gen;
+                        int r = file_seal(f, &gen);
+                        if (r < 0)
+                                log_warn("file ino=%llu quiet_point error=%s", (unsigned long long)f->ino, err_name(r));
+                        due = now + (gen ? QUIET_POINT_MS : COMMIT_AGE_MS);
+                }
+                lock_drop(&f->lock);
+                if (due - now < next)
+                        next = due - now;
+                file_put(f);
+        }
+        return MAX(next, (int64_t)1);
+}
