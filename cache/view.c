@@ -47,6 +47,12 @@ static void give_name(struct vnames *names, uint64_t parent, const char *name, s
         names->v[names->n++] = (struct vname){ .parent = parent, .name = name, .n = n, .placement = *placement, .local = true };
 }
 
+/* The first pending change sets ctime, as the server will; later ones do not set it back. */
+static void changed_at(struct vrow *v, int64_t time_ns) {
+        v->ctime_ns = v->ctime_set ? MAX(v->ctime_ns, time_ns) : time_ns;
+        v->ctime_set = true;
+}
+
 static void take_attrs(struct vrow *v, const struct view_op *o, uint32_t mask) {
         const struct node_row *a = &o->op->attrs;
         if (mask & ATTR_MODE)
@@ -59,8 +65,8 @@ static void take_attrs(struct vrow *v, const struct view_op *o, uint32_t mask) {
                 v->mtime_ns = a->mtime_ns;
         if (mask & ATTR_BTIME)
                 v->btime_ns = a->btime_ns;
-        if ((mask & ATTR_CTIME) && a->ctime_ns > v->ctime_ns)
-                v->ctime_ns = a->ctime_ns;
+        if (mask & ATTR_CTIME)
+                changed_at(v, a->ctime_ns);
         if (mask & ATTR_XATTR) {
                 v->extra = o->extra;
                 v->extra_n = o->extra_n;
@@ -77,11 +83,6 @@ static void take_content(struct vrow *v, const struct view_op *o) {
                 v->size = o->op->content.size;
         }
         v->version = o->op->id;
-}
-
-static void changed_at(struct vrow *v, int64_t time_ns) {
-        if (time_ns > v->ctime_ns)
-                v->ctime_ns = time_ns;
 }
 
 static void replay(struct view_out *out, const struct view_op *o, bool exists) {
@@ -105,7 +106,7 @@ static void replay(struct view_out *out, const struct view_op *o, bool exists) {
                         break; /* it was accepted; the answer is on its way */
                 v->kind = op->attrs.kind;
                 v->rdev = op->attrs.rdev;
-                v->ctime_ns = op->attrs.ctime_ns;
+                changed_at(v, op->attrs.ctime_ns);
                 take_attrs(v, o, UINT32_MAX);
                 v->content = content_empty;
                 if (v->kind == NODE_FILE)
@@ -143,6 +144,7 @@ int view_fold(const struct view_in *in, struct arena *a, struct view_out *ret) {
         if (in->exists)
                 out.v = *in->server;
         out.v.gen = 0;
+        out.v.ctime_set = false;
         out.names.v = arena_alloc(a, (in->server_names.n + 2 * in->n_ops + 1) * sizeof(struct vname));
         if (!out.names.v)
                 return -ENOMEM;
@@ -165,6 +167,7 @@ int view_fold(const struct view_in *in, struct arena *a, struct view_out *ret) {
                 out.v.content = in->before->content;
         if (in->own && in->before && in->before->kind == NODE_FILE && in->n_ops)
                 out.v.ctime_ns = MAX(out.v.ctime_ns, in->before->ctime_ns);
+        out.v.ctime_set = false;
         *ret = out;
         return 0;
 }

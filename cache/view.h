@@ -16,6 +16,7 @@ struct vrow {
         uint64_t size;           /* of gen or content */
         const uint8_t *extra;    /* packed symlink target and extended attributes (tree_pack.c), NULL: none */
         size_t extra_n;
+        bool ctime_set;          /* inside view_fold only */
 };
 struct vname {
         uint64_t parent, cookie; /* cookie: shown names only */

@@ -137,8 +137,10 @@ static char *dump(struct world *w) {
 static void print_rows(struct db *db, const char *sql) {
         struct db_stmt *s;
         int r = db_query(db, &s, sql, "");
+        unsigned n = 0;
         for (; r > 0; r = db_step(s))
-                printf("  %s\n", db_col_text(s, 0, NULL));
+                if (n++ < 40)
+                        printf("  %s\n", db_col_text(s, 0, NULL));
 }
 
 void world_print(struct world *w) {

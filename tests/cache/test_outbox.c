@@ -1,0 +1,348 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What may go, in which order, with which `after`: predecessors, barriers, holds, parking, and that a long queue costs nothing. */
+#include "world.h"
+
+static struct world w;
+static struct outbox_item items[1100];
+static size_t n;
+static int64_t wait_ms;
+
+static int setup(void **state) {
+        world_open(&w, 1, 2);
+        return 0;
+}
+static int teardown(void **state) {
+        world_check(&w);
+        world_close(&w);
+        return 0;
+}
+
+static void next(void) {
+        n = outbox_ready(&w, items, 1024, &wait_ms);
+        for (size_t i = 1; i < n; i++)
+                assert_true(items[i].order > items[i - 1].order);
+}
+
+static bool after(size_t later, size_t earlier) {
+        for (size_t i = 0; i < items[later].op.n_after; i++)
+                if (id_equal(&items[later].op.after[i], &items[earlier].op.id))
+                        return true;
+        return false;
+}
+
+/* As if the server had taken everything that is queued now. */
+static struct model m;
+static void settle_server(void) {
+        sync_all(&w, &m);
+}
+
+static void test_order(void **state) {
+        struct node a = make(&w, INO_ROOT, "a", NODE_DIR), b = make(&w, a.ino, "b", NODE_DIR), c = make(&w, INO_ROOT, "c", NODE_DIR);
+        struct node f = make(&w, b.ino, "f", NODE_FILE);
+        (void)put_content(&w, f.ino, 1, 5);
+        next();
+        assert_int_equal(n, 4);
+        assert_true(after(1, 0));
+        assert_true(after(3, 1));
+        assert_int_equal(items[2].op.n_after, 0); /* c is independent */
+        assert_int_equal(items[3].gen, 1);
+        (void)c;
+        MUST(outbox_mark_sent(w.tree, &items[0].op.id, 1));
+        next();
+        assert_int_equal(n, 3); /* the sent one is named, not given */
+        assert_int_equal(items[0].op.n_after, 1);
+}
+
+static void test_same_name(void **state) {
+        model_open(&m, 3);
+        (void)make(&w, INO_ROOT, "x", NODE_SYMLINK);
+        (void)make(&w, INO_ROOT, "y", NODE_SYMLINK);
+        settle_server();
+        MUST(rm(&w, INO_ROOT, "x"));
+        (void)make(&w, INO_ROOT, "x", NODE_SYMLINK); /* waits for the unlink */
+        MUST(mv(&w, INO_ROOT, "y", INO_ROOT, "z", 0));
+        (void)make(&w, INO_ROOT, "y", NODE_SYMLINK); /* waits for the rename */
+        next();
+        assert_int_equal(n, 4);
+        assert_true(after(1, 0));
+        assert_true(after(3, 2));
+        assert_false(after(2, 0));
+        model_close(&m);
+}
+
+static void test_hold(void **state) {
+        struct node f = make(&w, INO_ROOT, "new", NODE_FILE);
+        w.open[w.n_open++] = f.ino;
+        outbox_set_open_check(w.tree, world_is_open, &w);
+        struct node temp = make(&w, INO_ROOT, ".x.swp", NODE_FILE);
+        (void)put_content(&w, temp.ino, 1, 5);
+        next();
+        assert_int_equal(n, 0);
+        assert_in_range(wait_ms, 1, 2000);
+        clock_manual_advance(&w.clock, 1500);
+        next();
+        assert_int_equal(n, 0);
+        assert_in_range(wait_ms, 1, 500);
+        w.n_open = 0; /* closed without a write: nothing to wait for */
+        next();
+        assert_int_equal(n, 1);
+        assert_int_equal(items[0].ino, f.ino);
+        clock_manual_advance(&w.clock, 500);
+        next();
+        assert_int_equal(n, 2);
+        /* given its final name it goes at once */
+        temp = make(&w, INO_ROOT, "b.tmp", NODE_FILE);
+        (void)put_content(&w, temp.ino, 2, 5);
+        next();
+        assert_int_equal(n, 2);
+        MUST(mv(&w, INO_ROOT, "b.tmp", INO_ROOT, "b", 0));
+        next();
+        assert_int_equal(n, 3);
+        static const char *const temps[] = { ".#a", "a~", "a.swp", "a.tmp", ".~lock.a.odt#", "4913", "a.crdownload", "a.part", ".goutputstream-ABC", "sedAbc123", ".a.txt.Xy12Ab", "~$a.docx" };
+        static const char *const others[] = { "a.txt", "sed", "sedation", "Makefile", ".bashrc", "4914", "a.b.c" };
+        bool outbox_temporary(const char *name, size_t bytes);
+        for (size_t i = 0; i < ARRAY_SIZE(temps); i++)
+                if (!outbox_temporary(temps[i], strlen(temps[i])))
+                        fail_msg("%s is a temporary's name", temps[i]);
+        for (size_t i = 0; i < ARRAY_SIZE(others); i++)
+                if (outbox_temporary(others[i], strlen(others[i])))
+                        fail_msg("%s is not a temporary's name", others[i]);
+}
+
+static void test_barrier(void **state) {
+        model_open(&m, 4);
+        struct node a = make(&w, INO_ROOT, "a", NODE_FILE), b = make(&w, INO_ROOT, "b", NODE_FILE);
+        (void)put_content(&w, a.ino, 1, 1);
+        (void)put_content(&w, b.ino, 2, 1);
+        (void)make(&w, INO_ROOT, "gone", NODE_SYMLINK);
+        (void)make(&w, INO_ROOT, "gone2", NODE_SYMLINK);
+        settle_server();
+        (void)put_content(&w, a.ino, 3, 9);
+        (void)put_content(&w, b.ino, 4, 9);
+        MUST(rm(&w, INO_ROOT, "gone"));
+        MUST(rm(&w, INO_ROOT, "gone2"));
+        next();
+        assert_int_equal(n, 4);
+        assert_true(after(2, 0) && after(2, 1));
+        assert_true(after(3, 2)); /* stands for both */
+        /* one content is on its way: the barrier names it */
+        MUST(outbox_mark_sent(w.tree, &items[0].op.id, 1));
+        next();
+        assert_int_equal(n, 3);
+        assert_int_equal(items[1].op.n_after, 2);
+        /* one content cannot go: barriers wait, others do not */
+        MUST(outbox_park(w.tree, &items[0].op.id, ENOSPC, "no room", w.clock.real_ns + 5000000000));
+        next();
+        assert_int_equal(n, 2); /* parked contents hold nobody */
+        assert_int_equal(wait_ms, 5000);
+        struct outbox_item parked[2];
+        size_t k;
+        MUST(outbox_list(w.tree, w.arena, true, parked, 2, &k));
+        assert_int_equal(k, 1);
+        assert_string_equal(parked[0].reason, "no room");
+        assert_int_equal(parked[0].error, ENOSPC);
+        clock_manual_advance(&w.clock, 5000);
+        next();
+        assert_int_equal(n, 3); /* its time has come */
+        struct id all = {0};
+        MUST(outbox_unpark(w.tree, &all));
+        model_close(&m);
+}
+
+static void test_barrier_waits(void **state) {
+        model_open(&m, 5);
+        struct node a = make(&w, INO_ROOT, "d", NODE_DIR), b;
+        (void)make(&w, INO_ROOT, "gone", NODE_SYMLINK);
+        settle_server();
+        (void)a;
+        /* a content whose parent's CREATE is parked stays behind; the barrier waits for it up to 60 s */
+        struct node d = make(&w, INO_ROOT, "parked", NODE_DIR);
+        b = make(&w, d.ino, "f", NODE_FILE);
+        (void)put_content(&w, b.ino, 7, 1);
+        MUST(rm(&w, INO_ROOT, "gone"));
+        next();
+        assert_int_equal(n, 3);
+        struct id park = items[0].op.id;
+        MUST(outbox_park(w.tree, &park, EIO, "broken", w.clock.real_ns + 600000000000));
+        (void)make(&w, INO_ROOT, "free", NODE_SYMLINK);
+        next();
+        assert_int_equal(n, 1); /* only what depends on nothing */
+        assert_string_equal(items[0].op.name, "free");
+        assert_in_range(wait_ms, 1, 60000);
+        clock_manual_advance(&w.clock, 60001);
+        next();
+        assert_int_equal(n, 2);
+        MUST(outbox_unpark(w.tree, &park));
+        model_close(&m);
+}
+
+static void test_rmdir(void **state) {
+        model_open(&m, 6);
+        char name[16];
+        struct node d = make(&w, INO_ROOT, "d", NODE_DIR);
+        for (int i = 0; i < 200; i++) {
+                (void)snprintf(name, sizeof(name), "l%d", i);
+                (void)make(&w, d.ino, name, NODE_SYMLINK);
+        }
+        settle_server();
+        for (int i = 0; i < 200; i++) {
+                (void)snprintf(name, sizeof(name), "l%d", i);
+                MUST(rm(&w, d.ino, name));
+        }
+        MUST(rmdir_at(&w, INO_ROOT, "d"));
+        next();
+        assert_int_equal(n, 200); /* too many to name: after their answers */
+        struct id ids[200];
+        for (size_t i = 0; i < 200; i++)
+                ids[i] = items[i].op.id;
+        MUST(outbox_mark_sent(w.tree, ids, 200));
+        next();
+        assert_int_equal(n, 0);
+        for (size_t i = 0; i < 170; i++) {
+                struct outbox_item item;
+                struct tree_applied applied;
+                MUST(outbox_get(w.tree, &ids[i], w.arena, &item));
+                item.op.n_after = 0;
+                struct op_result r = model_commit(&m, &item.op);
+                assert_int_equal(r.code, RES_OK);
+                MUST(tree_accepted(w.tree, &r, NULL, NULL, w.arena, &applied));
+        }
+        next();
+        assert_int_equal(n, 1);
+        assert_int_equal(items[0].op.n_after, 30);
+        for (size_t i = 170; i < 200; i++)
+                MUST(outbox_unsend(w.tree, &ids[i]));
+        model_close(&m);
+}
+
+static void test_frozen(void **state) {
+        struct node f = make(&w, INO_ROOT, "f", NODE_FILE);
+        (void)put_content(&w, f.ino, 1, 1);
+        next();
+        struct id op = items[0].op.id;
+        MUST(outbox_mark_sent(w.tree, &op, 1));
+        MUST(outbox_mark_sent(w.tree, &op, 1));
+        MUST(outbox_unsend(w.tree, &op));
+        MUST(mv(&w, INO_ROOT, "f", INO_ROOT, "g", 0)); /* a RENAME, not a change of the frozen CREATE */
+        next();
+        assert_int_equal(n, 2);
+        assert_true(id_equal(&items[0].op.id, &op));
+        assert_string_equal(items[0].op.name, "f");
+        assert_int_equal(items[1].op.kind, OP_RENAME);
+        assert_true(id_equal(&items[1].op.placement, &op));
+        assert_int_equal(items[0].attempts, 1);
+        struct id none = { { 9 } };
+        assert_int_equal(outbox_unsend(w.tree, &none), -ENOENT);
+        MUST(outbox_mark_sent(w.tree, &none, 1)); /* cancelled in the meantime */
+        MUST(outbox_mark_sent(w.tree, &op, 1));
+        tree_close(w.tree); /* a new process: what was sent is sent again, with the same id */
+        world_reopen(&w, 2);
+        next();
+        assert_int_equal(n, 2);
+        assert_true(id_equal(&items[0].op.id, &op));
+        assert_int_equal(items[0].state, OUT_QUEUED);
+}
+
+static void test_atomic_save(void **state) {
+        model_open(&m, 7);
+        struct node f = make(&w, INO_ROOT, "doc", NODE_FILE), t, n1, n2;
+        (void)put_content(&w, f.ino, 1, 10);
+        settle_server();
+        f = look(&w, INO_ROOT, "doc");
+        t = make(&w, INO_ROOT, "doc.new", NODE_FILE);
+        (void)put_content(&w, t.ino, 2, 20);
+        w.open[w.n_open++] = f.ino;
+        MUST(tree_rename(w.tree, INO_ROOT, "doc.new", 7, INO_ROOT, "doc", 3, 0, world_kept, &w, &n1, &n2));
+        assert_int_equal(n1.ino, t.ino); /* the inode lives on, with the target's id */
+        assert_true(id_equal(&n1.id, &f.id));
+        assert_int_equal(n1.size, 20);
+        assert_int_equal(n2.ino, f.ino);
+        assert_true(n2.unlinked);
+        next();
+        assert_int_equal(n, 1);
+        assert_int_equal(items[0].op.kind, OP_REPLACE);
+        assert_true(id_equal(&items[0].op.node, &f.id));
+        assert_true(id_equal(&items[0].op.version, &f.version));
+        assert_true(id_is_zero(&items[0].op.source));
+        assert_int_equal(items[0].gen, 2);
+        assert_int_equal(items[0].ino, t.ino);
+        world_check(&w);
+        settle_server();
+        n1 = look(&w, INO_ROOT, "doc");
+        assert_true(id_equal(&n1.id, &f.id));
+        assert_int_equal(n1.ino, t.ino);
+        w.n_open = 0;
+        MUST(tree_forget(w.tree, f.ino));
+        /* a temporary that was sent: goes as the source */
+        struct node s = make(&w, INO_ROOT, "doc.tmp", NODE_FILE);
+        (void)put_content(&w, s.ino, 3, 30);
+        settle_server();
+        s = look(&w, INO_ROOT, "doc.tmp");
+        MUST(tree_rename(w.tree, INO_ROOT, "doc.tmp", 7, INO_ROOT, "doc", 3, 0, world_kept, &w, &n1, &n2));
+        next();
+        assert_int_equal(n, 1);
+        assert_int_equal(items[0].op.kind, OP_REPLACE);
+        assert_true(id_equal(&items[0].op.source, &s.id));
+        assert_true(content_equal(&items[0].op.content, &s.content));
+        settle_server();
+        compare(&w, &m);
+        assert_true(model_find(&m, &s.id)->row.deleted);
+        model_close(&m);
+}
+
+static void test_cancel(void **state) {
+        /* a temporary that vanished unsent is never sent, whatever was done to it */
+        struct node f = make(&w, INO_ROOT, "a.tmp", NODE_FILE), x;
+        (void)put_content(&w, f.ino, 1, 1);
+        MUST(chmod_to(&w, f.ino, 0600));
+        MUST(mv(&w, INO_ROOT, "a.tmp", INO_ROOT, "b.tmp", 0));
+        MUST(tree_link(w.tree, f.ino, INO_ROOT, "c.tmp", 5, &x));
+        MUST(rm(&w, INO_ROOT, "c.tmp"));
+        MUST(rm(&w, INO_ROOT, "b.tmp"));
+        struct node d = make(&w, INO_ROOT, "d", NODE_DIR);
+        (void)make(&w, d.ino, "e", NODE_DIR);
+        MUST(rmdir_at(&w, d.ino, "e"));
+        MUST(rmdir_at(&w, INO_ROOT, "d"));
+        struct outbox_totals totals;
+        MUST(outbox_totals(w.tree, &totals));
+        assert_int_equal(totals.items, 0);
+        assert_true(totals.mutations >= 4);
+}
+
+static void test_long_queue(void **state) {
+        /* 20,000 rows behind a parked directory do not slow down, or stop, what is free */
+        char name[16];
+        struct node d = make(&w, INO_ROOT, "d", NODE_DIR);
+        next();
+        MUST(outbox_park(w.tree, &items[0].op.id, EIO, "broken", w.clock.real_ns + 600000000000));
+        for (int i = 0; i < 20000; i++) {
+                (void)snprintf(name, sizeof(name), "l%d", i);
+                (void)make(&w, d.ino, name, NODE_SYMLINK);
+        }
+        (void)make(&w, INO_ROOT, "free", NODE_SYMLINK);
+        for (int i = 0; i < 200; i++) {
+                arena_reset(w.arena);
+                next();
+                assert_int_equal(n, 1);
+        }
+        struct outbox_totals totals;
+        MUST(outbox_totals(w.tree, &totals));
+        assert_int_equal(totals.items, 20002);
+        assert_int_equal(totals.parked, 1);
+        struct id none = {0};
+        MUST(outbox_unpark(w.tree, &none));
+        arena_reset(w.arena);
+        next();
+        assert_int_equal(n, 1024);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test_setup_teardown(test_order, setup, teardown),   cmocka_unit_test_setup_teardown(test_same_name, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_hold, setup, teardown),    cmocka_unit_test_setup_teardown(test_barrier, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_barrier_waits, setup, teardown), cmocka_unit_test_setup_teardown(test_rmdir, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_frozen, setup, teardown),  cmocka_unit_test_setup_teardown(test_atomic_save, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_cancel, setup, teardown),  cmocka_unit_test_setup_teardown(test_long_queue, setup, teardown),
+        };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Snapshots: the first load, events that meet pages, a new snapshot over pending work, restarts in the middle, a new epoch. */
+#include "world.h"
+
+static struct world w;
+static struct model m;
+
+static int setup(void **state) {
+        world_open_bare(&w, 1, 2);
+        model_open(&m, 1);
+        return 0;
+}
+static int teardown(void **state) {
+        world_check(&w);
+        world_close(&w);
+        model_close(&m);
+        return 0;
+}
+
+static void populate(unsigned dirs, unsigned files) {
+        char name[32];
+        for (unsigned i = 0; i < dirs; i++) {
+                (void)snprintf(name, sizeof(name), "dir%u", i);
+                struct id d = model_make(&m, &id_root, name, NODE_DIR, 0);
+                for (unsigned k = 0; k < files; k++) {
+                        (void)snprintf(name, sizeof(name), "file%u", k);
+                        (void)model_make(&m, &d, name, k % 7 ? NODE_FILE : NODE_DIR, k);
+                }
+        }
+}
+
+static void test_first_load(void **state) {
+        struct node n;
+        struct tree_totals totals;
+        struct cursor c;
+        assert_int_equal(tree_cursor(w.tree, &c), -ENOENT);
+        assert_int_equal(tree_lookup(w.tree, INO_ROOT, "dir1", 4, &n), -EHOSTDOWN);
+        assert_int_equal(tree_list(w.tree, INO_ROOT, 0, NULL, NULL), -EHOSTDOWN);
+        struct tree_new what = { .kind = NODE_FILE };
+        assert_int_equal(tree_create(w.tree, INO_ROOT, "x", 1, &what, &n), -EHOSTDOWN);
+        populate(10, 60);
+        load_snapshot(&w, &m, 37, 3); /* many small steps */
+        compare(&w, &m);
+        MUST(tree_totals(w.tree, &totals));
+        assert_true(totals.complete);
+        assert_int_equal(totals.nodes, 611);
+        MUST(tree_cursor(w.tree, &c));
+        assert_int_equal(c.seq, m.seq);
+        assert_int_equal(look_error(&w, INO_ROOT, "none"), -ENOENT);
+        tree_close(w.tree);
+        world_reopen(&w, 0);
+        compare(&w, &m);
+        /* and events go on after it */
+        (void)model_make(&m, &id_root, "later", NODE_FILE, 3);
+        sync_down(&w, &m);
+        compare(&w, &m);
+}
+
+static void test_links(void **state) {
+        populate(2, 5);
+        struct model_entry *e = model_at(&m, &model_at(&m, &id_root, "dir0")->row.node, "file1");
+        struct op op = { .id = rng_id(&m.rng.rng), .kind = OP_LINK, .node = e->row.node, .parent = id_root, .name = "second", .name_bytes = 6 };
+        assert_int_equal(model_commit(&m, &op).code, RES_OK);
+        load_snapshot(&w, &m, 1000, 1000);
+        compare(&w, &m);
+        assert_int_equal(look(&w, INO_ROOT, "second").nlink, 2);
+}
+
+static void new_snapshot(size_t step) {
+        load_snapshot(&w, &m, 50, step);
+}
+
+static void test_difference(void **state) {
+        populate(6, 20);
+        load_snapshot(&w, &m, 1000, 1000);
+        struct node same = look(&w, look(&w, INO_ROOT, "dir3").ino, "file3");
+        /* changes that no event tells of */
+        struct id d0 = model_at(&m, &id_root, "dir0")->row.node, d1 = model_at(&m, &id_root, "dir1")->row.node;
+        assert_int_equal(model_rename(&m, &d0, "file1", &d1, "moved"), 0);
+        assert_int_equal(model_unlink(&m, &d0, "file2"), 0);
+        assert_int_equal(model_write(&m, &model_at(&m, &d0, "file3")->row.node, 77), 0);
+        assert_int_equal(model_rename(&m, &id_root, "dir5", &d0, "dir5"), 0);
+        assert_int_equal(model_rename(&m, &id_root, "dir4", &id_root, "dir5"), 0);
+        (void)model_make(&m, &d1, "new", NODE_FILE, 5);
+        /* and pending work here */
+        struct node l0 = look(&w, INO_ROOT, "dir0");
+        MUST(chmod_to(&w, look(&w, l0.ino, "file4").ino, 0611));
+        struct node mine = make(&w, look(&w, INO_ROOT, "dir2").ino, "mine", NODE_FILE);
+        (void)put_content(&w, mine.ino, 1, 9);
+        w.n_notes = 0;
+        new_snapshot(7);
+        assert_true(world_noted(&w, NOTE_ENTRY, l0.ino, "file1"));
+        assert_true(world_noted(&w, NOTE_CONTENT, look(&w, l0.ino, "file3").ino, NULL));
+        assert_false(world_noted(&w, NOTE_CONTENT, same.ino, NULL));
+        assert_int_equal(look(&w, l0.ino, "file4").mode, 0611);
+        assert_int_equal(look(&w, look(&w, INO_ROOT, "dir2").ino, "mine").ino, mine.ino);
+        assert_int_equal(look(&w, look(&w, INO_ROOT, "dir3").ino, "file3").ino, same.ino);
+        world_check(&w);
+        sync_all(&w, &m);
+        compare(&w, &m);
+}
+
+static void test_pending_survives_absence(void **state) {
+        populate(2, 8);
+        load_snapshot(&w, &m, 1000, 1000);
+        struct node d = look(&w, INO_ROOT, "dir0"), f = look(&w, d.ino, "file1");
+        (void)put_content(&w, f.ino, 1, 9);
+        const struct id did = d.id;
+        for (unsigned k = 0; k < 8; k++) { /* the directory and all in it are deleted elsewhere */
+                char name[16];
+                (void)snprintf(name, sizeof(name), "file%u", k);
+                assert_int_equal(model_unlink(&m, &did, name), 0);
+        }
+        assert_int_equal(model_unlink(&m, &id_root, "dir0"), 0);
+        new_snapshot(3);
+        assert_int_equal(look(&w, look(&w, INO_ROOT, "dir0").ino, "file1").gen, 1); /* edit wins */
+        assert_int_equal(look_error(&w, look(&w, INO_ROOT, "dir0").ino, "file2"), -ENOENT);
+        world_check(&w);
+        sync_all(&w, &m);
+        compare(&w, &m);
+        assert_int_equal(look(&w, look(&w, INO_ROOT, "dir0").ino, "file1").size, 9);
+}
+
+static void test_restart(void **state) {
+        populate(5, 30);
+        load_snapshot(&w, &m, 1000, 1000);
+        assert_int_equal(model_unlink(&m, &model_at(&m, &id_root, "dir2")->row.node, "file1"), 0);
+        populate(7, 31);
+        struct cursor c = model_cursor(&m, m.seq);
+        struct snapshot_state st, again;
+        MUST(tree_snapshot_begin(w.tree, &c, &st));
+        struct node_row rows[400];
+        struct entry_row entries[400];
+        size_t n = 0, k = 0;
+        for (size_t i = 0; i < m.n_nodes; i++)
+                if (!m.nodes[i].row.deleted)
+                        rows[n++] = m.nodes[i].row;
+        for (size_t i = 0; i < m.n_entries; i++)
+                if (m.entries[i].live)
+                        entries[k++] = m.entries[i].row;
+        st.nodes_after = rows[99].id;
+        MUST(tree_snapshot_nodes(w.tree, rows, 100, &st));
+        tree_close(w.tree);
+        world_reopen(&w, 2);
+        MUST(tree_snapshot_begin(w.tree, &c, &again)); /* the same epoch: goes on where it stood */
+        assert_true(id_equal(&again.nodes_after, &rows[99].id));
+        assert_false(again.nodes_end);
+        again.nodes_end = true;
+        MUST(tree_snapshot_nodes(w.tree, rows + 50, n - 50, &again)); /* rows twice do no harm */
+        MUST(tree_snapshot_entries(w.tree, entries, k, &again));
+        int r;
+        for (unsigned i = 0; (r = tree_snapshot_step(w.tree, &c, 25, NULL, NULL)) > 0; i++)
+                if (i % 3 == 2) { /* and so do restarts between any two steps */
+                        tree_close(w.tree);
+                        world_reopen(&w, 2);
+                }
+        MUST(r);
+        compare(&w, &m);
+        MUST(tree_snapshot_begin(w.tree, &c, &again));
+        assert_true(id_is_zero(&again.nodes_after));
+        MUST(tree_snapshot_abandon(w.tree));
+        compare(&w, &m);
+}
+
+static void test_events_meet_pages(void **state) {
+        populate(4, 10);
+        struct cursor from = model_cursor(&m, m.seq);
+        struct snapshot_state st;
+        struct node_row rows[200];
+        struct entry_row entries[200];
+        char names[200][32];
+        size_t n = 0, k = 0, first = m.n_log;
+        for (size_t i = 0; i < m.n_nodes; i++)
+                rows[n++] = m.nodes[i].row;
+        for (size_t i = 0; i < m.n_entries; i++) {
+                (void)snprintf(names[k], sizeof(names[0]), "%s", m.entries[i].name);
+                entries[k] = m.entries[i].row;
+                entries[k].name = names[k];
+                k++;
+        }
+        struct id d0 = model_at(&m, &id_root, "dir0")->row.node;
+        (void)model_rename(&m, &d0, "file1", &id_root, "moved");
+        (void)model_unlink(&m, &d0, "file2");
+        (void)model_make(&m, &d0, "file2", NODE_FILE, 3);
+        (void)model_rename(&m, &id_root, "dir1", &d0, "inner");
+        (void)model_write(&m, &model_at(&m, &d0, "file3")->row.node, 99);
+        MUST(tree_snapshot_begin(w.tree, &from, &st));
+        MUST(tree_snapshot_nodes(w.tree, rows, n / 2, &st));
+        MUST(tree_snapshot_events(w.tree, m.log + first, m.n_log - first)); /* before the pages that they are newer than */
+        MUST(tree_snapshot_nodes(w.tree, rows + n / 2, n - n / 2, &st));
+        MUST(tree_snapshot_entries(w.tree, entries, k, &st));
+        MUST(tree_snapshot_events(w.tree, m.log + first, m.n_log - first));
+        struct cursor upto = model_cursor(&m, m.seq);
+        int r;
+        while ((r = tree_snapshot_step(w.tree, &upto, 1000, NULL, NULL)) > 0)
+                ;
+        MUST(r);
+        compare(&w, &m);
+}
+
+static void test_new_epoch(void **state) {
+        populate(4, 10);
+        load_snapshot(&w, &m, 1000, 1000);
+        struct node f = look(&w, look(&w, INO_ROOT, "dir1").ino, "file3");
+        /* restored from a backup: another epoch, lower numbers */
+        m.epoch.b[0] = 9;
+        for (size_t i = 0; i < m.n_nodes; i++)
+                m.nodes[i].row.seq = 1 + i % 3;
+        for (size_t i = 0; i < m.n_entries; i++)
+                m.entries[i].row.seq = 1 + i % 3;
+        m.seq = 3;
+        m.n_log = 0;
+        w.n_notes = 0;
+        load_snapshot(&w, &m, 1000, 10);
+        assert_int_equal(w.n_notes, 0); /* the same tree: nothing to tell */
+        compare(&w, &m);
+        assert_int_equal(look(&w, look(&w, INO_ROOT, "dir1").ino, "file3").ino, f.ino);
+        (void)model_write(&m, &f.id, 5);
+        sync_down(&w, &m);
+        compare(&w, &m);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test_setup_teardown(test_first_load, setup, teardown), cmocka_unit_test_setup_teardown(test_links, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_difference, setup, teardown), cmocka_unit_test_setup_teardown(test_pending_survives_absence, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_restart, setup, teardown),    cmocka_unit_test_setup_teardown(test_events_meet_pages, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_new_epoch, setup, teardown),
+        };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
