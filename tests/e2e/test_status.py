@@ -136,3 +136,44 @@ def test_foreground(world):
         if p.poll() is None:
             p.kill()
             p.communicate()
+
+
+def test_close_server_means_what_it_says(world):
+    """With -o close=server a close that returned is on the server, without a wait; offline it returns too, and the change is kept."""
+    import requests
+    a = world.client(options="close=server")
+    auth = {"Authorization": f"Bearer {world.server.token('anna')}"}
+    for i in range(5):
+        with open(a.dir / "f", "w") as f:
+            f.write(f"text {i}")
+        r = requests.get(f"{world.server.url}/v1/workspaces/work/files/f", headers=auth, timeout=10)
+        assert r.status_code == 200 and r.text == f"text {i}"
+
+
+def test_called_by_mount(world):
+    """As mount(8) calls it: mount.tarn SOURCE DIR -o OPTIONS, with options that are mount(8)'s own."""
+    from support import TARN, run
+    a = world.client(mount=False)
+    a.login()
+    helper = world.base / "mount.tarn"
+    os.symlink(TARN, helper)
+    run(helper, f"{world.server.url}/work", a.dir, "-n", "-o", "rw,noauto,_netdev,x-systemd.automount", "-o", f"cache_dir={a.cache}", env=a.env)
+    (a.dir / "f").write_text("x")
+    assert a.status()["cache_dir"] == str(a.cache)
+    with open("/proc/self/mountinfo") as f:
+        line = next(x for x in f if f" {a.dir} " in x)
+    assert " fuse.tarn " in line and world.server.url in line
+    p = run(helper, f"{world.server.url}/work", a.dir, "-o", "nonsense", env=a.env, check=False)
+    assert p.returncode == EXIT["usage"]
+
+
+def test_state_directories_keep_clients_apart_and_paths_may_be_long(world):
+    deep = world.base / ("d" * 120) / ("e" * 120)
+    a = world.client(mount=False)
+    a.state = deep / "state"
+    a.env["TARN_STATE_DIR"] = str(a.state)
+    a.mount()
+    assert a.status()["state"] == "online"  # its socket's path is longer than a socket address
+    b = world.client()
+    assert {s["mountpoint"] for s in map(json.loads, a.tarn("status", "--json").stdout.splitlines())} == {str(a.dir)}
+    assert b.tarn("status", a.dir, check=False).returncode == EXIT["not_mounted"]
