@@ -410,10 +410,10 @@ static int build(struct reading *rd, const struct rec *v, size_t n, struct found
                 stage_put(st);
                 return r;
         }
-        if (!rd->new_boot)
+        if (!rd->new_boot && !f.damaged)
                 stage_mark_dirty(st);
         else
-                st->synced = st->changes;
+                st->synced = st->changes; /* a damaged one is only saved: its file may be missing, and a sync that must fail would stop the start */
         *ret = f;
         return 0;
 }

@@ -86,6 +86,8 @@ static int create_schema(struct tree *t, const struct tree_config *config) {
         int r = db_exec(t->w, schema);
         if (r == 0)
                 r = meta_set(t->w, "schema", TREE_SCHEMA_VERSION);
+        if (r == 0)
+                r = meta_set(t->w, "born", clock_real_ns(t->clock) / 1000);
         struct nrow root = { .ino = INO_ROOT, .id = id_root, .nlink = 2,
                              .v = { .kind = NODE_DIR, .mode = 0755, .uid = config->uid, .gid = config->gid, .mtime_ns = t->now_ns, .ctime_ns = t->now_ns, .btime_ns = t->now_ns } };
         if (r == 0)
@@ -164,7 +166,10 @@ static int open_state(struct tree *t, const struct tree_config *config) {
                 t->numbers[k].next = t->numbers[k].limit = (uint64_t)MAX(limit, k == NUMBER_INO ? 2 : 1);
         }
         t->inos_known = t->numbers[NUMBER_INO].next;
-        int64_t complete = 0;
+        int64_t complete = 0, born = 0;
+        if (r == 0)
+                r = meta_get(t->w, "born", &born);
+        t->born_us = (uint64_t)born;
         if (r == 0)
                 r = meta_get(t->w, "complete", &complete);
         atomic_store(&t->complete, complete != 0);

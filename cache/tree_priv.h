@@ -81,6 +81,7 @@ struct tree {
         struct arena *scratch;
         struct { uint64_t next, limit, limit_before; } numbers[N_NUMBERS];
         uint64_t inos_known;            /* those below were given before this process */
+        uint64_t born_us;               /* when this file was made: generations of files lost before it are lower */
         int64_t now_ns;                 /* of the transaction */
         struct cursor cursor, cursor_next; /* as committed; as the transaction sets it */
         struct note *notes;             /* of the transaction; names are malloced */

@@ -8,6 +8,8 @@
  *   the node lives                                             QUEUED: its newest content
  *   another ino has the node's id now                          COMMITTED: it was replaced by an atomic save
  *   deleted here on purpose (tombstone)                        COMMITTED
+ *   the node's id is gone, its ino is another id's by now      as the node that has the ino says (atomic saves hand ids on)
+ *   ino and id are gone, and this file has known the ino       COMMITTED: deleted here, or replaced by an atomic save of an atomic save
  *   deleted by the server while it was open here               the node is made again: QUEUED, or LOST_FOUND
  *   nothing (the file was lost and is new)                     likewise
  *
@@ -106,8 +108,11 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
                 *ret = RECOVER_KNOWN;
                 return r < 0 ? r : 0;
         }
+        bool known = s->ino < t->inos_known && s->gen > t->born_us; /* inos are never used again */
         r = row_find(t, t->w, &s->node, &ino);
-        if (r == 0)
+        if (r == -ENOENT && known)
+                ino = s->ino;
+        if (r == 0 || (r == -ENOENT && known))
                 r = row_get(t, t->w, ino, &row);
         if (r == 0) {
                 bool superseded = s->gen <= row.last_gen || (row.nlink == 0 && !(row.bits & NB_REMOTE)) || (ino != s->ino && s->ino < t->inos_known);
@@ -124,7 +129,7 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
         r = tomb_get(t, &s->node, &seq, &local);
         if (r < 0)
                 return r;
-        if (local == TOMB_DELETED) {
+        if (local == TOMB_DELETED || (known && local != TOMB_REMOTE)) {
                 *ret = RECOVER_COMMITTED;
                 return 0;
         }

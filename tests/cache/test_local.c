@@ -300,6 +300,37 @@ static void test_settings(void **state) {
         assert_true(totals.complete);
 }
 
+/* A stage that lies on disk longer than its node: what was replaced by an atomic save, and that by another, does not come back after a kill. */
+static void test_recover_replaced(void **state) {
+        static struct model m;
+        model_open(&m, 7);
+        const uint64_t gen = (uint64_t)(clock_real_ns(&w.clock.clock) / 1000) + 1000;
+        struct node b = make(&w, INO_ROOT, "b", NODE_FILE);
+        (void)put_content(&w, b.ino, gen, 1);
+        sync_all(&w, &m);
+        struct node one = make(&w, INO_ROOT, "one", NODE_FILE);
+        struct stage_identity s = { .ino = one.ino, .gen = gen + 1, .node = one.id, .parent = id_root, .name = "one", .mode = 0644, .size = 2 };
+        (void)put_content(&w, one.ino, gen + 1, 2);
+        MUST(mv(&w, INO_ROOT, "one", INO_ROOT, "b", 0));
+        struct node two = make(&w, INO_ROOT, "two", NODE_FILE);
+        (void)put_content(&w, two.ino, gen + 2, 3);
+        MUST(mv(&w, INO_ROOT, "two", INO_ROOT, "b", 0));
+        MUST(rm(&w, INO_ROOT, "b"));
+        sync_all(&w, &m);
+        tree_close(w.tree);
+        world_reopen(&w, 0);
+        enum recover_result how;
+        MUST(tree_recover_stage(w.tree, &s, &how));
+        assert_int_equal(how, RECOVER_COMMITTED);
+        assert_int_equal(look_error(&w, INO_ROOT, "one"), -ENOENT);
+        /* one that this tree never knew is another matter */
+        s = (struct stage_identity) { .ino = 1u << 30, .gen = gen + 9, .node = { { 9 } }, .parent = id_root, .name = "new", .mode = 0644, .size = 2 };
+        MUST(tree_recover_stage(w.tree, &s, &how));
+        assert_int_equal(how, RECOVER_QUEUED);
+        assert_int_equal(look_error(&w, INO_ROOT, "new"), 0);
+        model_close(&m);
+}
+
 static void test_conflict_name(void **state) {
         char out[NAME_BYTES_MAX + 1], longer[256];
         conflict_name("a.txt", 5, "box", 1, out);
@@ -338,7 +369,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_setattr, setup, teardown),  cmocka_unit_test_setup_teardown(test_xattr, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_content, setup, teardown),  cmocka_unit_test_setup_teardown(test_protected, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_settings, setup, teardown), cmocka_unit_test_setup_teardown(test_transactions, setup, teardown),
-                cmocka_unit_test(test_conflict_name),
+                cmocka_unit_test_setup_teardown(test_recover_replaced, setup, teardown), cmocka_unit_test(test_conflict_name),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
