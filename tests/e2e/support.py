@@ -54,7 +54,7 @@ def alive(pid):
     """Runs, and is not a zombie."""
     try:
         with open(f"/proc/{pid}/stat") as f:
-            return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+            return f.read().rsplit(")", 1)[1].split()[0] not in "ZX" or len(os.listdir(f"/proc/{pid}/task")) > 1  # a killed one's threads end one by one
     except (FileNotFoundError, ProcessLookupError):
         return False
 
