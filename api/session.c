@@ -284,7 +284,7 @@ static int ask(struct session *s, struct transport *t, const struct tokens *old,
         if (r == 0)
                 r = write_file(s->path, s->base_url, s->user, s->device_id, s->ca_file, &tokens);
         if (tokens.token)
-                adopt(s, &tokens); /* also if the file could not be written: the old one is used up */
+                adopt(s, &tokens); /* also if the file could not be written: the old one may be used up */
         return r;
 }
 

@@ -22,7 +22,7 @@
  *
  * Accounts, JSON both ways (session.c is the client's side):
  *   POST /v1/login    {"user", "password", "device"}  -> {"token", "expires_in" (seconds), "refresh_token", "device_id", "user"}; 401 UNAUTHORIZED
- *   POST /v1/refresh  {"refresh_token"}               -> the same; the old refresh token is used up; 401 UNAUTHORIZED: revoked or expired
+ *   POST /v1/refresh  {"refresh_token"}               -> the same (the refresh token may stay as it was: a lost answer signs nobody out); 401 UNAUTHORIZED: revoked or expired
  *   GET  /v1/workspaces/W                             -> {"name", "id", "role", "epoch", "seq", "quota_bytes", "used_bytes"}; 404 NOT_FOUND, 403 FORBIDDEN
  *   GET  /v1                                          -> {"name": "tarn", "version", "features": [...], "limits": {...}} (no token needed) */
 #pragma once

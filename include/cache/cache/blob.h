@@ -54,7 +54,7 @@ int blob_prefetch(struct blob *blob, uint64_t off, uint64_t n) _must_check_;
 /* A block by its hash from anything that is cached here (used before any download, and for chunk reuse): copies into buf (refs' bytes), verified. -ENODATA. */
 int blobs_find_block(struct blobs *b, const struct blockref *ref, void *buf) _must_check_;
 /* A new content whose bytes are on this disk already: stage.c gives a file over (large; fd's file is renamed from `path` into the pool of blob files: same file
- * system) or the bytes (small). present: bitmap of list's blocks that the file really holds. Sums are computed here. Later reads need no download. */
+ * system) or the bytes (small). present: bitmap of list's blocks that the file really holds. Hashed and summed at first use. Later reads need no download. */
 int blobs_adopt_file(struct blobs *b, const struct content *content, const struct blocklist *list, const char *path, const uint8_t *present) _must_check_;
 int blobs_adopt_bytes(struct blobs *b, const struct content *content, const struct blocklist *list, const void *bytes) _must_check_;
 /* The content is no longer shown by any node: its blocks are the first to go. A hint. */
