@@ -13,6 +13,7 @@
 #include "cli.h"
 
 #define ANSWER_BYTES_MAX (4u << 20)
+#define CONNECT_S 2
 
 int control_connect(const char *place_dir, int *ret_fd) {
         /* A socket's path may be 107 bytes long and a state directory may be deeper: the way goes through a descriptor of the directory. */
@@ -22,8 +23,9 @@ int control_connect(const char *place_dir, int *ret_fd) {
         if (dir < 0)
                 return -errno;
         (void)snprintf(a.sun_path, sizeof a.sun_path, "/proc/self/fd/%d/control.sock", dir);
-        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        if (fd < 0 || connect(fd, (struct sockaddr *)&a, sizeof a) < 0)
+        const struct timeval patience = { .tv_sec = CONNECT_S }; /* bounds connect (a full backlog) and send */
+        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) < 0 || connect(fd, (struct sockaddr *)&a, sizeof a) < 0)
                 return -errno;
         *ret_fd = steal_fd(&fd);
         return 0;

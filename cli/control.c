@@ -200,12 +200,22 @@ static void conn_accept(struct control *c) {
         int fd = accept4(c->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd < 0)
                 return;
-        for (size_t i = 0; i < CONNS_MAX; i++)
-                if (c->conns[i].state == PEER_NONE) {
-                        c->conns[i] = (struct conn){ .state = PEER_READING, .fd = fd, .deadline_ms = now_ms() + IDLE_MS };
-                        return;
-                }
-        (void)close(fd);
+        struct conn *k = NULL, *idle = NULL;
+        for (size_t i = 0; i < CONNS_MAX && !k; i++) {
+                struct conn *at = &c->conns[i];
+                if (at->state == PEER_NONE)
+                        k = at;
+                else if (at->state == PEER_READING && (!idle || at->deadline_ms < idle->deadline_ms))
+                        idle = at;
+        }
+        if (!k && idle) { /* full of connections that say nothing: the oldest of them goes */
+                conn_close(c, idle);
+                k = idle;
+        }
+        if (k)
+                *k = (struct conn){ .state = PEER_READING, .fd = fd, .deadline_ms = now_ms() + IDLE_MS };
+        else
+                (void)close(fd);
 }
 
 /* ---- threads ---- */

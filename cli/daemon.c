@@ -496,7 +496,7 @@ int daemon_run(const struct daemon_config *c) {
                 (void)snprintf(d.host, sizeof d.host, "this machine");
         d.host[strcspn(d.host, ".")] = 0;
         if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
-                files.rlim_cur = MIN(files.rlim_max, (rlim_t)65536);
+                files.rlim_cur = MAX(files.rlim_cur, MIN(files.rlim_max, (rlim_t)65536));
                 (void)setrlimit(RLIMIT_NOFILE, &files);
         }
         (void)umask(077);
@@ -504,7 +504,9 @@ int daemon_run(const struct daemon_config *c) {
         int code = d.cache_dir ? start(&d) : report(&d, EXIT_OTHER, "out of memory");
         if (code == 0) {
                 log_info("mounted url=%s mountpoint=%s pid=%d", c->url, c->mountpoint, (int)getpid());
-                int r = mount_wait(d.mount);
+                int r = ending(&d) ? mount_stop(d.mount, true) : 0; /* told to end before there was anything to stop */
+                if (r == 0)
+                        r = mount_wait(d.mount);
                 if (r < 0)
                         log_warn("mount ended err=%s", err_name(r));
         }

@@ -177,3 +177,45 @@ def test_state_directories_keep_clients_apart_and_paths_may_be_long(world):
     b = world.client()
     assert {s["mountpoint"] for s in map(json.loads, a.tarn("status", "--json").stdout.splitlines())} == {str(a.dir)}
     assert b.tarn("status", a.dir, check=False).returncode == EXIT["not_mounted"]
+
+
+def control(client):
+    """A bare connection to the daemon's control socket."""
+    import socket
+    import struct
+    s = socket.socket(socket.AF_UNIX)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 10, 0))
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 10, 0))
+    s.connect(str(next(client.state.glob("mounts/*/control.sock"))))
+    return s
+
+
+def test_control_socket_survives_its_clients(world):
+    a = world.client()
+    idle = [control(a) for _ in range(60)]  # more than it keeps
+    assert a.status()["state"] == "online"
+    for s in idle:
+        s.close()
+    for line in (b"\n", b"{\n", b"[]\n", b'{"cmd": 1}\n', b'{"cmd": "nonsense"}\n', b"\x00\xff\n", b'{"cmd":"wait","timeout_ms":-1}\n'):
+        s = control(a)
+        s.sendall(line)
+        answer = s.makefile().readline()
+        assert json.loads(answer).keys() & {"error", "ok"}, (line, answer)
+        s.close()
+    s = control(a)
+    s.sendall(b"x" * 5000)  # a line without end: dropped
+    try:
+        assert s.recv(1) == b""
+    except ConnectionResetError:
+        pass
+    s.close()
+    world.server.freeze()
+    (a.dir / "f").write_text("x")
+    s = control(a)
+    s.sendall(b'{"cmd": "wait"}\n')
+    s.close()  # gives up waiting
+    world.server.freeze(False)
+    a.wait()
+    mode = next(a.state.glob("mounts/*/control.sock")).stat().st_mode
+    assert mode & 0o077 == 0
+    assert a.status()["state"] == "online"
