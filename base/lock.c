@@ -17,6 +17,7 @@
 
 static _Thread_local struct lock *held[HELD_MAX];
 static _Thread_local unsigned n_held;
+#endif
 
 static void __attribute__((noreturn)) lock_die(const char *what, const struct lock *l, const struct lock *other) {
         (void)fprintf(stderr, "lock: %s: %s (rank %d)%s%s%s\n", what, l ? l->name : "-", l ? l->rank : 0, other ? " while holding " : "", other ? other->name : "",
@@ -24,6 +25,7 @@ static void __attribute__((noreturn)) lock_die(const char *what, const struct lo
         abort();
 }
 
+#if TARN_DEBUG_LOCKS
 static void held_check(struct lock *l) {
         for (unsigned i = 0; i < n_held; i++)
                 if (held[i]->rank >= l->rank)
@@ -71,47 +73,51 @@ void lock_assert_none(void) {
 }
 #endif
 
-static void must(int r) {
-        assert(r == 0);
-        (void)r;
+/* What pthreads refuse is our mistake (a lock that is not held, a destroyed one): told with the call's name. */
+static void must_(int r, const char *what, const struct lock *l) {
+        if (r != 0) {
+                (void)fprintf(stderr, "%s: error %d\n", what, r);
+                lock_die(what, l, NULL);
+        }
 }
+#define must(call, l) must_(call, #call, l)
 
 void lock_init(struct lock *l, const char *name, int rank) {
         l->name = name;
         l->rank = rank;
-        must(pthread_mutex_init(&l->m, NULL));
+        must(pthread_mutex_init(&l->m, NULL), l);
 }
 
 void lock_destroy(struct lock *l) {
-        must(pthread_mutex_destroy(&l->m));
+        must(pthread_mutex_destroy(&l->m), l);
 }
 
 void lock_take(struct lock *l) {
         held_check(l);
-        must(pthread_mutex_lock(&l->m));
+        must(pthread_mutex_lock(&l->m), l);
         held_add(l);
 }
 
 void lock_drop(struct lock *l) {
         held_remove(l);
-        must(pthread_mutex_unlock(&l->m));
+        must(pthread_mutex_unlock(&l->m), l);
 }
 
 void cond_init(struct cond *c) {
         pthread_condattr_t attr;
-        must(pthread_condattr_init(&attr));
-        must(pthread_condattr_setclock(&attr, CLOCK_MONOTONIC));
-        must(pthread_cond_init(&c->c, &attr));
-        must(pthread_condattr_destroy(&attr));
+        must(pthread_condattr_init(&attr), NULL);
+        must(pthread_condattr_setclock(&attr, CLOCK_MONOTONIC), NULL);
+        must(pthread_cond_init(&c->c, &attr), NULL);
+        must(pthread_condattr_destroy(&attr), NULL);
 }
 
 void cond_destroy(struct cond *c) {
-        must(pthread_cond_destroy(&c->c));
+        must(pthread_cond_destroy(&c->c), NULL);
 }
 
 void cond_wait(struct cond *c, struct lock *l) {
         lock_assert_held(l);
-        must(pthread_cond_wait(&c->c, &l->m));
+        must(pthread_cond_wait(&c->c, &l->m), l);
 }
 
 int cond_wait_until(struct cond *c, struct lock *l, int64_t deadline_ms) {
@@ -122,14 +128,14 @@ int cond_wait_until(struct cond *c, struct lock *l, int64_t deadline_ms) {
         int r = pthread_cond_timedwait(&c->c, &l->m, &ts);
         if (r == ETIMEDOUT)
                 return -ETIMEDOUT;
-        must(r);
+        must_(r, "pthread_cond_timedwait", l);
         return 0;
 }
 
 void cond_signal(struct cond *c) {
-        must(pthread_cond_signal(&c->c));
+        must(pthread_cond_signal(&c->c), NULL);
 }
 
 void cond_broadcast(struct cond *c) {
-        must(pthread_cond_broadcast(&c->c));
+        must(pthread_cond_broadcast(&c->c), NULL);
 }

@@ -270,6 +270,23 @@ static struct remote *new_node(const char *label, enum node_kind kind, uint32_t 
         return r;
 }
 
+/* The cache lives longer than the mount and goes on giving notes while it closes: they end here. */
+static struct { struct listener listener; struct lock lock; struct listener *inner; } gate;
+
+static void gate_notes(struct listener *l, const struct note *notes, size_t n) {
+        LOCK_SCOPE(&gate.lock);
+        if (gate.inner)
+                gate.inner->notes(gate.inner, notes, n);
+}
+
+static void gate_wake(struct listener *l) {
+}
+
+static void gate_set(struct listener *inner) {
+        LOCK_SCOPE(&gate.lock);
+        gate.inner = inner;
+}
+
 /* The first load: a snapshot that has the root only. */
 static int first_load(void) {
         struct snapshot_state s;
@@ -476,7 +493,10 @@ int main(int argc, char **argv) {
                 r = mount_new(&mc, &m);
         }
         if (r == 0) {
-                cache_set_listener(cache, mount_listener(m));
+                gate.listener = (struct listener){ gate_notes, gate_wake };
+                lock_init(&gate.lock, "harness gate", RANK_QUEUE - 1);
+                gate_set(mount_listener(m));
+                cache_set_listener(cache, &gate.listener);
                 cache_set_online(cache, true);
                 r = mount_start(m, why, sizeof why);
         }
@@ -488,6 +508,8 @@ int main(int argc, char **argv) {
                 serve(m);
                 r = mount_wait(m);
         }
+        if (m)
+                gate_set(NULL);
         mount_free(m);
         lock_take(&src.lock);
         src.stop = true;

@@ -27,4 +27,5 @@ struct listener *mount_listener(struct mount *m);
 int mount_wait(struct mount *m) _must_check_;
 /* Unmounts (lazily if busy when `lazy`), wakes mount_wait. -EBUSY. */
 int mount_stop(struct mount *m, bool lazy) _must_check_;
-void mount_free(struct mount *m);                  /* joins */
+/* Joins, releases the handles that are left (their contents are queued). The cache must be open, and must not call the listener any more. */
+void mount_free(struct mount *m);
