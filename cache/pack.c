@@ -245,7 +245,7 @@ int pack_alloc(struct pack *p, unsigned pages, uint32_t *ret_place) {
                 }
                 if (number == SEGMENTS_MAX)
                         return -ENOSPC;
-                struct segment *s;
+                struct segment *s = NULL;
                 int r = segment_open(p, number, true, &s);
                 if (r < 0)
                         return r;

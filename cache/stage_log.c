@@ -223,8 +223,8 @@ int slog_scan(int fd, struct slog_file *ret_file, const struct slog_scan *scan, 
         if (!buf)
                 return -ENOMEM;
         struct window w = { .fd = fd, .p = buf, .size = (uint64_t)st.st_size };
-        const uint8_t *p;
-        size_t n;
+        const uint8_t *p = NULL;
+        size_t n = 0;
         int r = window_at(&w, 0, LOG_UNIT, &p, &n);
         if (r < 0)
                 return r;

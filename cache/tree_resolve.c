@@ -342,7 +342,7 @@ static int move_children(struct tree *t, uint64_t from, uint64_t to) {
 /* The server's node is here under an ino of its own: it goes, what belongs to it comes to ours. */
 static int absorb(struct tree *t, uint64_t ours, uint64_t theirs, struct server_side *ret_side) {
         struct nrow row;
-        struct vnames names;
+        struct vnames names = { 0 };
         int r = row_get(t, t->w, theirs, &row);
         if (r == 0)
                 r = shadow_get(t, &row, ret_side);

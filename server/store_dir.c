@@ -210,7 +210,7 @@ static int list_leaf(struct store_dir *d, const char *path, const char *after, s
         int r = names_read(d->dir_fd, path, STORE_NAME_BYTES, leaf);
 
         for (size_t i = 0; r == 0 && i < leaf->n; i++) {
-                uint64_t bytes;
+                uint64_t bytes = 0;
 
                 if (strcmp(leaf->name[i], after) <= 0)
                         continue;
