@@ -98,7 +98,7 @@ def test_tar_and_rsync(world):
     need("rsync")
     a, b = world.client(), world.client()
     source = "/usr/include/linux" if os.path.isdir("/usr/include/linux") else "/usr/include"
-    run("tar", "-C", os.path.dirname(source), "-cf", a.dir / "t.tar", os.path.basename(source))
+    run("tar", "-C", os.path.dirname(source), "--format=posix", "-cf", a.dir / "t.tar", os.path.basename(source))
     (a.dir / "x").mkdir()
     run("tar", "-C", a.dir / "x", "-xf", a.dir / "t.tar")
     assert_same_tree(source, a.dir / "x" / os.path.basename(source))
