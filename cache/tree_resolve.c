@@ -199,27 +199,50 @@ static int resolve_rebase(struct tree *t, struct orow *own, struct nrow *row, st
         return r < 0 ? r : settle_both(t, own);
 }
 
+/* A REPLACE goes: its temporary is still on the server, under the name that it had here. */
+static int unlink_source(struct tree *t, const struct orow *o) {
+        struct nrow temp;
+        struct server_side there;
+        if (o->op.kind != OP_REPLACE || !o->ino2)
+                return 0;
+        int r = row_get(t, t->w, o->ino2, &temp);
+        if (r < 0)
+                return r == -ENOENT ? 0 : r;
+        if (temp.seq && !(temp.bits & NB_GONE)) {
+                struct orow u = { .ino = temp.ino, .p1 = o->p1, .op = { .kind = OP_UNLINK, .node = temp.id, .parent = o->op.parent, .name = o->op.name, .name_bytes = o->op.name_bytes,
+                                  .placement = o->op.placement } };
+                u.op.attrs.kind = NODE_FILE;
+                r = shadow_get(t, &temp, &there);
+                u.op.version = there.v.version;
+                if (r == 0)
+                        r = outbox_add(t, &u);
+        }
+        return r < 0 ? r : tree_settle_later(t, o->ino2);
+}
+
 static int resolve_copy(struct tree *t, struct orow *own, struct nrow *row, struct server_side *side, const char *host) {
         struct orow *list;
+        const struct orow *newest = own;
         struct nrow copy = { .id = rng_id(t->rng), .v = row->v }, parent;
         struct vnames names = {0};
         size_t n = 0;
         int r = outbox_of_node(t, row->ino, &list, &n);
         if (r == 0)
                 r = entries_of(t, row, &names);
+        for (size_t i = 0; i < n && r == 0; i++)
+                if (list[i].ino == row->ino && is_content(&list[i])) {
+                        newest = &list[i];
+                        r = outbox_remove(t, &list[i]);
+                }
         if (r < 0)
                 return r;
         const struct vname *at = names.n ? names.v : side->names.n ? side->names.v : NULL;
-        if (!row->v.gen) /* a REPLACE with bytes that are on the server already */
-                copy.v.content = own->op.content;
-        copy.v.size = row->v.gen ? row->v.size : own->op.content.size;
-        copy.last_gen = row->v.gen;
-        for (size_t i = 0; i < n && r == 0; i++)
-                if (list[i].ino == row->ino && is_content(&list[i]))
-                        r = outbox_remove(t, &list[i]);
-        if (r == 0)
-                r = row_get(t, t->w, at ? at->parent : INO_ROOT, &parent);
+        copy.v.gen = copy.last_gen = newest->gen;
+        copy.v.size = newest->op.content.size;
+        if (!newest->gen) /* a REPLACE with bytes that are on the server already */
+                copy.v.content = newest->op.content;
         const char *name = NULL;
+        r = row_get(t, t->w, at ? at->parent : INO_ROOT, &parent);
         if (r == 0)
                 r = free_name(t, parent.ino, at ? at->name : "file", at ? at->n : 4, host, &name);
         if (r == 0)
@@ -232,19 +255,13 @@ static int resolve_copy(struct tree *t, struct orow *own, struct nrow *row, stru
                 r = tree_note(t, NOTE_ENTRY, parent.ino, name, strlen(name));
         if (r == 0)
                 r = tree_note(t, NOTE_LIST, parent.ino, NULL, 0);
-        for (size_t i = 0; i < n && r == 0; i++)
-                if (list[i].ino == row->ino && is_content(&list[i]) && list[i].gen)
+        for (size_t i = 0; i < n && r == 0; i++) {
+                if (list[i].ino != row->ino || !is_content(&list[i]))
+                        continue;
+                if (list[i].gen)
                         r = apply_fate(t, &(struct tree_done){ .op = list[i].op.id, .ino = copy.ino, .gen = list[i].gen, .fate = FATE_MOVED });
-        struct nrow temp;
-        if (r == 0 && own->op.kind == OP_REPLACE && own->ino2 && row_get(t, t->w, own->ino2, &temp) == 0 && temp.seq && !(temp.bits & NB_GONE)) {
-                struct orow o = { .ino = temp.ino, .p1 = own->p1, .op = { .kind = OP_UNLINK, .node = temp.id, .parent = own->op.parent, .name = own->op.name,
-                                  .name_bytes = own->op.name_bytes, .placement = own->op.placement, .version = temp.v.version } };
-                struct server_side there;
-                o.op.attrs.kind = NODE_FILE;
-                r = shadow_get(t, &temp, &there);
-                o.op.version = there.v.version;
                 if (r == 0)
-                        r = outbox_add(t, &o);
+                        r = unlink_source(t, &list[i]);
         }
         return r < 0 ? r : settle_both(t, own);
 }
@@ -339,6 +356,17 @@ static int move_children(struct tree *t, uint64_t from, uint64_t to) {
         return r;
 }
 
+/* A rename of the one over the other has lost its meaning now that both are one. */
+static int drop_self(struct tree *t, uint64_t ino) {
+        struct orow *list;
+        size_t n;
+        int r = outbox_of_node(t, ino, &list, &n);
+        for (size_t i = 0; i < n && r == 0; i++)
+                if (list[i].ino == ino && list[i].ino2 == ino)
+                        r = outbox_remove(t, &list[i]);
+        return r;
+}
+
 /* The server's node is here under an ino of its own: it goes, what belongs to it comes to ours. */
 static int absorb(struct tree *t, uint64_t ours, uint64_t theirs, struct server_side *ret_side) {
         struct nrow row;
@@ -362,6 +390,8 @@ static int absorb(struct tree *t, uint64_t ours, uint64_t theirs, struct server_
                 r = db_run(t->w, "UPDATE outbox SET ino=? WHERE ino=?", "ii", a, b);
         if (r == 0)
                 r = db_run(t->w, "UPDATE outbox SET ino2=? WHERE ino2=? AND ino2 > 0", "ii", a, b);
+        if (r == 0)
+                r = drop_self(t, ours);
         if (r == 0)
                 r = db_run(t->w, "UPDATE alias SET ino=? WHERE ino=?", "ii", a, b);
         if (r == 0)
