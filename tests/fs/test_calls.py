@@ -5,6 +5,7 @@ import errno
 import fcntl
 import mmap
 import os
+import tempfile
 import socket
 import stat
 import time
@@ -545,11 +546,19 @@ def test_fallocate(pair):
         r = libc.fallocate(fd, mode, ctypes.c_long(off), ctypes.c_long(n))
         return "ok" if r == 0 else name_of(ctypes.get_errno())
 
+    # tmpfs, where the plain directory may be, cannot zero a range
+    with tempfile.TemporaryFile(dir=pair[1]) as probe:
+        probe.write(b"x" * 100)
+        probe.flush()
+        zero_range = fallocate(probe.fileno(), 0x10, 0, 10) == "ok"
+
     def steps():
         fd = os.open("f", os.O_RDWR | os.O_CREAT, 0o600)
         os.write(fd, b"x" * 100000)
         out = []
         for mode, off, n in ((0, 0, 50), (0, 90000, 30000), (1, 100000, 1000000), (3, 10000, 20000), (0x10, 50000, 1000), (0x11, 119000, 5000), (0x10, 119000, 5000), (0, 0, 0), (0x40, 0, 10)):
+            if mode & 0x10 and not zero_range:
+                continue
             r = fallocate(fd, mode, off, n)
             st = os.fstat(fd)
             out.append((mode, r if mode != 0x40 else "-", st.st_size, os.pread(fd, 200000, 0)))
