@@ -535,8 +535,6 @@ size_t sync_up(struct world *w, struct model *m) {
                                 r = outbox_unsend(w->tree, &ids[i]);
                         assert_int_equal(r, 0);
                 }
-                if (getenv("TARN_TEST_TRACE"))
-                        world_check(w);
         }
         return n;
 }

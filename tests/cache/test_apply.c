@@ -1,0 +1,457 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Rows of the server meet pending work: each pairing in the view, replays, own events before and after answers, and each way in which a refusal is resolved. */
+#include "world.h"
+
+static struct world w;
+static struct model m;
+static struct node d, f; /* known on both sides: dir/, dir/file */
+
+static int setup(void **state) {
+        world_open(&w, 1, 2);
+        model_open(&m, 1);
+        struct id dir = model_make(&m, &id_root, "dir", NODE_DIR, 0);
+        (void)model_make(&m, &dir, "file", NODE_FILE, 10);
+        sync_down(&w, &m);
+        d = look(&w, INO_ROOT, "dir");
+        f = look(&w, d.ino, "file");
+        w.n_notes = 0;
+        return 0;
+}
+static int teardown(void **state) {
+        world_check(&w);
+        sync_all(&w, &m);
+        compare(&w, &m);
+        world_close(&w);
+        model_close(&m);
+        return 0;
+}
+
+static struct op_result answer(struct op *ret_op) {
+        struct outbox_item items[8];
+        size_t n = outbox_ready(&w, items, 8, NULL);
+        assert_true(n >= 1);
+        struct op op = items[0].op;
+        if (items[0].gen)
+                op.content = model_content(items[0].gen, op.content.size);
+        MUST(outbox_mark_sent(w.tree, &op.id, 1));
+        if (ret_op)
+                *ret_op = op;
+        return model_commit(&m, &op);
+}
+
+static struct tree_applied resolve(const struct op_result *r, enum resolve_kind kind) {
+        struct resolve how = { .kind = kind, .host = "box" };
+        struct tree_applied applied;
+        MUST(tree_resolve(w.tree, r, &how, world_is_open, &w, w.arena, &applied));
+        return applied;
+}
+
+static size_t pending(void) {
+        struct outbox_totals totals;
+        MUST(outbox_totals(w.tree, &totals));
+        return totals.items;
+}
+
+static void test_notes(void **state) {
+        assert_int_equal(model_chmod(&m, &f.id, 0600), 0);
+        sync_down(&w, &m);
+        assert_true(world_noted(&w, NOTE_ATTR, f.ino, NULL));
+        assert_false(world_noted(&w, NOTE_CONTENT, f.ino, NULL));
+        w.n_notes = 0;
+        assert_int_equal(model_write(&m, &f.id, 20), 0);
+        sync_down(&w, &m);
+        assert_true(world_noted(&w, NOTE_CONTENT, f.ino, NULL));
+        assert_int_equal(look(&w, d.ino, "file").incarnation, f.incarnation);
+        w.open[w.n_open++] = f.ino;
+        assert_int_equal(model_write(&m, &f.id, 30), 0);
+        w.n_notes = 0;
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, d.ino, "file").incarnation, f.incarnation + 1);
+        assert_true(world_noted(&w, NOTE_ENTRY, d.ino, "file"));
+        w.n_notes = 0;
+        assert_int_equal(model_rename(&m, &d.id, "file", &id_root, "up"), 0);
+        sync_down(&w, &m);
+        assert_true(world_noted(&w, NOTE_ENTRY, d.ino, "file"));
+        assert_true(world_noted(&w, NOTE_LIST, d.ino, NULL));
+        assert_true(world_noted(&w, NOTE_ENTRY, INO_ROOT, "up"));
+        assert_true(world_noted(&w, NOTE_LIST, INO_ROOT, NULL));
+        w.n_notes = 0;
+        assert_int_equal(model_unlink(&m, &id_root, "up"), 0);
+        sync_down(&w, &m);
+        assert_true(world_noted(&w, NOTE_ENTRY, INO_ROOT, "up"));
+        struct node n;
+        MUST(tree_get(w.tree, f.ino, &n)); /* open: stays until it is forgotten */
+        assert_true(n.unlinked);
+        w.n_open = 0;
+        MUST(tree_forget(w.tree, f.ino));
+        assert_int_equal(tree_get(w.tree, f.ino, &n), -ENOENT);
+        /* what we did ourselves is no news */
+        (void)make(&w, INO_ROOT, "mine", NODE_SYMLINK);
+        w.n_notes = 0;
+        sync_all(&w, &m);
+        assert_int_equal(w.n_notes, 0);
+}
+
+static void test_both_hold(void **state) {
+        /* remote chmod, local rename */
+        MUST(mv(&w, d.ino, "file", INO_ROOT, "moved", 0));
+        assert_int_equal(model_chmod(&m, &f.id, 0611), 0);
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, INO_ROOT, "moved").mode, 0611);
+        assert_int_equal(look_error(&w, d.ino, "file"), -ENOENT);
+        world_check(&w);
+        /* remote rename, local edit */
+        sync_all(&w, &m);
+        (void)put_content(&w, f.ino, 1, 99);
+        assert_int_equal(model_rename(&m, &id_root, "moved", &d.id, "again"), 0);
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, d.ino, "again").size, 99);
+        assert_int_equal(look(&w, d.ino, "again").gen, 1);
+        world_check(&w);
+        sync_all(&w, &m);
+        /* remote edit, local chmod */
+        MUST(chmod_to(&w, f.ino, 0600));
+        assert_int_equal(model_write(&m, &f.id, 55), 0);
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, d.ino, "again").mode, 0600);
+        assert_int_equal(look(&w, d.ino, "again").size, 55);
+        /* remote chmod of the same field: what is pending holds */
+        assert_int_equal(model_chmod(&m, &f.id, 0666), 0);
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, d.ino, "again").mode, 0600);
+        /* remote edit, local edit pending: the local bytes stay */
+        (void)put_content(&w, f.ino, 2, 77);
+        w.n_notes = 0;
+        assert_int_equal(model_write(&m, &f.id, 66), 0);
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, d.ino, "again").size, 77);
+        assert_false(world_noted(&w, NOTE_CONTENT, f.ino, NULL));
+        /* both new names of one directory */
+        (void)make(&w, d.ino, "local", NODE_SYMLINK);
+        (void)model_make(&m, &d.id, "remote", NODE_FILE, 1);
+        sync_down(&w, &m);
+        (void)look(&w, d.ino, "local");
+        (void)look(&w, d.ino, "remote");
+        /* remote delete, local edit: stays shown, with its directory */
+        assert_int_equal(model_unlink(&m, &d.id, "again"), 0);
+        assert_int_equal(model_unlink(&m, &d.id, "remote"), 0);
+        assert_int_equal(model_unlink(&m, &id_root, "dir"), 0);
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, d.ino, "again").gen, 2);
+        assert_int_equal(look(&w, INO_ROOT, "dir").ino, d.ino);
+        assert_int_equal(look_error(&w, d.ino, "remote"), -ENOENT);
+        world_check(&w);
+}
+
+static void test_name_waits(void **state) {
+        struct node l = make(&w, INO_ROOT, "n", NODE_SYMLINK);
+        struct id theirs = model_make(&m, &id_root, "n", NODE_FILE, 5);
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, INO_ROOT, "n").ino, l.ino); /* the pending name wins until the answer */
+        uint64_t ino;
+        MUST(tree_find_id(w.tree, &theirs, &ino));
+        world_check(&w);
+        struct op_result r = answer(NULL);
+        assert_int_equal(r.code, RES_EXISTS);
+        w.n_notes = 0;
+        (void)resolve(&r, RESOLVE_NEW_NAME);
+        assert_int_equal(look(&w, INO_ROOT, "n").ino, ino);
+        assert_int_equal(look(&w, INO_ROOT, "n (conflict box 1)").ino, l.ino);
+        assert_true(world_noted(&w, NOTE_ENTRY, INO_ROOT, "n"));
+        assert_true(world_noted(&w, NOTE_ENTRY, INO_ROOT, "n (conflict box 1)"));
+        /* and if the local name just goes, the other one appears at once */
+        struct node l2 = make(&w, INO_ROOT, "k", NODE_SYMLINK);
+        (void)model_make(&m, &id_root, "k", NODE_FILE, 5);
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, INO_ROOT, "k").ino, l2.ino);
+        MUST(rm(&w, INO_ROOT, "k"));
+        assert_int_equal(look(&w, INO_ROOT, "k").kind, NODE_FILE);
+}
+
+static void test_conflict_copy(void **state) {
+        (void)put_content(&w, f.ino, 1, 100);
+        assert_int_equal(model_write(&m, &f.id, 200), 0);
+        w.open[w.n_open++] = f.ino;
+        struct op_result r = answer(NULL);
+        assert_int_equal(r.code, RES_STALE);
+        (void)make(&w, d.ino, "file (conflict box 1)", NODE_SYMLINK); /* N + 1 */
+        struct tree_applied applied = resolve(&r, RESOLVE_CONFLICT_COPY);
+        struct node orig = look(&w, d.ino, "file"), copy = look(&w, d.ino, "file (conflict box 2)");
+        assert_int_equal(orig.size, 200);
+        assert_int_equal(orig.gen, 0);
+        assert_int_equal(orig.incarnation, f.incarnation + 1);
+        assert_int_equal(copy.size, 100);
+        assert_int_equal(copy.gen, 1);
+        assert_int_equal(applied.n_done, 1);
+        assert_int_equal(applied.done[0].fate, FATE_MOVED);
+        assert_int_equal(applied.done[0].ino, copy.ino);
+        assert_int_equal(applied.done[0].gen, 1);
+        assert_int_equal(pending(), 2);
+        w.n_open = 0;
+}
+
+static void test_conflict_copy_newest(void **state) {
+        struct op_result r;
+        (void)put_content(&w, f.ino, 1, 100);
+        assert_int_equal(model_write(&m, &f.id, 200), 0);
+        struct outbox_item items[4];
+        assert_int_equal(outbox_ready(&w, items, 4, NULL), 1);
+        r = answer(NULL);
+        (void)put_content(&w, f.ino, 2, 150); /* saved again while it was on its way */
+        struct tree_applied applied = resolve(&r, RESOLVE_CONFLICT_COPY);
+        assert_int_equal(look(&w, d.ino, "file (conflict box 1)").size, 150);
+        assert_int_equal(look(&w, d.ino, "file").size, 200);
+        assert_int_equal(applied.n_done, 2);
+        assert_int_equal(pending(), 1);
+}
+
+static void test_drop(void **state) {
+        MUST(rm(&w, d.ino, "file"));
+        assert_int_equal(model_write(&m, &f.id, 42), 0);
+        struct op_result r = answer(NULL);
+        assert_int_equal(r.code, RES_STALE);
+        w.n_notes = 0;
+        (void)resolve(&r, RESOLVE_DROP); /* the file reappears with the edit */
+        assert_int_equal(look(&w, d.ino, "file").ino, f.ino);
+        assert_int_equal(look(&w, d.ino, "file").size, 42);
+        assert_true(world_noted(&w, NOTE_ENTRY, d.ino, "file"));
+        assert_int_equal(pending(), 0);
+        /* a new file with bytes is never dropped */
+        struct node n = make(&w, INO_ROOT, "bytes", NODE_FILE);
+        (void)put_content(&w, n.ino, 9, 1);
+        struct op op;
+        (void)model_make(&m, &id_root, "bytes", NODE_FILE, 5);
+        r = answer(&op);
+        assert_int_equal(r.code, RES_EXISTS);
+        struct resolve how = { .kind = RESOLVE_DROP, .host = "box" };
+        struct tree_applied applied;
+        assert_int_equal(tree_resolve(w.tree, &r, &how, NULL, NULL, w.arena, &applied), -EINVAL);
+        assert_int_equal(look(&w, INO_ROOT, "bytes").ino, n.ino);
+        (void)resolve(&r, RESOLVE_NEW_NAME);
+}
+
+static void test_rebase(void **state) {
+        MUST(rm(&w, d.ino, "file"));
+        assert_int_equal(model_rename(&m, &d.id, "file", &id_root, "elsewhere"), 0);
+        struct op op;
+        struct op_result r = answer(&op);
+        assert_int_equal(r.code, RES_STALE);
+        (void)resolve(&r, RESOLVE_REBASE); /* it was only renamed: delete wins */
+        assert_int_equal(look_error(&w, INO_ROOT, "elsewhere"), -ENOENT);
+        struct outbox_item items[2];
+        assert_int_equal(outbox_all(&w, items, 2), 1);
+        assert_false(id_equal(&items[0].op.id, &op.id));
+        assert_string_equal(items[0].op.name, "elsewhere");
+        r = answer(NULL);
+        assert_int_equal(r.code, RES_OK);
+}
+
+static void test_revive(void **state) {
+        (void)put_content(&w, f.ino, 1, 100);
+        assert_int_equal(model_unlink(&m, &d.id, "file"), 0);
+        assert_int_equal(model_unlink(&m, &id_root, "dir"), 0);
+        struct op op;
+        struct op_result r = answer(&op);
+        assert_int_equal(r.code, RES_DELETED);
+        (void)resolve(&r, RESOLVE_REVIVE);
+        struct outbox_item items[2];
+        assert_int_equal(outbox_all(&w, items, 2), 1);
+        assert_true(items[0].op.flags & OPF_REVIVE);
+        assert_false(id_equal(&items[0].op.id, &op.id));
+        assert_int_equal(items[0].gen, 1);
+        assert_int_equal(look(&w, d.ino, "file").gen, 1);
+}
+
+static void test_merged_dir(void **state) {
+        struct node src = make(&w, INO_ROOT, "src", NODE_DIR), mine = make(&w, src.ino, "mine", NODE_FILE), both = make(&w, src.ino, "both", NODE_SYMLINK);
+        struct id theirs = model_make(&m, &id_root, "src", NODE_DIR, 0);
+        struct id child = model_make(&m, &theirs, "theirs", NODE_FILE, 3);
+        (void)model_make(&m, &theirs, "both", NODE_FILE, 3);
+        sync_down(&w, &m); /* their directory is here already, waiting */
+        struct op_result r = answer(NULL);
+        assert_int_equal(r.code, RES_MERGED);
+        struct tree_applied applied;
+        MUST(tree_accepted(w.tree, &r, NULL, NULL, w.arena, &applied));
+        struct node now = look(&w, INO_ROOT, "src");
+        assert_int_equal(now.ino, src.ino); /* our ino stays */
+        assert_true(id_equal(&now.id, &theirs));
+        assert_int_equal(look(&w, src.ino, "mine").ino, mine.ino);
+        now = look(&w, src.ino, "theirs");
+        assert_true(id_equal(&now.id, &child));
+        assert_int_equal(look(&w, src.ino, "both").ino, both.ino);
+        uint64_t ino;
+        MUST(tree_find_id(w.tree, &src.id, &ino)); /* the alias */
+        assert_int_equal(ino, src.ino);
+}
+
+static void test_merged_before(void **state) {
+        struct node src = make(&w, INO_ROOT, "src", NODE_DIR);
+        struct id theirs = model_make(&m, &id_root, "src", NODE_DIR, 0);
+        struct op_result r = answer(NULL); /* the answer is faster than the event */
+        (void)resolve(&r, RESOLVE_MERGED);
+        struct node now = look(&w, INO_ROOT, "src");
+        assert_int_equal(now.ino, src.ino);
+        assert_true(id_equal(&now.id, &theirs));
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, INO_ROOT, "src").ino, src.ino);
+}
+
+static void test_merged_file(void **state) {
+        struct node n = make(&w, INO_ROOT, "same", NODE_FILE);
+        (void)put_content(&w, n.ino, 7, 5);
+        struct id id = model_make(&m, &id_root, "same", NODE_FILE, 5);
+        struct model_node *theirs = model_find(&m, &id);
+        theirs->row.content = model_content(7, 5); /* the same bytes */
+        struct op_result r = answer(NULL);
+        assert_int_equal(r.code, RES_MERGED);
+        w.n_notes = 0;
+        struct tree_applied applied = resolve(&r, RESOLVE_MERGED);
+        assert_int_equal(applied.n_done, 1);
+        assert_int_equal(applied.done[0].gen, 7);
+        assert_int_equal(applied.done[0].fate, FATE_COMMITTED);
+        assert_true(id_equal(&applied.done[0].version, &theirs->row.version));
+        assert_int_equal(look(&w, INO_ROOT, "same").gen, 0);
+        assert_false(world_noted(&w, NOTE_CONTENT, n.ino, NULL));
+        m.log[m.n_log - 1].changes = NULL; /* the event told of other bytes: the model was bent */
+        m.log[m.n_log - 1].n_changes = 0;
+        assert_int_equal(model_chmod(&m, &id, 0600), 0);
+}
+
+static void test_answers(void **state) {
+        struct tree_applied applied;
+        struct outbox_item item;
+        (void)put_content(&w, f.ino, 1, 100);
+        struct op op;
+        struct op_result r = answer(&op);
+        w.n_notes = 0;
+        sync_down(&w, &m); /* the event first */
+        assert_int_equal(outbox_get(w.tree, &op.id, w.arena, &item), -ENOENT);
+        assert_int_equal(look(&w, d.ino, "file").gen, 0);
+        assert_false(world_noted(&w, NOTE_CONTENT, f.ino, NULL)); /* the bytes are those that were shown */
+        MUST(tree_accepted(w.tree, &r, NULL, NULL, w.arena, &applied));
+        assert_int_equal(applied.n_done, 0);
+        (void)put_content(&w, f.ino, 2, 101);
+        r = answer(&op);
+        MUST(tree_accepted(w.tree, &r, NULL, NULL, w.arena, &applied)); /* the answer first */
+        assert_int_equal(applied.n_done, 1);
+        assert_int_equal(applied.done[0].gen, 2);
+        assert_true(id_equal(&applied.done[0].version, &op.id));
+        assert_int_equal(applied.done[0].content.size, 101);
+        assert_int_equal(look(&w, d.ino, "file").gen, 0);
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, d.ino, "file").size, 101);
+        /* lost: the same operation again gets the first result */
+        (void)put_content(&w, f.ino, 3, 102);
+        (void)answer(&op);
+        MUST(outbox_unsend(w.tree, &op.id));
+        assert_int_equal(model_write(&m, &f.id, 500), 0); /* and somebody wrote since */
+        r = answer(&op);
+        MUST(tree_accepted(w.tree, &r, NULL, NULL, w.arena, &applied));
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, d.ino, "file").size, 500);
+}
+
+static void test_replays(void **state) {
+        struct id ids[4];
+        for (unsigned i = 0; i < 4; i++) {
+                char name[8];
+                (void)snprintf(name, sizeof(name), "r%u", i);
+                ids[i] = model_make(&m, &id_root, name, NODE_FILE, i);
+        }
+        assert_int_equal(model_rename(&m, &id_root, "r0", &d.id, "r0"), 0);
+        assert_int_equal(model_unlink(&m, &id_root, "r1"), 0);
+        assert_int_equal(model_write(&m, &ids[2], 9), 0);
+        sync_down(&w, &m);
+        compare(&w, &m);
+        w.n_notes = 0;
+        for (uint64_t from = 0; from < m.seq; from++)
+                sync_events(&w, &m, from, m.seq);
+        for (uint64_t to = 0; to <= m.seq; to++)
+                sync_events(&w, &m, 0, to);
+        assert_int_equal(w.n_notes, 0);
+        compare(&w, &m);
+        /* an answer ahead of events: what was deleted by it does not come back with older rows */
+        struct op_result r;
+        struct tree_applied applied;
+        assert_int_equal(model_write(&m, &ids[3], 11), 0);
+        struct outbox_item items[2];
+        sync_events(&w, &m, m.seq - 1, m.seq);
+        assert_int_equal(model_chmod(&m, &ids[3], 0606), 0);
+        MUST(rm(&w, INO_ROOT, "r3"));
+        assert_int_equal(outbox_ready(&w, items, 2, NULL), 1);
+        r = answer(NULL);
+        assert_int_equal(r.code, RES_OK);
+        MUST(tree_accepted(w.tree, &r, NULL, NULL, w.arena, &applied));
+        assert_int_equal(look_error(&w, INO_ROOT, "r3"), -ENOENT);
+        sync_events(&w, &m, m.seq - 2, m.seq - 1); /* the chmod, late */
+        assert_int_equal(look_error(&w, INO_ROOT, "r3"), -ENOENT);
+        sync_down(&w, &m);
+        assert_int_equal(look_error(&w, INO_ROOT, "r3"), -ENOENT);
+}
+
+static void test_swap(void **state) {
+        /* names change hands inside one event, in either order of its rows */
+        (void)model_make(&m, &id_root, "x", NODE_FILE, 1);
+        (void)model_make(&m, &id_root, "y", NODE_FILE, 2);
+        sync_down(&w, &m);
+        uint64_t x = look(&w, INO_ROOT, "x").ino, y = look(&w, INO_ROOT, "y").ino;
+        struct model_entry *a = model_at(&m, &id_root, "x"), *b = model_at(&m, &id_root, "y");
+        struct op op = { .id = rng_id(&m.rng.rng), .kind = OP_RENAME, .flags = OPF_EXCHANGE, .node = a->row.node, .parent = id_root, .name = "x", .name_bytes = 1, .parent2 = id_root,
+                         .name2 = "y", .name2_bytes = 1, .placement = a->row.placement, .replaced = b->row.node, .replaced_placement = b->row.placement };
+        assert_int_equal(model_commit(&m, &op).code, RES_OK);
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, INO_ROOT, "x").ino, y);
+        assert_int_equal(look(&w, INO_ROOT, "y").ino, x);
+        assert_int_equal(model_rename(&m, &id_root, "x", &id_root, "y"), 0); /* over */
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, INO_ROOT, "y").ino, y);
+        assert_int_equal(look_error(&w, INO_ROOT, "x"), -ENOENT);
+}
+
+static void test_remote_delete_open(void **state) {
+        /* deleted elsewhere while it is open here, and then written: the node comes back */
+        w.open[w.n_open++] = f.ino;
+        assert_int_equal(model_unlink(&m, &d.id, "file"), 0);
+        sync_down(&w, &m);
+        assert_int_equal(look_error(&w, d.ino, "file"), -ENOENT);
+        assert_int_equal(put_content(&w, f.ino, 5, 55), 0);
+        struct outbox_item items[2];
+        assert_int_equal(outbox_all(&w, items, 2), 1);
+        assert_true(items[0].op.flags & OPF_REVIVE);
+        w.n_open = 0;
+        sync_all(&w, &m);
+        assert_int_equal(look(&w, d.ino, "file").ino, f.ino);
+        assert_int_equal(look(&w, d.ino, "file").size, 55);
+}
+
+static void test_dir_times(void **state) {
+        /* an explicit time of a directory follows what was done in it, and is what both sides show */
+        struct node n;
+        struct tree_attrs a = { .mask = ATTR_MTIME, .mtime_ns = 1234567890 };
+        struct node dir = make(&w, INO_ROOT, "untarred", NODE_DIR);
+        for (unsigned i = 0; i < 10; i++) {
+                char name[8];
+                (void)snprintf(name, sizeof(name), "l%u", i);
+                clock_manual_advance(&w.clock, 10);
+                (void)make(&w, dir.ino, name, NODE_SYMLINK);
+        }
+        MUST(tree_setattr(w.tree, dir.ino, &a, &n));
+        sync_all(&w, &m);
+        n = look(&w, INO_ROOT, "untarred");
+        assert_int_equal(n.mtime_ns, 1234567890);
+        assert_int_equal(model_find(&m, &n.id)->row.mtime_ns, 1234567890);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test_setup_teardown(test_notes, setup, teardown),         cmocka_unit_test_setup_teardown(test_both_hold, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_name_waits, setup, teardown),    cmocka_unit_test_setup_teardown(test_conflict_copy, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_conflict_copy_newest, setup, teardown), cmocka_unit_test_setup_teardown(test_drop, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_rebase, setup, teardown),        cmocka_unit_test_setup_teardown(test_revive, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_merged_dir, setup, teardown),    cmocka_unit_test_setup_teardown(test_merged_before, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_merged_file, setup, teardown),   cmocka_unit_test_setup_teardown(test_answers, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_replays, setup, teardown),       cmocka_unit_test_setup_teardown(test_swap, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_remote_delete_open, setup, teardown), cmocka_unit_test_setup_teardown(test_dir_times, setup, teardown),
+        };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
