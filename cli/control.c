@@ -435,7 +435,8 @@ void control_free(struct control *c) {
                 return;
         for (size_t i = 0; i < CONNS_MAX; i++)
                 if (c->conns[i].state != PEER_NONE) {
-                        (void)close(c->conns[i].fd);
+                        if (!c->conns[i].hold) /* those who wait for our end see it when the process ends */
+                                (void)close(c->conns[i].fd);
                         buf_free(&c->conns[i].out);
                 }
         cleanup_close_p(&c->listen_fd);

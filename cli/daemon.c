@@ -482,7 +482,7 @@ static void end(struct daemon *d) {
                 (void)unlink(d->c->place->info);
         if (d->lock_fd >= 0)
                 (void)close(d->lock_fd);
-        control_free(d->control); /* closes the connections of those who wait for our end */
+        control_free(d->control);
 }
 
 int daemon_run(const struct daemon_config *c) {

@@ -41,6 +41,6 @@ struct control_config {
 /* Blocks the signals that it will read; call before any thread is made. */
 void control_block_signals(sigset_t *ret_old);
 int control_start(const struct control_config *config, struct control **ret) _must_check_;
-/* No more commands; those who asked for the unmount get `last` (stolen). Joins the threads; the connections of those stay open until control_free. */
+/* No more commands; those who asked for the unmount get `last` (stolen). Joins the threads; the connections of those stay open until the process ends. */
 void control_stop(struct control *c, json_t *last);
 void control_free(struct control *c);
