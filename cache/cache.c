@@ -98,6 +98,10 @@ static int attach(struct files *fs, struct stage *st) {
         int r = tree_get(fs->c->tree, stage_ino(st), &node);
         if (r < 0)
                 return r;
+        if (!stage_error(st) && node.gen != st->gen) { /* not what the node shows: an operation of an inode that it was saved over, handed on */
+                files_carry(fs, st);
+                return 0;
+        }
         struct file *f = file_get_or_new(fs, node.ino, node.incarnation);
         if (!f)
                 return -ENOMEM;
@@ -384,8 +388,13 @@ void cache_close(struct cache *c) {
                         cond_wait(&fs->idle, &fs->lock);
                 struct retire *re = steal_ptr(fs->retire_first);
                 fs->retire_last = NULL;
-                struct stage *st = steal_ptr(fs->discard);
+                struct stage *st = steal_ptr(fs->discard), *carried = steal_ptr(fs->carried);
                 lock_drop(&fs->lock);
+                while (carried) {
+                        struct stage *next = carried->chain;
+                        stage_put(carried);
+                        carried = next;
+                }
                 /* what is left in the lists is found again at the next start */
                 while (re) {
                         struct retire *next = re->next;

@@ -95,10 +95,36 @@ void files_retire_add(struct files *fs, struct stage *st, const struct content *
         cond_broadcast(&fs->work);
 }
 
+void files_carry(struct files *fs, struct stage *st) {
+        LOCK_SCOPE(&fs->lock);
+        for (struct stage *x = fs->carried; x; x = x->chain)
+                if (x == st)
+                        return;
+        (void)stage_ref(st);
+        st->chain = fs->carried;
+        fs->carried = st;
+}
+
+/* The reference of files_carry, or NULL. */
+static struct stage *carried_take(struct files *fs, const struct stage *st) {
+        LOCK_SCOPE(&fs->lock);
+        for (struct stage *x = fs->carried, *before = NULL; x; before = x, x = x->chain)
+                if (x == st) {
+                        if (before)
+                                before->chain = x->chain;
+                        else
+                                fs->carried = x->chain;
+                        x->chain = NULL;
+                        return x;
+                }
+        return NULL;
+}
+
 static void committed(struct files *fs, const struct tree_done *d) {
         struct stage *st, *above;
         if (stage_get(fs->c->stages, d->gen, &st) < 0)
                 return;
+        stage_put(carried_take(fs, st));
         struct file *f = file_of_stage(fs, st, &above);
         if (f) {
                 /* under f->lock: a stage that is made on top from now on names the content as its base, one that is there already is told */
@@ -165,6 +191,9 @@ static void dropped(struct files *fs, const struct tree_done *d) {
                 lock_drop(&f->lock);
                 file_put(f);
         }
+        struct stage *carried = carried_take(fs, st);
+        if (carried)
+                files_discard(fs, carried);
         stage_put(st);
 }
 

@@ -56,6 +56,7 @@ struct files {
         struct cond drained;
         bool unqueued;                /* some file has a sealed stage whose outbox row failed */
         struct stage *discard;        /* linked by chain: go after the next sync */
+        struct stage *carried;        /* linked by chain: in no file's stack, but an operation carries them (a save over a file hands operations to another inode) */
 };
 
 /* file.c */
@@ -74,6 +75,7 @@ void file_rekey(struct file *f, uint64_t ino, uint16_t incarnation);
 int file_stage_identity(struct files *fs, const struct node *node, struct stage_header *ret) _must_check_;
 void stages_discard(struct stage *st);                 /* st and nothing else: GONE without bytes, disk released. No lock held. Takes the reference */
 void files_wake(struct files *fs);                     /* the listeners */
+void files_carry(struct files *fs, struct stage *st);                  /* until file_committed says what became of it; makes a reference; any lock */
 void file_drop_stack(struct file *f, const struct node *now);          /* f->lock held */
 void files_queue_again(struct files *fs);
 void files_discard(struct files *fs, struct stage *st);                /* after the next sync; takes the reference; any lock */
