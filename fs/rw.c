@@ -122,12 +122,13 @@ static void park_interrupt(fuse_req_t req, void *data) {
         interrupting = NULL; /* p may be gone */
 }
 
-/* Answered: leaves the list and goes, unless parks_end still looks at it. */
+/* Answered: leaves the list and goes, unless parks_end still looks at it. Once it has left the list the mount may go: m is not touched after that. */
 static void park_end(struct park *p, ssize_t result) {
         struct mount *m = p->m;
-        uint64_t nodeid = p->nodeid;
-        bool counted = p->counted, last = true;
+        bool last = true;
         park_answer(p, result);
+        if (p->counted)
+                nodes_unpark(m, p->nodeid);
         lock_take(&m->lock);
         if (p->listed) {
                 if (p->prev)
@@ -142,8 +143,6 @@ static void park_end(struct park *p, ssize_t result) {
         lock_drop(&m->lock);
         if (last)
                 park_free(p);
-        if (counted)
-                nodes_unpark(m, nodeid);
 }
 
 void parks_end(struct mount *m) {
