@@ -164,6 +164,8 @@ static int apply_one(struct tree *t, const struct change *c, uint64_t list_seq, 
                         r = vrow_from_node(t->scratch, &c->node, &side.v);
                 else if (row.seq == 0)
                         side.v = row.v;
+                if (c->node.deleted) /* it has no names any more: an older event that is still to come must not give it one */
+                        side.nseq = MAX(side.nseq, c->node.seq);
         }
         if (r == 0 && names_newer) {
                 struct vnames names;
