@@ -427,7 +427,7 @@ void sync_events(struct world *w, struct model *m, uint64_t from, uint64_t to) {
         while (first + n < m->n_log && m->log[first + n].seq <= to)
                 n++;
         struct cursor c = model_cursor(m, to);
-        MUST(tree_apply(w->tree, m->log + first, n, &c, world_is_open, w, w->arena, &applied));
+        MUST(tree_apply(w->tree, m->log ? m->log + first : NULL, n, &c, world_is_open, w, w->arena, &applied));
 }
 
 void sync_down(struct world *w, struct model *m) {

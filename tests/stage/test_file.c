@@ -227,7 +227,8 @@ static void test_random(void **state) {
                         uint64_t off = rng_below(r, m[i].n + 100);
                         size_t n = rng_below(r, sizeof buf), want = off < m[i].n ? MIN(n, m[i].n - off) : 0;
                         assert_int_equal(read_at(*f, off, buf, n), want);
-                        assert_memory_equal(buf, m[i].p + off, want);
+                        if (want)
+                                assert_memory_equal(buf, m[i].p + off, want);
                 } else if (what < 75) {
                         size_t n = rng_below(r, m[i].n + 5000);
                         assert_int_equal(file_truncate(w->cache, ino[i], n), 0);
