@@ -28,6 +28,7 @@
 #include "base/log.h"
 #include "file_priv.h"
 
+#define INO_ASIDE (UINT64_C(1) << 63) /* no inode has such a number */
 
 static size_t slot(const struct files *fs, uint64_t ino) {
         return (size_t)(ino * 0x9e3779b97f4a7c15u >> 32) & (fs->n_buckets - 1);
@@ -251,6 +252,32 @@ void stages_discard(struct stage *st) {
         stage_put(st);
 }
 
+/* A stack that its row no longer knows. If an operation carries one of its generations (under another inode by now) it stays in the table under a number that no inode has, until that
+ * operation is answered; else it goes. Takes the reference. */
+static void stack_aside(struct files *fs, struct stage *top) {
+        bool carried = false;
+        for (struct stage *st = top; st && !carried; st = st->below)
+                carried = outbox_carries(fs->c->tree, st->gen) != 0;
+        struct file *f = carried ? calloc(1, sizeof *f) : NULL;
+        if (f) {
+                *f = (struct file) { .fs = fs, .loaded = true, .top = top, .layered = true };
+                atomic_init(&f->ino, INO_ASIDE | top->gen);
+                lock_init(&f->lock, "file", RANK_FILE);
+                for (struct stage *st = top; st; st = st->below)
+                        atomic_store(&st->ino, INO_ASIDE | top->gen);
+                LOCK_SCOPE(&fs->lock);
+                table_add_locked(fs, f);
+                return;
+        }
+        while (top && !carried) { /* carried, but no memory to say so: found again at the next start */
+                lock_take(&top->lock);
+                struct stage *next = steal_ptr(top->below);
+                lock_drop(&top->lock);
+                files_discard(fs, top);
+                top = next;
+        }
+}
+
 int file_load_locked(struct file *f, const struct node *node) {
         lock_assert_held(&f->lock);
         struct stage *top = NULL;
@@ -261,8 +288,14 @@ int file_load_locked(struct file *f, const struct node *node) {
                 if (stage_ino(top) != node->ino)
                         atomic_store(&top->ino, node->ino);
         }
-        stage_put(f->top);
+        struct stage *old = f->top, *x = top;
         f->top = top;
+        while (x && x != old)
+                x = x->below;
+        if (old && old == x)
+                stage_put(old);
+        else if (old)
+                stack_aside(f->fs, old);
         if (!content_equal(&f->content, &node->content) || !f->loaded) {
                 blob_put(f->blob);
                 f->blob = NULL;
@@ -471,7 +504,7 @@ static int queue_content(struct file *f, struct stage *st) {
         st->queued = true;
         lock_drop(&st->lock);
         struct stage *old;
-        if (dropped && stage_get(fs->c->stages, dropped, &old) == 0) {
+        if (dropped && outbox_carries(fs->c->tree, dropped) == 0 && stage_get(fs->c->stages, dropped, &old) == 0) {
                 lock_take(&old->io);
                 lock_take(&old->lock);
                 old->layer = true;
@@ -623,6 +656,8 @@ int file_open(struct cache *c, uint64_t ino, uint16_t incarnation, bool write, b
                 file_put(f);
                 if (r != -EAGAIN)
                         return r;
+                if (round == 15)
+                        log_warn("file ino=%llu gen=%llu has no stage", (unsigned long long)ino, (unsigned long long)node.gen);
         }
         return -EIO;
 }
@@ -656,7 +691,7 @@ static int reconcile(struct file *f) {
         bool open = f->top->state == STAGE_OPEN, failed = f->top->error != 0, queued = f->top->queued && !f->top->committed; /* committed: becomes a blob by itself */
         lock_drop(&f->top->lock);
         bool gone = node.unlinked && !node.taken; /* taken: by the server, while it was written here: it comes back */
-        if (open ? gone : queued && (node.gen == 0 || (gone && (!node.pending || !still_queued(f)))))
+        if (open ? gone : queued && (node.gen == 0 || gone) && !still_queued(f))
                 file_drop_stack(f, &node);
         else if (open && !failed) { /* it has a name again */
                 uint64_t gen;

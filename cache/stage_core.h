@@ -34,6 +34,7 @@ struct own_log {
         uint64_t charged;
         struct slog_entry last;        /* record before end, if it may still be made longer */
         bool last_open;
+        bool released;                /* the file went back: nothing is written any more */
 };
 struct stage {
         struct stages *owner;

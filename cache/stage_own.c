@@ -76,6 +76,8 @@ void own_log_recycle(struct stages *s, struct own_log *log) {
         if (keep) {
                 LOCK_SCOPE(&s->lock);
                 keep = s->n_log_pool < LOG_POOL_MAX;
+                for (size_t i = 0; i < s->n_log_pool; i++)
+                        assert(s->log_pool[i] != log->number); /* released once only */
                 if (keep)
                         s->log_pool[s->n_log_pool++] = log->number;
         }
@@ -91,6 +93,8 @@ void own_log_recycle(struct stages *s, struct own_log *log) {
 int own_log_open(struct stage *st) {
         if (st->log.fd >= 0)
                 return 0;
+        if (st->log.released)
+                return -ENOENT; /* the file may be another stage's by now */
         char name[STAGE_DATA_NAME];
         log_name(st->log.number, name);
         st->log.fd = openat(st->owner->dir_fd, name, O_RDWR | O_CLOEXEC);
@@ -357,7 +361,7 @@ void stage_release_disk(struct stage *st, bool data_taken) {
         if (r < 0)
                 log_debug("stage gen=%llu done_note error=%s", (unsigned long long)st->gen, err_name(r));
         lock_take(&st->lock);
-        assert(st->state == STAGE_GONE);
+        assert(st->state == STAGE_GONE && !st->log.released);
         st->epoch++;
         uint64_t pages = st->pages;
         stage_account(st, 0, 0);
@@ -365,6 +369,7 @@ void stage_release_disk(struct stage *st, bool data_taken) {
         struct own_log log = st->log;
         st->log.fd = -1;
         st->log.charged = 0;
+        st->log.released = true;
         lock_drop(&st->io);
         if (large) {
                 char path[PATH_MAX];

@@ -410,7 +410,11 @@ static int build(struct reading *rd, const struct rec *v, size_t n, struct found
                 stage_put(st);
                 return r;
         }
-        if (!rd->new_boot && !f.damaged)
+        /* after a mere kill the page cache may hold some of it; what is done, damaged or without its file has nothing to sync, and a sync that must fail would stop the start */
+        if (!rd->new_boot && !f.done && !f.damaged && !(st->large && st->fd < 0))
+                stage_mark_dirty(st);
+        else
+                st->synced = st->changes;
                 stage_mark_dirty(st);
         else
                 st->synced = st->changes; /* a damaged one is only saved: its file may be missing, and a sync that must fail would stop the start */

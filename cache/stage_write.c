@@ -61,6 +61,8 @@ static int append(struct stage *st, struct slog_entry *e, const void *payload, b
         e->gen = st->gen;
         e->copy = st->copy;
         if (st->large) {
+                if (st->log.released)
+                        return 0; /* a remark about a stage that is gone */
                 int r = own_log_append(st, e, payload);
                 if (r == 0)
                         st->changes++;
@@ -397,6 +399,10 @@ static int sync_large(struct stage *st, int data_fd) {
         if (fdatasync(data_fd) < 0)
                 return -errno;
         lock_take(&st->io);
+        if (st->log.released) { /* committed or dropped while we synced */
+                lock_drop(&st->io);
+                return 0;
+        }
         int r = own_log_open(st);
         if (r == 0)
                 r = stage_note(st, LOG_SYNC, 0, 0, 0, 0, NULL, 0);
