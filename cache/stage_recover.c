@@ -415,9 +415,6 @@ static int build(struct reading *rd, const struct rec *v, size_t n, struct found
                 stage_mark_dirty(st);
         else
                 st->synced = st->changes;
-                stage_mark_dirty(st);
-        else
-                st->synced = st->changes; /* a damaged one is only saved: its file may be missing, and a sync that must fail would stop the start */
         *ret = f;
         return 0;
 }
