@@ -220,19 +220,17 @@ int files_recover(struct files *fs, struct stages_found *found, bool look, unsig
         if (found->n)
                 qsort(found->v, found->n, sizeof *found->v, by_ino_and_gen);
         /* newest per node first: lower ones that it stands on are its layers */
-        size_t tops = 0;
         for (size_t i = 0; i < found->n; i++) {
                 struct found_stage *fo = &found->v[i];
                 struct stage *st = fo->stage;
                 fo->keep = false;
                 bool held = false;
                 for (size_t k = i; !held && k > 0 && stage_ino(found->v[k - 1].stage) == stage_ino(st); k--)
-                        if (!found->v[k - 1].done && !found->v[k - 1].damaged)
+                        if (found->v[k - 1].top) /* one that is dropped holds nothing */
                                 for (struct stage *x = found->v[k - 1].stage; x && !held; x = x->below)
                                         held = x == st;
                 fo->top = !held && !fo->done && !fo->damaged && !fo->layer && (fo->sealed || !nothing_changed(st));
                 fo->held = held;
-                tops += fo->top;
                 if (fo->damaged) {
                         (*ret_lost)++;
                         int r = stage_salvage(st, fs->lost_dir);
@@ -240,7 +238,16 @@ int files_recover(struct files *fs, struct stages_found *found, bool look, unsig
                                 log_error("cache recover gen=%" PRIu64 " salvage error=%s", st->gen, err_name(r));
                 }
         }
-        (void)tops;
+        for (size_t i = 0; i < found->n; i++) {
+                struct stage *st = found->v[i].stage;
+                if (!found->v[i].incomplete || found->v[i].done || found->v[i].damaged)
+                        continue;
+                /* what was not believed must never be, whatever is written from now on */
+                LOCK_SCOPE(&st->io);
+                int r = st->large ? 0 : stage_note(st, LOG_CUT, 0, 0, 0, 0, NULL, 0);
+                if (r < 0)
+                        return r;
+        }
         /* in the order in which they were written */
         if (found->n)
                 qsort(found->v, found->n, sizeof *found->v, by_gen);

@@ -33,13 +33,13 @@ enum slog_kind {
         LOG_LAYER = 11,   /* a newer generation took its place in the outbox: only a layer now */
         LOG_DONE = 12,    /* on the server or without meaning: the stage may go */
         LOG_SYNC = 13,    /* everything before `off` (shared: position; own: this record) is on the platter */
-        LOG_COPIED = 14,  /* ends a copy > 0 in a shared log; a copy without it does not count */
-        LOG_KIND_LAST = LOG_COPIED,
+        LOG_CUT = 14,     /* recovery: records of this stage with this seq or more that were written before this one are void */
+        LOG_KIND_LAST = LOG_CUT,
 };
 struct slog_entry {
         enum slog_kind kind;
         uint8_t flags;
-        uint16_t copy;           /* of the stage's records: the highest complete one counts */
+        uint16_t copy;           /* of the stage's records: the highest one with a header that counts */
         uint32_t payload_bytes;
         uint64_t gen, seq;       /* seq: 0, 1, 2, ... per (gen, copy); a gap is damage */
         uint64_t off, bytes;

@@ -32,8 +32,9 @@ struct rec {
         struct slog_entry e;
         uint64_t pos;
         struct segment *seg;     /* shared; NULL: own */
+        uint64_t order;          /* of the segment: with pos the moment it was written */
         uint32_t number;         /* own: of the log */
-        bool bad;                /* payload damaged */
+        bool bad, is_void;       /* payload damaged; cut off by an earlier recovery */
         uint8_t *payload;        /* small ones, copied */
 };
 struct own_found { uint32_t number; struct slog_file f; uint64_t end; bool used; };
@@ -69,7 +70,7 @@ static int take_record(void *arg, const struct slog_entry *e, uint64_t pos, cons
                 return -ENOMEM;
         rd->v = v;
         struct rec *r = &v[rd->n];
-        *r = (struct rec) { .e = *e, .pos = pos, .seg = rd->seg, .number = rd->number, .bad = e->payload_bytes && !payload };
+        *r = (struct rec) { .e = *e, .pos = pos, .seg = rd->seg, .order = rd->seg ? rd->seg->order : 0, .number = rd->number, .bad = e->payload_bytes && !payload };
         if (payload && e->kind != LOG_DATA) {
                 r->payload = malloc(e->payload_bytes);
                 if (!r->payload)
@@ -163,6 +164,8 @@ static int by_place(const void *a, const void *b) {
                 return x->e.copy < y->e.copy ? -1 : 1;
         if (x->e.seq != y->e.seq)
                 return x->e.seq < y->e.seq ? -1 : 1;
+        if (x->order != y->order)
+                return x->order < y->order ? -1 : 1;
         return x->pos < y->pos ? -1 : x->pos > y->pos;
 }
 
@@ -296,7 +299,7 @@ static int replay(struct stage *st, const struct rec *r, struct found_stage *fou
                 break;
         case LOG_HEADER:
         case LOG_SYNC:
-        case LOG_COPIED:
+        case LOG_CUT:
                 break;
         }
         return 0;
@@ -338,12 +341,40 @@ static int open_data(struct reading *rd, struct stage *st, const struct found_st
         return 0;
 }
 
-static int build(struct reading *rd, const struct rec *v, size_t n, struct found_stage *ret) {
+/* What an earlier recovery cut off goes; returns what is left, in order. */
+static size_t drop_cut(struct rec *v, size_t n) {
+        size_t kept = 0;
+        for (size_t i = 0; i < n; i++) {
+                bool is_void = false;
+                for (size_t k = 0; k < n && !is_void; k++)
+                        is_void = v[k].e.kind == LOG_CUT && k != i && v[i].e.seq >= v[k].e.seq && (v[i].order < v[k].order || (v[i].order == v[k].order && v[i].pos < v[k].pos));
+                if (is_void)
+                        free(v[i].payload);
+                v[i].is_void = is_void;
+        }
+        for (size_t i = 0; i < n; i++) {
+                struct rec x = v[i];
+                if (x.is_void)
+                        continue;
+                v[i].payload = NULL; /* moves */
+                v[kept++] = x;
+        }
+        for (size_t i = kept; i < n; i++)
+                v[i].payload = NULL;
+        return kept;
+}
+
+static int build(struct reading *rd, struct rec *v, size_t n, struct found_stage *ret) {
         struct stages *s = rd->s;
+        for (size_t i = 0; i < n; i++)
+                if (v[i].e.kind == LOG_CUT) {
+                        n = drop_cut(v, n);
+                        break;
+                }
         struct stage_header h;
         bool damaged;
         size_t good = believed(rd, v, n, &damaged);
-        if (good == 0 || v[0].e.kind != LOG_HEADER || stage_header_decode(v[0].payload, v[0].e.payload_bytes, &h) < 0 || h.gen != v[0].e.gen)
+        if (good == 0 || n == 0 || v[0].e.kind != LOG_HEADER || stage_header_decode(v[0].payload, v[0].e.payload_bytes, &h) < 0 || h.gen != v[0].e.gen)
                 return -EBADMSG;
         struct stage *st;
         int r = stage_new(s, &h, NULL, NULL, h.base_limit, &st);
@@ -420,7 +451,7 @@ static int build(struct reading *rd, const struct rec *v, size_t n, struct found
 }
 
 /* The highest copy that can be built; v: all records of one generation. A DONE that is told of the generation as a whole comes last. */
-static int build_best(struct reading *rd, const struct rec *v, size_t n, struct stages_found *out) {
+static int build_best(struct reading *rd, struct rec *v, size_t n, struct stages_found *out) {
         bool done = false;
         for (; n > 0 && v[n - 1].e.copy == LOG_COPY_ALL; n--)
                 done |= v[n - 1].e.kind == LOG_DONE;
