@@ -16,7 +16,6 @@
  * written before) moves this file, with all its handles, to a conflict copy: a new node beside the old one.
  *
  * A generation with a failed write is not sealed; it stays the open stage and is shown, until it is healed, truncated or unlinked.
- *
  * Locks: f->lock (RANK_FILE) guards the stack and is held over tree calls, never over fsync or waits for room. The table's lock (fs->lock, RANK_QUEUE) is a leaf: the tree asks
  * file_is_open from inside its transactions. */
 #include <assert.h>
@@ -216,8 +215,6 @@ void files_wake(struct files *fs) {
                 if (fs->listener[i]->wake)
                         fs->listener[i]->wake(fs->listener[i]);
 }
-
-/* ---- the stack ---- */
 
 uint64_t file_size_locked(struct file *f) {
         return f->top ? stage_size(f->top) : f->content.size;
@@ -612,8 +609,6 @@ void files_queue_again(struct files *fs) {
                         return;
         }
 }
-
-/* ---- handles ---- */
 
 int file_open(struct cache *c, uint64_t ino, uint16_t incarnation, bool write, bool truncate, struct file **ret) {
         struct files *fs = c->files;

@@ -147,6 +147,7 @@ static struct stages *stop_and_go(struct world *w, struct stages *s, struct stag
         assert_int_equal(found.lost, 0);
         for (size_t i = 0; i < found.n; i++)
                 assert_true(!found.v[i].damaged && !found.v[i].incomplete);
+        assert_int_equal(segments_prepare(s->segs, LOG_UNIT), 0); /* as cache_open does, for the control records */
         for (size_t i = 0; i < n; i++)
                 assert_int_equal(stage_get(s, gen[i], &st[i]), 0);
         stages_found_free(&found);
