@@ -331,7 +331,7 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
                 r = stages_recover(c->stages, fresh_boot, c->files->lost_dir, &found);
                 if (r == 0) {
                         lost = found.lost;
-                        r = segments_prepare(c->stages->segs, LOG_UNIT); /* for the control records that follow */
+                        r = segments_prepare(c->stages->segs, LOG_UNIT); /* for the control records that follow; by itself a note evicts nothing to get room */
                         if (r == 0)
                                 r = files_recover(c->files, &found, true, &recovered, &lost);
                         stages_found_free(&found);

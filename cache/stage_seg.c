@@ -14,7 +14,8 @@
  * which position everything was on the platter: after a power cut a damaged record before the mark is rot, behind it an ordinary loss of the last second.
  *
  * Room: the whole segment is charged when it is made. Making one needs disk room and may evict, so it is done in segments_prepare with no lock held; an append that finds no
- * place answers -EAGAIN. Control records (seal, done, ...) may run into a slack behind the nominal end and thus never fail for lack of a segment.
+ * place answers -EAGAIN. Control records (seal, done, reassign, ...) end things and must not wait: they may run into a slack behind the nominal end, and where that is full too, or
+ * nothing was ever written, a segment is made for them on the spot, beyond the limit if need be (one segment at most: what they end gives room back).
  *
  * One lock (RANK_SEGMENT), a leaf but for nothing; no I/O under it. */
 #include "stage_seg.h"
@@ -141,6 +142,17 @@ static bool fits_locked(const struct segments *s, const struct segment *seg, uin
         return seg && !seg->full && seg->end + bytes <= s->cfg.segment_bytes;
 }
 
+static void segment_add(struct segments *s, struct segment *seg) {
+        LOCK_SCOPE(&s->lock);
+        seg->next = s->all;
+        s->all = seg;
+        s->n++;
+        if (!s->spare)
+                s->spare = seg;
+        else
+                seg->full = true; /* two made one at a time: the second goes back by segments_tidy */
+}
+
 int segments_prepare(struct segments *s, uint64_t bytes) {
         assert(bytes + LOG_UNIT <= s->cfg.segment_bytes);
         lock_take(&s->lock);
@@ -162,14 +174,7 @@ int segments_prepare(struct segments *s, uint64_t bytes) {
                 blobs_discharge(s->cfg.blobs, s->cfg.segment_bytes);
                 return r;
         }
-        LOCK_SCOPE(&s->lock);
-        seg->next = s->all;
-        s->all = seg;
-        s->n++;
-        if (!s->spare)
-                s->spare = seg;
-        else
-                seg->full = true; /* two made one at a time: the second goes back by segments_tidy */
+        segment_add(s, seg);
         return 0;
 }
 
@@ -188,11 +193,21 @@ static struct segment *reserve_locked(struct segments *s, uint64_t bytes, bool c
 
 int segments_append(struct segments *s, const struct slog_entry *e, const void *payload, bool control, struct segment **ret, uint64_t *ret_pos) {
         uint64_t bytes = slog_record_bytes(e->payload_bytes);
-        lock_take(&s->lock);
-        struct segment *seg = reserve_locked(s, bytes, control);
-        if (!seg) {
+        struct segment *seg;
+        for (;;) {
+                lock_take(&s->lock);
+                seg = reserve_locked(s, bytes, control);
+                if (seg)
+                        break;
                 lock_drop(&s->lock);
-                return -EAGAIN;
+                if (!control)
+                        return -EAGAIN;
+                struct segment *made;
+                int r = segment_create(s, &made);
+                if (r < 0)
+                        return r;
+                blobs_charge_found(s->cfg.blobs, s->cfg.segment_bytes); /* evicts nothing: the caller holds locks */
+                segment_add(s, made);
         }
         struct seg_writing w = { .pos = seg->end, .next = seg->writing };
         seg->writing = &w;
