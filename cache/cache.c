@@ -99,7 +99,7 @@ static int attach(struct files *fs, struct stage *st) {
         if (r < 0)
                 return r;
         if (!stage_error(st) && node.gen != st->gen) { /* not what the node shows: an operation of an inode that it was saved over, handed on */
-                files_carry(fs, st);
+                files_discard(fs, stage_ref(st));
                 return 0;
         }
         struct file *f = file_get_or_new(fs, node.ino, node.incarnation);
@@ -198,8 +198,10 @@ static int drop_rows_without_stage(struct files *fs, unsigned *ret_dropped) {
                 if (!items[i].gen)
                         continue;
                 if (stage_get(fs->c->stages, items[i].gen, &st) == 0) {
+                        bool dead = st->dead;
                         stage_put(st);
-                        continue;
+                        if (!dead)
+                                continue;
                 }
                 _cleanup_arena_ struct arena *b = NULL;
                 r = arena_new(16u << 20, &b);
@@ -233,6 +235,7 @@ int files_recover(struct files *fs, struct stages_found *found, bool look, unsig
                 fo->held = held;
                 if (fo->damaged) {
                         (*ret_lost)++;
+                        st->dead = true;
                         int r = stage_salvage(st, fs->lost_dir);
                         if (r < 0)
                                 log_error("cache recover gen=%" PRIu64 " salvage error=%s", st->gen, err_name(r));
@@ -261,7 +264,7 @@ int files_recover(struct files *fs, struct stages_found *found, bool look, unsig
                         return r;
                 *ret_recovered += recovered;
         }
-        /* what nobody keeps goes: after the next sync */
+        /* what nobody keeps goes, unless an operation carries it (file_commit.c) */
         for (size_t i = 0; i < found->n; i++) {
                 struct stage *st = found->v[i].stage;
                 bool kept = false;
@@ -395,13 +398,8 @@ void cache_close(struct cache *c) {
                         cond_wait(&fs->idle, &fs->lock);
                 struct retire *re = steal_ptr(fs->retire_first);
                 fs->retire_last = NULL;
-                struct stage *st = steal_ptr(fs->discard), *carried = steal_ptr(fs->carried);
+                struct stage *st = steal_ptr(fs->loose);
                 lock_drop(&fs->lock);
-                while (carried) {
-                        struct stage *next = carried->chain;
-                        stage_put(carried);
-                        carried = next;
-                }
                 /* what is left in the lists is found again at the next start */
                 while (re) {
                         struct retire *next = re->next;

@@ -27,8 +27,6 @@
 #include "base/log.h"
 #include "file_priv.h"
 
-#define INO_ASIDE (UINT64_C(1) << 63) /* no inode has such a number */
-
 static size_t slot(const struct files *fs, uint64_t ino) {
         return (size_t)(ino * 0x9e3779b97f4a7c15u >> 32) & (fs->n_buckets - 1);
 }
@@ -231,48 +229,9 @@ int file_blob(struct file *f, struct blob **ret) {
         return 0;
 }
 
-/* The stage loses its meaning: its bytes go. Reference is taken. */
-void stages_discard(struct stage *st) {
-        lock_take(&st->io);
-        lock_take(&st->lock);
-        bool was = st->state != STAGE_GONE;
-        if (was) {
-                stages_count_state(st->owner, st->state, STAGE_GONE);
-                st->state = STAGE_GONE;
-                st->epoch++;
-                atomic_store_explicit(&st->first_write_ns, 0, memory_order_relaxed);
-        }
-        lock_drop(&st->lock);
-        lock_drop(&st->io);
-        if (was)
-                stage_release_disk(st, false);
-        stage_put(st);
-}
-
-/* A stack that its row no longer knows. If an operation carries one of its generations (under another inode by now) it stays in the table under a number that no inode has, until that
- * operation is answered; else it goes. Takes the reference. */
-static void stack_aside(struct files *fs, struct stage *top) {
-        bool carried = false;
-        for (struct stage *st = top; st && !carried; st = st->below)
-                carried = outbox_carries(fs->c->tree, st->gen) != 0;
-        struct file *f = carried ? calloc(1, sizeof *f) : NULL;
-        if (f) {
-                *f = (struct file) { .fs = fs, .loaded = true, .top = top, .layered = true };
-                atomic_init(&f->ino, INO_ASIDE | top->gen);
-                lock_init(&f->lock, "file", RANK_FILE);
-                for (struct stage *st = top; st; st = st->below)
-                        atomic_store(&st->ino, INO_ASIDE | top->gen);
-                LOCK_SCOPE(&fs->lock);
-                table_add_locked(fs, f);
-                return;
-        }
-        while (top && !carried) { /* carried, but no memory to say so: found again at the next start */
-                lock_take(&top->lock);
-                struct stage *next = steal_ptr(top->below);
-                lock_drop(&top->lock);
-                files_discard(fs, top);
-                top = next;
-        }
+void stack_set_ino(struct stage *top, uint64_t ino) {
+        for (struct stage *st = top; st; st = st->below) /* the chain is ours */
+                atomic_store(&st->ino, ino);
 }
 
 int file_load_locked(struct file *f, const struct node *node) {
@@ -282,8 +241,7 @@ int file_load_locked(struct file *f, const struct node *node) {
                 int r = stage_get(f->fs->c->stages, node->gen, &top);
                 if (r < 0)
                         return r == -ENOENT ? -EAGAIN : r; /* committed in between: read the row again */
-                if (stage_ino(top) != node->ino)
-                        atomic_store(&top->ino, node->ino);
+                stack_set_ino(top, node->ino);
         }
         struct stage *old = f->top, *x = top;
         f->top = top;
@@ -292,7 +250,7 @@ int file_load_locked(struct file *f, const struct node *node) {
         if (old && old == x)
                 stage_put(old);
         else if (old)
-                stack_aside(f->fs, old);
+                files_discard(f->fs, old);
         if (!content_equal(&f->content, &node->content) || !f->loaded) {
                 blob_put(f->blob);
                 f->blob = NULL;
@@ -362,7 +320,7 @@ static int file_detach_copy(struct file *f, const struct node *old, struct node 
         file_rekey(f, ret->ino, ret->incarnation);
         f->version = ret->version;
         if (f->top) {
-                atomic_store(&f->top->ino, ret->ino);
+                stack_set_ino(f->top, ret->ino);
                 LOCK_SCOPE(&f->top->io);
                 f->top->head.ino = ret->ino;
                 f->top->head.node = ret->id;
@@ -466,17 +424,10 @@ static void drop_hidden_layers(struct file *f, struct stage *st) {
         }
 }
 
-/* Detaches the whole stack; its stages go after the next sync. f->lock held. */
 void file_drop_stack(struct file *f, const struct node *now) {
         lock_assert_held(&f->lock);
-        struct stage *st = steal_ptr(f->top);
-        while (st) {
-                lock_take(&st->lock);
-                struct stage *next = steal_ptr(st->below);
-                lock_drop(&st->lock);
-                files_discard(f->fs, st);
-                st = next;
-        }
+        if (f->top)
+                files_discard(f->fs, steal_ptr(f->top));
         if (now) {
                 blob_put(f->blob);
                 f->blob = NULL;
@@ -657,14 +608,6 @@ int file_open(struct cache *c, uint64_t ino, uint16_t incarnation, bool write, b
         return -EIO;
 }
 
-/* Is a generation of this stack still in the outbox? When in doubt, yes. f->lock held. */
-static bool still_queued(struct file *f) {
-        for (struct stage *st = f->top; st; st = st->below)
-                if (outbox_carries(f->fs->c->tree, st->gen) != 0) /* if it cannot be told: kept */
-                        return true;
-        return false;
-}
-
 /* Without handles a file is what its row says: layers that the row no longer knows go. f->lock held. */
 static int reconcile(struct file *f) {
         struct node node;
@@ -676,8 +619,7 @@ static int reconcile(struct file *f) {
                 return 0;
         int r = tree_get(fs->c->tree, f->ino, &node);
         if (r == -ENOENT) {
-                if (!still_queued(f)) /* an operation may go on under another inode: a save over a file whose own operations were not sent */
-                        file_drop_stack(f, NULL);
+                file_drop_stack(f, NULL);
                 return 0;
         }
         if (r < 0)
@@ -686,7 +628,7 @@ static int reconcile(struct file *f) {
         bool open = f->top->state == STAGE_OPEN, failed = f->top->error != 0, queued = f->top->queued && !f->top->committed; /* committed: becomes a blob by itself */
         lock_drop(&f->top->lock);
         bool gone = node.unlinked && !node.taken; /* taken: by the server, while it was written here: it comes back */
-        if (open ? gone : queued && (node.gen == 0 || gone) && !still_queued(f))
+        if (open ? gone : queued && (node.gen == 0 || gone))
                 file_drop_stack(f, &node);
         else if (open && !failed) { /* it has a name again */
                 uint64_t gen;

@@ -269,7 +269,7 @@ static inline void cw_settle(struct cw *w) {
                 struct files *fs = w->cache->files;
                 assert_true(now_ms() < end);
                 LOCK_SCOPE(&fs->lock);
-                if (t.sealed == 0 && fs->jobs == 0 && !fs->retire_first && !fs->discard)
+                if (t.sealed == 0 && fs->jobs == 0 && !fs->retire_first && !fs->loose)
                         return;
                 (void)!cond_wait_until(&w->cache->files->idle, &w->cache->files->lock, now_ms() + 20);
         }

@@ -158,7 +158,7 @@ static void settle_committed(struct cw *w) {
                 assert_int_equal(cache_sync(w->cache), 0);
                 assert_true(now_ms() < end);
                 LOCK_SCOPE(&fs->lock);
-                if (fs->jobs == 0 && !fs->retire_first && !fs->discard)
+                if (fs->jobs == 0 && !fs->retire_first && !fs->loose)
                         return;
                 (void)!cond_wait_until(&fs->idle, &fs->lock, now_ms() + 20);
         }
