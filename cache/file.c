@@ -267,7 +267,9 @@ static int file_refresh(struct file *f, const struct node *node, bool held) {
         bool stale = !f->loaded;
         if (f->loaded && !held && f->top) {
                 lock_take(&f->top->lock);
-                stale = f->top->state != STAGE_OPEN && f->top->gen != node->gen && ((f->top->queued && !f->top->committed) || node->gen);
+                /* a committed one shows what it became until its worker has come; by then the row may show something newer */
+                bool other = f->top->committed ? !content_equal(&f->top->content, &node->content) : f->top->queued;
+                stale = f->top->state != STAGE_OPEN && f->top->gen != node->gen && (node->gen || other);
                 lock_drop(&f->top->lock);
         } else if (f->loaded && !held) {
                 stale = node->gen != 0 || !content_equal(&f->content, &node->content);

@@ -487,6 +487,37 @@ static void test_unlinked_save(void **state) {
                 unlinked_save(i & 1, i & 2, i & 4);
 }
 
+/* Another client's version comes between the commit of ours and the moment at which our stage becomes a blob. */
+static void test_replaced_before_retired(void **state) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        cw_open(w);
+        struct node a = cw_create(w, INO_ROOT, "a");
+        put(w, a.ino, false, 0, 700);
+        cw_accept_all(w);
+        static uint8_t theirs[2317];
+        memset(theirs, 'T', sizeof theirs);
+        const struct known *k = know(w->source, theirs, sizeof theirs, 0);
+        struct server_node *n = cw_server_node(w, &a.id, false);
+        assert_non_null(n);
+        n->row.content = k->content;
+        n->row.version = rng_id(&w->source->rng.rng);
+        n->row.seq = ++w->seq;
+        struct change ch = { .node = n->row };
+        struct event e = { .seq = w->seq, .changes = &ch, .n_changes = 1 };
+        struct tree_applied applied = { 0 };
+        struct arena *arena;
+        assert_int_equal(arena_new(16 << 20, &arena), 0);
+        assert_int_equal(tree_apply(w->cache->tree, &e, 1, NULL, (bool (*)(void *, uint64_t))file_is_open, w->cache, arena, &applied), 0);
+        file_committed(w->cache, applied.done, applied.n_done);
+        arena_free(arena);
+        assert_int_equal(cw_row(w, a.ino).size, sizeof theirs);
+        struct model m = { .p = theirs, .n = sizeof theirs };
+        compare_ino(w, a.ino, &m);
+        cw_settle(w);
+        compare_ino(w, a.ino, &m);
+        cw_free(w);
+}
+
 static void test_speed(void **state) {
         struct cw *w = cw_new(256 * MIB, 1);
         cw_open(w);
@@ -508,7 +539,7 @@ static void test_speed(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_save), cmocka_unit_test(test_large), cmocka_unit_test(test_truncate_and_holes), cmocka_unit_test(test_random), cmocka_unit_test(test_append),
-                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_layers), cmocka_unit_test(test_unlinked_save), cmocka_unit_test(test_speed),
+                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_layers), cmocka_unit_test(test_unlinked_save), cmocka_unit_test(test_replaced_before_retired), cmocka_unit_test(test_speed),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
