@@ -13,7 +13,8 @@
  *   committed                    file_commit.c: the stage becomes the blob, the stack above it goes on
  *
  * Superseded: the row's incarnation is greater than ours because remote content replaced an open file. Reads go on with the old bytes. The first write (or the seal of what was
- * written before) moves this file, with all its handles, to a conflict copy: a new node beside the old one.
+ * written before) moves this file, with all its handles, to a conflict copy: a new node beside the old one. A handle is counted before the row is read (file_open), and the tree
+ * asks file_is_open inside the transaction that changes the content: nobody opens old bytes under a new row.
  *
  * A generation with a failed write is not sealed; it stays the open stage and is shown, until it is healed, truncated or unlinked.
  * Locks: f->lock (RANK_FILE) guards the stack and is held over tree calls, never over fsync or waits for room. The table's lock (fs->lock, RANK_QUEUE) is a leaf: the tree asks
@@ -260,21 +261,6 @@ int file_load_locked(struct file *f, const struct node *node) {
         f->loaded = true;
         file_update_flags(f);
         return 0;
-}
-
-/* The row says what the file is; ours may be older if no handle held it. */
-static int file_refresh(struct file *f, const struct node *node, bool held) {
-        bool stale = !f->loaded;
-        if (f->loaded && !held && f->top) {
-                lock_take(&f->top->lock);
-                /* a committed one shows what it became until its worker has come; by then the row may show something newer */
-                bool other = f->top->committed ? !content_equal(&f->top->content, &node->content) : f->top->queued;
-                stale = f->top->state != STAGE_OPEN && f->top->gen != node->gen && (node->gen || other);
-                lock_drop(&f->top->lock);
-        } else if (f->loaded && !held) {
-                stale = node->gen != 0 || !content_equal(&f->content, &node->content);
-        }
-        return stale ? file_load_locked(f, node) : 0;
 }
 
 int file_stage_identity(struct files *fs, const struct node *node, struct stage_header *ret) {
@@ -563,119 +549,6 @@ void files_queue_again(struct files *fs) {
         }
 }
 
-int file_open(struct cache *c, uint64_t ino, uint16_t incarnation, bool write, bool truncate, struct file **ret) {
-        struct files *fs = c->files;
-        if (write && fs->cfg.read_only)
-                return -EROFS;
-        for (int round = 0; round < 16; round++) {
-                struct node node;
-                int r = tree_get(c->tree, ino, &node);
-                if (r < 0)
-                        return r;
-                if (node.kind != NODE_FILE)
-                        return node.kind == NODE_DIR ? -EISDIR : -EINVAL;
-                if (node.incarnation != incarnation)
-                        return -ESTALE;
-                struct file *f = file_get_or_new(fs, ino, incarnation);
-                if (!f)
-                        return -ENOMEM;
-                lock_take(&f->lock);
-                lock_take(&fs->lock);
-                bool held = f->handles > 0;
-                lock_drop(&fs->lock);
-                r = f->ino == ino ? file_refresh(f, &node, held) : -EAGAIN;
-                if (r == 0) {
-                        LOCK_SCOPE(&fs->lock);
-                        f->handles++;
-                        f->writers += write;
-                }
-                lock_drop(&f->lock);
-                if (r == 0 && truncate) {
-                        r = file_resize(f, 0);
-                        if (r < 0) {
-                                file_release(f, write);
-                                return r;
-                        }
-                }
-                if (r == 0) {
-                        *ret = f;
-                        return 0;
-                }
-                file_put(f);
-                if (r != -EAGAIN)
-                        return r;
-                if (round == 15)
-                        log_warn("file ino=%llu gen=%llu has no stage", (unsigned long long)ino, (unsigned long long)node.gen);
-        }
-        return -EIO;
-}
-
-/* Without handles a file is what its row says: layers that the row no longer knows go. f->lock held. */
-static int reconcile(struct file *f) {
-        struct node node;
-        struct files *fs = f->fs;
-        lock_take(&fs->lock);
-        bool held = f->handles > 0;
-        lock_drop(&fs->lock);
-        if (held || !f->top)
-                return 0;
-        int r = tree_get(fs->c->tree, f->ino, &node);
-        if (r == -ENOENT) {
-                file_drop_stack(f, NULL);
-                return 0;
-        }
-        if (r < 0)
-                return r;
-        lock_take(&f->top->lock);
-        bool open = f->top->state == STAGE_OPEN, failed = f->top->error != 0, queued = f->top->queued && !f->top->committed; /* committed: becomes a blob by itself */
-        lock_drop(&f->top->lock);
-        bool gone = node.unlinked && !node.taken; /* taken: by the server, while it was written here: it comes back */
-        if (open ? gone : queued && (node.gen == 0 || gone))
-                file_drop_stack(f, &node);
-        else if (open && !failed) { /* it has a name again */
-                uint64_t gen;
-                r = file_seal(f, &gen);
-        }
-        return r;
-}
-
-void file_release(struct file *f, bool write) {
-        struct files *fs = f->fs;
-        lock_take(&f->lock);
-        lock_take(&fs->lock);
-        assert(f->handles > 0 && (!write || f->writers > 0));
-        f->handles--;
-        f->writers -= write;
-        bool last_writer = write && f->writers == 0, last = f->handles == 0, open = f->has_open;
-        lock_drop(&fs->lock);
-        int r = 0;
-        if (last_writer && open) {
-                uint64_t gen;
-                r = file_seal(f, &gen);
-        }
-        lock_take(&fs->lock);
-        bool look = last && f->layered; /* one SELECT: unlinked or dropped meanwhile? */
-        lock_drop(&fs->lock);
-        if (r == 0 && look)
-                r = reconcile(f);
-        if (r < 0)
-                log_warn("file ino=%llu release error=%s", (unsigned long long)f->ino, err_name(r));
-        lock_drop(&f->lock);
-        file_put(f);
-}
-
-void file_forget(struct cache *c, uint64_t ino) {
-        struct file *f = file_find(c->files, ino, -1);
-        if (!f)
-                return;
-        lock_take(&f->lock);
-        int r = reconcile(f);
-        lock_drop(&f->lock);
-        if (r < 0)
-                log_warn("file ino=%llu forget error=%s", (unsigned long long)ino, err_name(r));
-        file_put(f);
-}
-
 uint64_t file_ino(const struct file *f) {
         return atomic_load(&((struct file *)f)->ino);
 }
@@ -684,7 +557,7 @@ bool file_is_open(struct cache *c, uint64_t ino) {
         struct files *fs = c->files;
         LOCK_SCOPE(&fs->lock);
         for (struct file *f = fs->bucket[slot(fs, ino)]; f; f = f->next)
-                if (f->ino == ino && (f->handles > 0 || f->has_open))
+                if (f->ino == ino && (f->handles > 0 || f->opening > 0 || f->has_open))
                         return true;
         return false;
 }

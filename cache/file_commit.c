@@ -279,7 +279,7 @@ static void dropped(struct files *fs, const struct tree_done *d) {
         struct file *f = file_of_stage(fs, st, &above);
         if (f) {
                 lock_take(&fs->lock);
-                bool held = f->handles > 0;
+                bool held = f->handles > 0 || f->opening > 0;
                 lock_drop(&fs->lock);
                 struct node node;
                 if (!held && !above && tree_get(fs->c->tree, f->ino, &node) == 0)

@@ -19,6 +19,7 @@ struct file {
         _Atomic unsigned incarnation; /* likewise */
         unsigned refs;                /* fs->lock: handles, and calls under way */
         unsigned handles, writers;    /* fs->lock */
+        unsigned opening;             /* fs->lock: file_open under way: counts as open for the tree, not as a handle that holds the stack */
         bool layered, has_open;       /* fs->lock: top != NULL; top is open */
         bool closing;                 /* fs->lock: cache_close has seen it */
         bool unqueued;                /* fs->lock: tree_content failed, to be tried again */

@@ -32,12 +32,13 @@ void cache_close(struct cache *c);
 int cache_sync(struct cache *c) _must_check_;   /* everything accepted is durable (local) on return */
 
 struct file;
-/* One reference per open handle. write: counts as a write handle until file_release. truncate: O_TRUNC as part of it. The content is the tree row's; incarnation must be the row's (-ESTALE). */
+/* One reference per open handle. write: counts as a write handle until file_release. truncate: O_TRUNC as part of it. The content is the tree row's; incarnation must be the row's (-ESTALE).
+ * Counted as open before the row is read, so that a remote change either finds it open or is seen. No lock held. 1 SELECT */
 int file_open(struct cache *c, uint64_t ino, uint16_t incarnation, bool write, bool truncate, struct file **ret) _must_check_;
 /* ret_committed: this was the last write handle and a generation was queued (1 SQL transaction). Never blocks on network. */
 void file_release(struct file *f, bool write);
 uint64_t file_ino(const struct file *f);
-bool file_is_open(struct cache *c, uint64_t ino);       /* any handle or open stage */
+bool file_is_open(struct cache *c, uint64_t ino);       /* any handle, also one on its way, or open stage. A leaf: asked by the tree inside transactions */
 bool file_is_open_for_write(struct cache *c, uint64_t ino);
 /* ino lost its last name (unlink, or replaced by a rename) and no handle may be left: what was written and is no longer queued goes. Cheap if there is nothing; never wrong to call. */
 void file_forget(struct cache *c, uint64_t ino);

@@ -55,6 +55,9 @@ struct node {
         bool loaded;              /* dir: its children are known */
 };
 int tree_get(struct tree *t, uint64_t ino, struct node *ret) _must_check_;                                    /* -ENOENT. 1 SELECT */
+/* The row for an opener that has counted its handle already: if a transaction has asked whether ino is open (below), waits for its end. -ENOENT also for a node without a name that
+ * nobody has kept. No lock held. 1 SELECT */
+int tree_get_open(struct tree *t, uint64_t ino, struct node *ret) _must_check_;
 int tree_lookup(struct tree *t, uint64_t dir, const char *name, size_t n, struct node *ret) _must_check_;     /* -ENOENT, -ENOTDIR, -EHOSTDOWN (not loaded). 1 SELECT */
 int tree_find_id(struct tree *t, const struct id *id, uint64_t *ret_ino) _must_check_;
 struct tree_entry { uint64_t cookie; char name[NAME_BYTES_MAX + 1]; size_t name_bytes; struct node node; };
@@ -123,7 +126,8 @@ struct tree_done { struct id op; uint64_t ino, gen; struct content content; stru
 struct tree_applied { struct tree_done *done; size_t n_done; /* arena */ uint64_t changed_nodes; };
 /* Events in seq order. One transaction: rows with a greater seq (shadow, or view where nothing is pending), completed operations, cursor. Notes go out after the
  * commit. is_open: node has open handles or an open stage: its incarnation grows when its shown content changes. Applying anything twice changes nothing. */
-/* Callbacks of all verbs (is_open, kept, open_for_write) are called without any lock of the tree held, before the transaction. */
+/* is_open and kept of all verbs are asked inside the transaction, with the tree lock held: they take RANK_QUEUE at most and do not call back. Openers count first, then read by
+ * tree_get_open: so none slips between the question and the commit. open_for_write is asked with no lock held. */
 int tree_apply(struct tree *t, const struct event *events, size_t n, const struct cursor *upto /* NULL: leave */,
                bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a, struct tree_applied *ret) _must_check_;
 /* An answer of the server to a sent operation. accepted: as its event. */
