@@ -17,6 +17,7 @@
  *   tree: already in the outbox      KNOWN: kept with its layers
  *   tree: newer than its rows        QUEUED or LOST_FOUND (node made again): sealed, kept
  *   tree: committed or replaced      COMMITTED: becomes a blob if its bytes are those of the row, else discarded
+ *   tree: new, its predecessor lost  kept aside (files.late) until the tree is loaded from the server (cache_loaded), then as above: tree_recover.c
  *
  * An outbox row without its stage can only come from a power cut within a second after it (rows may reach the disk before bytes) or from damage: it is dropped, so
  * that the file shows its last version again. One thread until the flusher starts. */
@@ -218,7 +219,8 @@ static int drop_rows_without_stage(struct files *fs, unsigned *ret_dropped) {
         return r;
 }
 
-int files_recover(struct files *fs, struct stages_found *found, bool look, unsigned *ret_recovered, unsigned *ret_lost) {
+/* Which stages stand for themselves, which lie under those; damaged ones go to lost+found/. */
+static int sort_found(struct files *fs, struct stages_found *found, unsigned *ret_lost) {
         if (found->n)
                 qsort(found->v, found->n, sizeof *found->v, by_ino_and_gen);
         /* newest per node first: lower ones that it stands on are its layers */
@@ -251,6 +253,34 @@ int files_recover(struct files *fs, struct stages_found *found, bool look, unsig
                 if (r < 0)
                         return r;
         }
+        return 0;
+}
+
+static int by_address(const void *a, const void *b) {
+        uintptr_t x = (uintptr_t)*(struct stage *const *)a, y = (uintptr_t)*(struct stage *const *)b;
+        return x < y ? -1 : x > y;
+}
+
+/* What nobody keeps goes, unless an operation carries it (file_commit.c). */
+static int drop_unkept(struct files *fs, struct stages_found *found) {
+        size_t n = 0, room = found->n;
+        for (size_t i = 0; i < found->n; i++)
+                for (struct stage *x = found->v[i].keep ? found->v[i].stage->below : NULL; x; x = x->below)
+                        room++;
+        _cleanup_free_ struct stage **kept = calloc(MAX(room, 1u), sizeof *kept);
+        if (!kept)
+                return -ENOMEM;
+        for (size_t i = 0; i < found->n; i++)
+                for (struct stage *x = found->v[i].keep ? found->v[i].stage : NULL; x && n < room; x = x->below)
+                        kept[n++] = x;
+        qsort(kept, n, sizeof *kept, by_address);
+        for (size_t i = 0; i < found->n; i++)
+                if (!bsearch(&found->v[i].stage, kept, n, sizeof *kept, by_address))
+                        files_discard(fs, stage_ref(found->v[i].stage));
+        return 0;
+}
+
+static int match_found(struct files *fs, struct stages_found *found, unsigned *ret_recovered, unsigned *ret_lost) {
         /* in the order in which they were written */
         if (found->n)
                 qsort(found->v, found->n, sizeof *found->v, by_gen);
@@ -264,18 +294,64 @@ int files_recover(struct files *fs, struct stages_found *found, bool look, unsig
                         return r;
                 *ret_recovered += recovered;
         }
-        /* what nobody keeps goes, unless an operation carries it (file_commit.c) */
+        int r = drop_unkept(fs, found);
+        return r < 0 ? r : drop_rows_without_stage(fs, ret_lost);
+}
+
+int files_recover(struct files *fs, struct stages_found *found, unsigned *ret_recovered, unsigned *ret_lost) {
+        uint64_t newest = 0;
+        bool later = false;
+        for (size_t i = 0; i < found->n; i++)
+                newest = MAX(newest, found->v[i].stage->gen);
+        int r = tree_birth(fs->c->tree, newest);
+        if (r == 0)
+                r = sort_found(fs, found, ret_lost);
+        for (size_t i = 0; i < found->n && !later; i++)
+                later = found->v[i].top && tree_recovers_later(fs->c->tree, found->v[i].stage->gen);
+        if (r < 0 || !later)
+                return r < 0 ? r : match_found(fs, found, ret_recovered, ret_lost);
+        log_warn("cache recover stages=%zu older than the tree file: they wait for the tree", found->n);
+        fs->late = *found;
+        *found = (struct stages_found) { 0 };
+        return 0;
+}
+
+/* Older than the tree file. One that stands on the version that the server has now proves that those before it got there: only their DONE was not written any more. */
+static void drop_arrived(struct files *fs, struct stages_found *found) {
+        uint64_t arrived = 0, ino;
+        qsort(found->v, found->n, sizeof *found->v, by_ino_and_gen);
         for (size_t i = 0; i < found->n; i++) {
-                struct stage *st = found->v[i].stage;
-                bool kept = false;
-                for (size_t k = i; !kept && k < found->n; k++)
-                        if (found->v[k].keep)
-                                for (struct stage *x = found->v[k].stage; x && !kept; x = x->below)
-                                        kept = x == st;
-                if (!kept)
-                        files_discard(fs, stage_ref(st));
+                struct found_stage *fo = &found->v[i];
+                struct node node;
+                if (arrived && stage_ino(fo->stage) == arrived) {
+                        fo->top = false;
+                        continue;
+                }
+                arrived = 0;
+                if (fo->top && !id_is_zero(&fo->stage->head.base_version) && tree_find_id(fs->c->tree, &fo->stage->head.node, &ino) == 0 && tree_get(fs->c->tree, ino, &node) == 0 &&
+                    id_equal(&node.version, &fo->stage->head.base_version))
+                        arrived = stage_ino(fo->stage);
         }
-        return look ? drop_rows_without_stage(fs, ret_lost) : 0;
+}
+
+int cache_loaded(struct cache *c) {
+        struct files *fs = c->files;
+        unsigned recovered = 0, lost = 0;
+        if (!fs->late.n)
+                return 0;
+        struct stages_found late = fs->late;
+        fs->late = (struct stages_found) { 0 };
+        drop_arrived(fs, &late);
+        int r = match_found(fs, &late, &recovered, &lost);
+        stages_found_free(&late);
+        if (r == 0)
+                r = files_flush(fs);
+        if (r < 0) { /* what was not matched is found again at the next start */
+                log_error("cache recover after_load error=%s", err_name(r));
+                return r;
+        }
+        log_warn("cache recovered: %u file%s from before the tree file was lost", recovered, recovered == 1 ? "" : "s");
+        return 0;
 }
 
 /* ---- open, close ---- */
@@ -336,7 +412,7 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
                         lost = found.lost;
                         r = segments_prepare(c->stages->segs, LOG_UNIT); /* for the control records that follow; by itself a note evicts nothing to get room */
                         if (r == 0)
-                                r = files_recover(c->files, &found, true, &recovered, &lost);
+                                r = files_recover(c->files, &found, &recovered, &lost);
                         stages_found_free(&found);
                 }
         }
@@ -418,6 +494,8 @@ void cache_close(struct cache *c) {
                 if (r < 0)
                         log_warn("cache close blobs error=%s", err_name(r));
         }
+        if (fs)
+                stages_found_free(&fs->late); /* likewise */
         int lock_fd = fs ? steal_fd(&fs->lock_fd) : -1;
         files_free(fs); /* the last references to stages */
         stages_close(c->stages);

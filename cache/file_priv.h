@@ -57,6 +57,7 @@ struct files {
         struct cond drained;
         bool unqueued;                /* some file has a sealed stage whose outbox row failed */
         struct stage *loose;          /* linked by chain: tops of stacks that no file holds (file_commit.c) */
+        struct stages_found late;     /* older than the tree file: wait for cache_loaded. One thread until then */
 };
 
 /* file.c */
@@ -97,5 +98,5 @@ void files_loose_look(struct files *fs);               /* which of them may go: 
 void files_loose_go(struct files *fs);                 /* those go: after it. No lock held, one thread */
 void files_retire_add(struct files *fs, struct stage *st, const struct content *content, const struct id *version); /* takes the reference */
 void files_retire(struct files *fs, struct retire *last); /* hands the list up to last to the workers; after a sync */
-/* cache.c. look: compare the outbox with the stages too. Adds to the counts. */
-int files_recover(struct files *fs, struct stages_found *found, bool look, unsigned *ret_recovered, unsigned *ret_lost) _must_check_;
+/* cache.c. Adds to the counts. May take what was found for later. */
+int files_recover(struct files *fs, struct stages_found *found, unsigned *ret_recovered, unsigned *ret_lost) _must_check_;

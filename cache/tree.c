@@ -92,6 +92,8 @@ static int create_schema(struct tree *t, const struct tree_config *config) {
                 r = meta_set(t->w, "schema", TREE_SCHEMA_VERSION);
         if (r == 0)
                 r = meta_set(t->w, "born", clock_real_ns(t->clock) / 1000);
+        if (r == 0)
+                r = meta_set(t->w, "newborn", 1); /* until tree_birth */
         struct nrow root = { .ino = INO_ROOT, .id = id_root, .nlink = 2,
                              .v = { .kind = NODE_DIR, .mode = 0755, .uid = config->uid, .gid = config->gid, .mtime_ns = t->now_ns, .ctime_ns = t->now_ns, .btime_ns = t->now_ns } };
         if (r == 0)

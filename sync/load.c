@@ -335,6 +335,11 @@ static int64_t apply(struct engine *e, int64_t now) {
                 again(e, 0);
                 return l->retry_at_ms;
         }
+        r = cache_loaded(e->c.cache);
+        if (r < 0) { /* the tree is complete, so the next start tries again */
+                again(e, 0);
+                return l->retry_at_ms;
+        }
         if (tree_setting_set(e->c.cache->tree, SETTING, "", 0) < 0)
                 log_warn("sync load=setting failed");
         log_info("sync load=done rows=%llu seq=%llu", (unsigned long long)l->rows, (unsigned long long)l->at.upto.seq);

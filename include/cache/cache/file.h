@@ -29,6 +29,8 @@ struct cache_config {
 int cache_open(const struct cache_config *c, struct cache **ret, char *ret_note, size_t n) _must_check_;
 /* Freezes every open stage, makes all local, stops threads. */
 void cache_close(struct cache *c);
+/* The first load of the tree has ended: stages that are older than a tree file that was made anew are matched with it now. To be called before anything is sent. Nothing otherwise. */
+int cache_loaded(struct cache *c) _must_check_;
 int cache_sync(struct cache *c) _must_check_;   /* everything accepted is durable (local) on return */
 
 struct file;
@@ -71,6 +73,8 @@ int file_seek(struct file *f, bool data, uint64_t off, uint64_t *ret) _must_chec
 int file_set_mtime(struct cache *c, uint64_t ino, int64_t mtime_ns) _must_check_;    /* explicit times win over those of earlier writes. Only the open stage, 0 SQL: the caller does tree_setattr as well */
 /* fsync: stage bytes and log synced, then the tree. Level local. Also freezes when the mount has close=server. */
 int file_sync(struct file *f) _must_check_;
+/* ino has another name, or (save over a file) another id: what is on disk of it says so, in case that the tree file is lost. replaced: the node whose id it took, ino 0: none. */
+void file_renamed(struct cache *c, const struct node *node, const struct node *replaced);
 /* A commit point now, if there is anything: rename, link, quiet point. ret_gen: the generation that carries it, 0: nothing was dirty. */
 int file_freeze(struct cache *c, uint64_t ino, uint64_t *ret_gen) _must_check_;
 /* The error that close must report (a write of this generation failed); cleared by reporting it once. */

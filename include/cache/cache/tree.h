@@ -168,5 +168,10 @@ int tree_setting_set(struct tree *t, const char *key, const void *value, size_t 
 
 /* Recovery: a stage found on disk without its row. If the node lives, its content is queued; else the node is made again under its name (or in lost+found/). */
 struct stage_identity { uint64_t ino, gen; struct id node, parent, base_version; char name[NAME_BYTES_MAX + 1]; uint32_t mode; int64_t mtime_ns; uint64_t size; };
+/* A tree file that was made anew (the old one is lost) must not take the generations of its predecessor for its own, whatever the clock says: the first call after it was made
+ * says that everything up to gen is older than the file. Later calls change nothing. */
+int tree_birth(struct tree *t, uint64_t gen) _must_check_;
+/* True if a stage of this generation is older than the tree file and the tree was not loaded yet: nothing can be said about its node before that. */
+bool tree_recovers_later(struct tree *t, uint64_t gen);
 enum recover_result { RECOVER_QUEUED, RECOVER_KNOWN /* already in the outbox */, RECOVER_COMMITTED /* on the server: the stage may go */, RECOVER_LOST_FOUND };
 int tree_recover_stage(struct tree *t, struct stage_identity *s /* ino, node: updated to the node that has it now */, enum recover_result *ret) _must_check_;
