@@ -151,7 +151,10 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
         int r = tree_recover_stage(fs->c->tree, &id, &how);
         if (r < 0)
                 return r;
-        log_info("cache recover gen=%" PRIu64 " ino=%" PRIu64 " result=%d", st->gen, id.ino, (int)how);
+        if (how == RECOVER_KNOWN)
+                log_debug("cache recover gen=%" PRIu64 " ino=%" PRIu64 " known", st->gen, id.ino);
+        else
+                log_info("cache recover gen=%" PRIu64 " ino=%" PRIu64 " result=%d", st->gen, id.ino, (int)how);
         if (how == RECOVER_COMMITTED) {
                 /* the server has it: if these are the bytes that the row shows, they need not come from there again */
                 struct node node;

@@ -48,12 +48,12 @@ bool tree_recovers_later(struct tree *t, uint64_t gen) {
 }
 
 /* 1: its generation is in the outbox, under this node. */
-static int in_outbox(struct tree *t, struct stage_identity *s) {
+static int in_outbox(struct tree *t, struct db *db, struct stage_identity *s) {
         int64_t ino;
         struct nrow row;
-        int r = db_int(t->w, &ino, "SELECT ino FROM outbox WHERE gen=? AND gen > 0", "i", (int64_t)s->gen);
+        int r = db_int(db, &ino, "SELECT ino FROM outbox WHERE gen=? AND gen > 0", "i", (int64_t)s->gen);
         if (r == 0)
-                r = row_get(t, t->w, (uint64_t)ino, &row);
+                r = row_get(t, db, (uint64_t)ino, &row);
         if (r < 0)
                 return r == -ENOENT ? 0 : r;
         s->ino = row.ino;
@@ -128,11 +128,7 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
         struct nrow row;
         uint64_t ino, seq, dropped;
         int64_t local;
-        int r = in_outbox(t, s);
-        if (r != 0) {
-                *ret = RECOVER_KNOWN;
-                return r < 0 ? r : 0;
-        }
+        int r;
         bool known = s->ino < t->inos_known && s->gen > t->born_us; /* inos are never used again */
         r = row_find(t, t->w, &s->node, &ino);
         if (r == -ENOENT && known)
@@ -164,7 +160,16 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
 
 int tree_recover_stage(struct tree *t, struct stage_identity *s, enum recover_result *ret) {
         enum recover_result result = RECOVER_KNOWN;
-        int r = tree_begin(t);
+        int r;
+        {
+                TREE_READ(rd, t); /* the usual case writes nothing */
+                r = in_outbox(t, rd.db, s);
+        }
+        if (r != 0) {
+                *ret = r > 0 ? result : *ret;
+                return MIN(r, 0);
+        }
+        r = tree_begin(t);
         if (r == 0)
                 r = recover_in(t, s, &result);
         r = tree_end(t, r);
