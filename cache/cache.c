@@ -56,7 +56,7 @@ static int open_tree(struct cache *c, const struct cache_config *cfg, bool *ret_
         _cleanup_free_ char *path = path_join(cfg->dir, "tree.db");
         if (!path)
                 return -ENOMEM;
-        struct tree_config tc = { .path = path, .vfs = cfg->tree_vfs, .readers = 4, .clock = cfg->clock, .rng = cfg->rng, .counters = cfg->counters, .uid = cfg->uid, .gid = cfg->gid };
+        struct tree_config tc = { .path = path, .vfs = cfg->tree_vfs, .readers = cfg->by_hand ? 1 : 4, .clock = cfg->clock, .rng = cfg->rng, .counters = cfg->counters, .uid = cfg->uid, .gid = cfg->gid };
         int r = tree_open(&tc, &c->tree);
         if (r != -EBADMSG)
                 return r;
