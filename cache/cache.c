@@ -28,11 +28,15 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "file_priv.h"
 
 #define OUTBOX_LOOK 65536u
+#define LOG_SHARE 64      /* of the limit: the tree's SQLite log between two checkpoints */
+#define LOG_PAGES_MIN 64
+#define LOG_PAGES_MAX 2000
 #define EARLY_BYTES_MAX (UINT64_C(64) << 20)
 
 static bool open_for_write(void *arg, uint64_t ino) {
@@ -56,7 +60,8 @@ static int open_tree(struct cache *c, const struct cache_config *cfg, bool *ret_
         _cleanup_free_ char *path = path_join(cfg->dir, "tree.db");
         if (!path)
                 return -ENOMEM;
-        struct tree_config tc = { .path = path, .vfs = cfg->tree_vfs, .readers = cfg->by_hand ? 1 : 4, .clock = cfg->clock, .rng = cfg->rng, .counters = cfg->counters, .uid = cfg->uid, .gid = cfg->gid };
+        struct tree_config tc = { .path = path, .vfs = cfg->tree_vfs, .readers = cfg->by_hand ? 1 : 4, .clock = cfg->clock, .rng = cfg->rng, .counters = cfg->counters, .uid = cfg->uid, .gid = cfg->gid,
+                                  .log_pages = (unsigned)MIN(MAX(cfg->limit_bytes / LOG_SHARE / 4096, (uint64_t)LOG_PAGES_MIN), (uint64_t)LOG_PAGES_MAX) };
         int r = tree_open(&tc, &c->tree);
         if (r != -EBADMSG)
                 return r;
@@ -148,7 +153,9 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
                                      .mode = st->head.mode, .mtime_ns = st->mtime_ns, .size = stage_size(st) };
         memcpy(id.name, st->head.name, sizeof id.name);
         enum recover_result how;
-        int r = tree_recover_stage(fs->c->tree, &id, &how);
+        int r = FAILPOINT("recover.match");
+        if (r == 0)
+                r = tree_recover_stage(fs->c->tree, &id, &how);
         if (r < 0)
                 return r;
         if (how == RECOVER_KNOWN)
@@ -411,6 +418,8 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
                 outbox_set_open_check(c->tree, open_for_write, c);
                 struct stages_found found;
                 r = stages_recover(c->stages, fresh_boot, c->files->lost_dir, &found);
+                if (r == 0)
+                        FAILPOINT_HERE("recover.found");
                 if (r == 0) {
                         lost = found.lost;
                         r = segments_prepare(c->stages->segs, LOG_UNIT); /* for the control records that follow; by itself a note evicts nothing to get room */
@@ -419,6 +428,8 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
                         stages_found_free(&found);
                 }
         }
+        if (r == 0)
+                r = FAILPOINT("recover.flush");
         if (r == 0)
                 r = files_flush(c->files); /* what was found is durable before anything builds on it */
         if (r == 0 && fresh_boot)

@@ -24,6 +24,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "file_priv.h"
@@ -479,6 +480,9 @@ int file_seal(struct file *f, uint64_t *ret_gen) {
                 if (r < 0)
                         return r;
         }
+        r = FAILPOINT("file.freeze");
+        if (r < 0)
+                return r;
         lock_take(&st->io);
         bool logged = st->logged;
         r = logged ? stage_seal(st) : 0;
@@ -495,7 +499,9 @@ int file_seal(struct file *f, uint64_t *ret_gen) {
                 file_update_flags(f);
                 return 0;
         }
-        r = queue_content(f, st);
+        r = FAILPOINT("file.frozen");
+        if (r == 0)
+                r = queue_content(f, st);
         file_update_flags(f); /* after the row has it: in between stat must not see the old row without overlay */
         if (r < 0) {
                 log_warn("file ino=%llu gen=%llu queue error=%s", (unsigned long long)f->ino, (unsigned long long)st->gen, err_name(r));

@@ -23,6 +23,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "file_priv.h"
@@ -54,6 +55,7 @@ static struct file *file_of_stage(struct files *fs, struct stage *st, struct sta
 }
 
 static void note_rebase(struct stage *above, const struct content *content, const struct id *version) {
+        FAILPOINT_HERE("adopt.rebase");
         LOCK_SCOPE(&above->io);
         above->head.base = *content;
         above->head.below_gen = 0;
@@ -386,6 +388,7 @@ static int adopt_file(struct stage *st, const struct content *content, const str
                 lock_drop(&st->io);
                 if (pages)
                         blobs_discharge(blobs, pages * EXTENT_PAGE);
+                FAILPOINT_HERE("adopt.done");
                 if (r < 0)
                         return r;
                 *ret_taken = true;
@@ -459,6 +462,7 @@ static void close_stack(struct files *fs, struct stage *st, struct blob *blob, c
 
 static void retire_one(struct files *fs, struct retire *re) {
         struct stage *st = re->stage;
+        FAILPOINT_HERE("retire.begin");
         lock_take(&st->lock);
         bool gone = st->state == STAGE_GONE;
         lock_drop(&st->lock);
@@ -470,6 +474,7 @@ static void retire_one(struct files *fs, struct retire *re) {
                 int r = blob ? adopt(st, &re->content, blob, &taken) : 0;
                 if (r < 0)
                         log_debug("file gen=%llu adopt error=%s", (unsigned long long)st->gen, err_name(r));
+                FAILPOINT_HERE("retire.adopted");
                 become(st, blob);
                 struct stage *below = take_below(fs, st);
                 close_stack(fs, st, blob, re);

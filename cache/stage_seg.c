@@ -27,6 +27,7 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include "base/failpoint.h"
 #include "base/io.h"
 
 struct seg_writing { uint64_t pos; struct seg_writing *next; };
@@ -101,6 +102,8 @@ static int segment_begin(struct segment *seg, uint64_t order, bool sync) {
         uint8_t b[LOG_UNIT];
         slog_file_encode(&f, b);
         int r = pwrite_full(seg->fd, b, sizeof b, 0);
+        if (r == 0)
+                r = FAILPOINT("segment.begin");
         if (r == 0 && sync && fdatasync(seg->fd) < 0)
                 r = -errno;
         seg->end = seg->synced = seg->marked = LOG_UNIT;
@@ -278,7 +281,11 @@ int segments_sync(struct segments *s) {
                         done = MIN(done, w->pos);
                 lock_drop(&s->lock);
 
-                int r = fdatasync(g->fd) < 0 ? -errno : 0;
+                int r = FAILPOINT("segment.sync");
+                if (r == 0 && fdatasync(g->fd) < 0)
+                        r = -errno;
+                if (r == 0)
+                        FAILPOINT_HERE("segment.synced");
 
                 uint64_t pos = 0;
                 if (r == 0) {

@@ -26,6 +26,7 @@
 #include <stdio.h>
 
 #include "base/err.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 
 #define NUMBERS_AT_ONCE 4096u
@@ -162,6 +163,8 @@ static int open_state(struct tree *t, const struct tree_config *config) {
         r = db_begin(t->w);
         if (r == 0 && version == 0)
                 r = create_schema(t, config);
+        if (r == 0 && version == 0)
+                r = FAILPOINT("tree.schema");
         if (r == 0) /* handles do not outlive the process, clean stop or not */
                 r = recover(t);
         if (r == 0)
@@ -186,6 +189,8 @@ static int open_state(struct tree *t, const struct tree_config *config) {
                 return r;
         }
         r = db_commit(t->w);
+        if (r == 0)
+                r = FAILPOINT("tree.opened");
         return r < 0 ? r : db_sync(t->w);
 }
 
@@ -225,7 +230,7 @@ int tree_open(const struct tree_config *config, struct tree **ret) {
         t->counters = config->counters;
         t->now_ns = clock_real_ns(t->clock);
         r = arena_new(SCRATCH_BYTES_MAX, &t->scratch);
-        struct db_config dbc = { .path = config->path, .vfs = config->vfs, .write = true, .exclusive = config->readers == 0, .cache_kib = 16384 };
+        struct db_config dbc = { .path = config->path, .vfs = config->vfs, .write = true, .exclusive = config->readers == 0, .cache_kib = 16384, .checkpoint_pages = config->log_pages };
         if (r == 0)
                 r = db_open(&dbc, &t->w);
         if (r == 0)
@@ -323,6 +328,10 @@ int tree_end(struct tree *t, int r) {
                 r = c < 0 ? c : r;
         }
         if (r >= 0) {
+                int c = FAILPOINT("tree.commit");
+                r = c < 0 ? c : r;
+        }
+        if (r >= 0) {
                 int c = db_in_transaction(t->w) ? db_commit(t->w) : -EIO;
                 if (c < 0)
                         r = c;
@@ -330,6 +339,7 @@ int tree_end(struct tree *t, int r) {
                         tree_count_commit(t);
         }
         if (r >= 0) {
+                FAILPOINT_HERE("tree.committed");
                 t->cursor = t->cursor_next;
         } else {
                 db_rollback(t->w);
@@ -529,7 +539,11 @@ int tree_sync(struct tree *t) {
                 uint64_t round = ++t->sync_started;
                 lock_drop(&t->slock);
                 uint64_t commits = atomic_load(&t->commits);
-                int r = db_sync(t->w);
+                int r = FAILPOINT("tree.sync");
+                if (r == 0)
+                        r = db_sync(t->w);
+                if (r == 0)
+                        FAILPOINT_HERE("tree.synced");
                 lock_take(&t->slock);
                 t->syncing = false;
                 t->sync_done = round;

@@ -26,6 +26,7 @@ struct tree_config {
         struct clock *clock; struct rng *rng;
         struct counters *counters;
         struct listener *listener; size_t n_listeners; /* unused here when NULL; see tree_add_listener */
+        unsigned log_pages;       /* the SQLite log is checkpointed beyond so many pages and cut to twice as many: it counts to the cache's limit; 0: 2,000 */
         uint32_t uid, gid;        /* owner of the root until the server's row is known */
 };
 /* Opens or creates. -EPROTONOSUPPORT: schema newer than ours, untouched. -EBADMSG: damaged (the caller moves it aside and opens anew). */
