@@ -208,15 +208,14 @@ int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_ba
 }
 
 /* The row after its last name went (names are removed already). */
-int local_after_unlink(struct tree *t, struct nrow *row) {
+int local_after_unlink(struct tree *t, struct nrow *row, bool kept) {
         struct nrow now;
         int r = row_get(t, t->w, row->ino, &now); /* pend changed by itself */
         if (r < 0)
                 return r;
         row->pend = now.pend;
         bool last = row->v.kind == NODE_DIR ? row->parent == 0 : row->nlink == 0;
-        bool kept = last && tree_is_open(t, row->ino);
-        if (kept)
+        if (last && kept)
                 row->bits |= NB_KEPT;
         if (last && !row->pend && !kept && !(row->bits & NB_SHADOW))
                 return row_drop(t, row, 0);
@@ -262,7 +261,7 @@ static int cancel_link(struct tree *t, const struct nrow *row, uint64_t dir, con
         return r;
 }
 
-static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, struct node *ret) {
+static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, uint64_t expected, bool kept, struct node *ret) {
         struct nrow parent, row;
         struct name_at at;
         int r = local_place_check(t, dir, name, n, &parent);
@@ -270,6 +269,8 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
                 r = rmdir ? -EINVAL : -EISDIR;
         if (r == 0)
                 r = entry_at(t->w, dir, name, n, &at);
+        if (r == 0 && at.ino != expected)
+                return 1;
         if (r == 0)
                 r = row_get(t, t->w, at.ino, &row);
         if (r < 0)
@@ -300,7 +301,7 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
                 r = dir_touch(t, dir, t->now_ns);
         row.v.ctime_ns = t->now_ns;
         if (r == 0)
-                r = local_after_unlink(t, &row);
+                r = local_after_unlink(t, &row, kept);
         if (r == 0)
                 r = entry_freed(t, dir, name, n, row.ino);
         if (r == 0 && (parent.bits & NB_GONE)) /* shown because of what was in it */
@@ -311,11 +312,19 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
 }
 
 int tree_unlink(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, bool (*kept)(void *arg, uint64_t ino), void *arg, struct node *ret) {
-        int r = tree_begin(t);
-        tree_ask_by(t, kept, arg);
-        if (r == 0)
-                r = unlink_in(t, dir, name, n, rmdir, ret);
-        return tree_end(t, r);
+        for (;;) {
+                struct node victim; /* asked about without the lock; another one there by then: again */
+                int r = tree_lookup(t, dir, name, n, &victim);
+                uint64_t ino = r == 0 ? victim.ino : 0;
+                bool keep = r == 0 && kept && kept(arg, ino);
+                r = tree_begin(t);
+                if (r == 0)
+                        r = unlink_in(t, dir, name, n, rmdir, ino, keep, ret);
+                bool again = r > 0;
+                r = tree_end(t, again ? -EAGAIN : r);
+                if (!again)
+                        return r;
+        }
 }
 
 /* ---- attributes ---- */
@@ -342,6 +351,14 @@ static void set_fields(struct orow *o, const struct nrow *row, uint32_t mask) {
         o->op.attr_mask |= mask | ATTR_CTIME;
 }
 
+/* A row of the node after this one sets one of the fields: what is merged in here would not be seen behind it. */
+static bool set_later(const struct orow *list, size_t n, const struct orow *here, uint32_t mask) {
+        for (size_t i = 0; i < n; i++)
+                if (list[i].ord > here->ord && list[i].ino == here->ino && (list[i].op.attr_mask & mask))
+                        return true;
+        return false;
+}
+
 /* Queues (or merges) what the row says in the fields of the mask. */
 static int queue_attrs(struct tree *t, const struct nrow *row, uint32_t mask) {
         struct orow *list;
@@ -356,7 +373,7 @@ static int queue_attrs(struct tree *t, const struct nrow *row, uint32_t mask) {
         }
         if (r < 0)
                 return r;
-        if (n && !children && outbox_soft(&list[0]) && list[0].op.kind == OP_CREATE && list[0].ino == row->ino) {
+        if (n && !children && outbox_soft(&list[0]) && list[0].op.kind == OP_CREATE && list[0].ino == row->ino && !set_later(list, n, &list[0], mask)) {
                 set_fields(&list[0], row, mask);
                 return outbox_change(t, &list[0]);
         }
@@ -474,7 +491,7 @@ static int queue_content(struct tree *t, const struct nrow *row, const struct id
         struct orow o = { .ino = row->ino, .gen = row->v.gen, .op = { .kind = OP_CONTENT, .id = rng_id(t->rng), .node = row->id, .version = *base } };
         if (row->bits & NB_REMOTE)
                 o.op.flags = OPF_REVIVE;
-        struct orow *into = last && outbox_soft(last) && !(last->gen && outbox_protected(t, last)) ? last : &o;
+        struct orow *into = last && outbox_soft(last) && !(last->gen && outbox_protected(t, last)) && !set_later(list, n, last, ATTR_MTIME) ? last : &o;
         *ret_dropped = into == &o ? 0 : into->gen;
         into->gen = row->v.gen;
         into->op.content = (struct content){ .size = row->v.size, .param = 1 };

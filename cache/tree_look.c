@@ -49,6 +49,20 @@ int tree_find_id(struct tree *t, const struct id *id, uint64_t *ret_ino) {
         return row_find(t, rd.db, id, ret_ino);
 }
 
+int tree_ids_now(struct tree *t, struct op *io_op) {
+        TREE_READ(rd, t);
+        struct id *const ids[] = { &io_op->node, &io_op->parent, &io_op->parent2, &io_op->replaced, &io_op->source };
+        for (size_t i = 0; i < ARRAY_SIZE(ids); i++) {
+                _cleanup_stmt_ struct db_stmt *s = NULL;
+                int r = id_is_zero(ids[i]) ? 0 : db_query(rd.db, &s, "SELECT n.id FROM alias a JOIN node n ON n.ino=a.ino WHERE a.id=? AND a.local = 0", "I", ids[i]);
+                if (r < 0)
+                        return r;
+                if (r > 0)
+                        *ids[i] = db_col_id(s, 0);
+        }
+        return 0;
+}
+
 static int read_run(struct tree *t, uint64_t dir, uint64_t after, struct tree_entry *list, size_t *ret_n) {
         TREE_READ(rd, t);
         struct db_stmt *s;

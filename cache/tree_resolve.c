@@ -3,53 +3,25 @@
  *
  * The rows that came with the refusal are applied first, in the same transaction. Then:
  *
- *   DROP           the row goes; the view is computed anew. Later soft rows that named it as their base name the server's instead
- *   REBASE         bases from the server's rows, new operation id
+ *   DROP           the row goes; the view is computed anew. Later soft rows that named it as their base name what it started from
+ *   REBASE         the place from the server's rows, new operation id
  *   CONFLICT_COPY  all pending contents of the node go, the newest becomes the content of a new node beside it; the temporary of a REPLACE is unlinked
- *   NEW_NAME       same node, conflict name, new operation id; later soft rows follow the name
+ *   NEW_NAME       same node, conflict name, new operation id; later soft rows follow the name. Why this ends: conflict.c
  *   REVIVE         OPF_REVIVE, new operation id
  *   MERGED         the server's node takes the place of ours: our ino gets its id; if that node is here under another ino, its children and pending
  *                  operations move over and its row goes
  *
  * Nothing is lost by a decision: a DROP of a CREATE that holds content or children is refused (-EINVAL), the caller parks it. */
+#include "conflict.h"
 #include "tree_priv.h"
 
 #include <assert.h>
 #include <stdio.h>
 
-#define HOST_BYTES_MAX 64u
-
-void conflict_name(const char *name, size_t n, const char *host, unsigned number, char ret[NAME_BYTES_MAX + 1]) {
-        char mark[HOST_BYTES_MAX + 40];
-        size_t stem = n, host_bytes = strnlen(host, HOST_BYTES_MAX);
-        while (host_bytes > 0 && host[host_bytes] && ((unsigned char)host[host_bytes] & 0xc0) == 0x80) /* not inside a character */
-                host_bytes--;
-        int mark_bytes = snprintf(mark, sizeof(mark), " (conflict %.*s %u)", (int)host_bytes, host, number);
-        for (char *p = mark; *p; p++)
-                if (*p == '/')
-                        *p = '-';
-        for (size_t i = n; i-- > 1;)
-                if (name[i] == '.') {
-                        if (n - i <= 17 && i + 1 < n)
-                                stem = i;
-                        break;
-                }
-        size_t ext = n - stem, room = NAME_BYTES_MAX - (size_t)mark_bytes - ext;
-        if (stem > room) {
-                stem = room;
-                while (stem > 0 && ((unsigned char)name[stem] & 0xc0) == 0x80)
-                        stem--;
-        }
-        memcpy(ret, name, stem);
-        memcpy(ret + stem, mark, (size_t)mark_bytes);
-        memcpy(ret + stem + mark_bytes, name + n - ext, ext);
-        ret[stem + (size_t)mark_bytes + ext] = 0;
-}
-
-/* A conflict name that nobody has in the directory, shown or waiting. In scratch. */
+/* A conflict name that nobody has in the directory, shown or waiting; its number is greater than that of `name`. In scratch. */
 static int free_name(struct tree *t, uint64_t parent, const char *name, size_t n, const char *host, const char **ret) {
         char text[NAME_BYTES_MAX + 1];
-        for (unsigned number = 1;; number++) {
+        for (unsigned number = conflict_next(name, n, host);; number++) {
                 struct name_at at;
                 int64_t waits = 0;
                 conflict_name(name, n, host, number, text);
@@ -71,6 +43,16 @@ static int is_content(const struct orow *o) {
         return o->op.kind == OP_CONTENT || o->op.kind == OP_REPLACE;
 }
 
+/* The name that the operation wants to take away, as the server has it: if it was refused nevertheless, that is because of where it wants to go. NULL: it is not there. */
+static const struct vname *source_name(const struct orow *o, const struct server_side *side) {
+        for (size_t i = 0; i < side->names.n; i++) {
+                const struct vname *v = &side->names.v[i];
+                if (v->parent == o->p1 && v->n == o->op.name_bytes && memcmp(v->name, o->op.name, v->n) == 0)
+                        return v;
+        }
+        return NULL;
+}
+
 static const struct vname *server_name(const struct server_side *side, uint64_t parent, const char *name, size_t n, const struct id *placement) {
         for (size_t i = 0; i < side->names.n; i++)
                 if (id_equal(&side->names.v[i].placement, placement))
@@ -90,29 +72,39 @@ static int settle_both(struct tree *t, const struct orow *o) {
         return r == 0 && o->ino2 ? tree_settle_later(t, o->ino2) : r;
 }
 
-/* Soft rows of the node that named the dropped operation as their base name what the server has. */
+/* Soft rows that named the dropped operation as their base name what it started from: a version the server's, a place the one that the dropped rename wanted to
+ * leave. If the server has that no more, they are refused in their turn and judged by what it says then. What followed a dropped link has no place: it is refused. */
 static int rebase_followers(struct tree *t, const struct orow *dropped, const struct server_side *side) {
-        struct orow *list;
-        size_t n = 0;
-        int r = outbox_of_node(t, dropped->ino, &list, &n);
-        for (size_t i = 0; i < n && r == 0; i++) {
-                struct orow *o = &list[i];
-                bool any = false;
-                if (!outbox_soft(o) || o->ino != dropped->ino)
-                        continue;
-                if (id_equal(&o->op.version, &dropped->op.id)) {
-                        o->op.version = side->v.version;
-                        any = true;
-                }
-                if (id_equal(&o->op.placement, &dropped->op.id)) {
-                        const struct vname *v = server_name(side, o->p1, o->op.name ? o->op.name : "", o->op.name_bytes, &o->op.placement);
-                        if (v) {
-                                o->op.placement = v->placement;
+        const uint64_t nodes[2] = { dropped->ino, dropped->op.flags & OPF_EXCHANGE ? dropped->ino2 : 0 };
+        int r = 0;
+        for (unsigned k = 0; k < 2 && r == 0; k++) {
+                struct orow *list;
+                size_t n = 0;
+                if (nodes[k])
+                        r = outbox_of_node(t, nodes[k], &list, &n);
+                for (size_t i = 0; i < n && r == 0; i++) {
+                        struct orow *o = &list[i];
+                        bool any = false;
+                        if (!outbox_soft(o) || o->ino != nodes[k])
+                                continue;
+                        if (k == 0 && id_equal(&o->op.version, &dropped->op.id)) {
+                                o->op.version = side->v.version;
                                 any = true;
                         }
+                        if (dropped->op.kind == OP_RENAME && id_equal(&o->op.placement, &dropped->op.id)) {
+                                const struct op *from = &dropped->op;
+                                o->p1 = k ? dropped->p2 : dropped->p1;
+                                o->op.parent = k ? from->parent2 : from->parent;
+                                o->op.name = k ? from->name2 : from->name;
+                                o->op.name_bytes = k ? from->name2_bytes : from->name_bytes;
+                                o->op.placement = k ? from->replaced_placement : from->placement;
+                                any = true;
+                        }
+                        if (any)
+                                r = outbox_change(t, o);
+                        if (any && r == 0 && o->ino2)
+                                r = tree_settle_later(t, o->ino2);
                 }
-                if (any)
-                        r = outbox_change(t, o);
         }
         return r;
 }
@@ -140,27 +132,41 @@ static int resolve_drop(struct tree *t, struct orow *own, struct nrow *row, stru
         return r;
 }
 
-/* Who has the name on the server. 0: nobody. */
-static int server_occupant(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t not_ino, uint64_t *ret) {
-        struct name_at at;
-        int64_t ino;
-        int r = db_int(t->w, &ino, "SELECT s.ino FROM shadow_name s JOIN node n ON n.ino=s.ino WHERE s.parent=? AND s.name=? AND s.ino<>? AND n.bits & 8 = 0", "iti", (int64_t)parent, name, n,
-                       (int64_t)not_ino);
-        if (r == 0) {
-                *ret = (uint64_t)ino;
+/* The temporary of a REPLACE is not where it was: it goes under its one name of today, unless somebody wrote into it or linked it; then it stays where it is. */
+static int rebase_source(struct tree *t, struct orow *own) {
+        struct op *op = &own->op;
+        const uint64_t was = own->ino2;
+        struct nrow source, parent;
+        struct server_side there = { 0 };
+        int r = row_get(t, t->w, was, &source);
+        if (r == 0)
+                r = shadow_get(t, &source, &there);
+        const bool same = there.exists && !there.deleted && there.names.n == 1 && (id_is_zero(&op->replaced_version) || id_equal(&op->replaced_version, &there.v.version));
+        if (r == 0 && same)
+                r = row_get(t, t->w, there.names.v[0].parent, &parent);
+        if (r == 0 && same) {
+                own->p1 = parent.ino;
+                op->parent = parent.id;
+                op->name = there.names.v[0].name;
+                op->name_bytes = there.names.v[0].n;
+                op->placement = there.names.v[0].placement;
                 return 0;
         }
-        if (r == -ENOENT)
-                r = entry_at(t->w, parent, name, n, &at);
-        *ret = r == 0 && !at.local && at.ino != not_ino ? at.ino : 0;
-        return r == -ENOENT ? 0 : r;
+        if (r < 0 && r != -ENOENT)
+                return r;
+        own->ino2 = own->p1 = 0;
+        op->name = NULL;
+        op->name_bytes = 0;
+        op->source = op->parent = op->placement = op->replaced_version = (struct id){ { 0 } };
+        return 0;
 }
 
-static int resolve_rebase(struct tree *t, struct orow *own, struct nrow *row, struct server_side *side) {
+/* The same intent under a new id. What it is based on stays what the user saw: a place is all that follows the server. */
+static int resolve_rebase(struct tree *t, struct orow *own, struct server_side *side) {
         struct op *op = &own->op;
         const uint64_t was = own->ino2;
         int r = 0;
-        if (op->kind == OP_UNLINK || op->kind == OP_RENAME) {
+        if (op->kind == OP_UNLINK) {
                 const struct vname *v = server_name(side, own->p1, op->name, op->name_bytes, &op->placement);
                 struct nrow parent;
                 if (v && (r = row_get(t, t->w, v->parent, &parent)) == 0) {
@@ -171,29 +177,13 @@ static int resolve_rebase(struct tree *t, struct orow *own, struct nrow *row, st
                         op->placement = v->placement;
                 }
         }
-        if (r == 0 && (is_content(own) || (op->kind == OP_UNLINK && !id_is_zero(&op->version))))
-                op->version = side->v.version;
-        if (r == 0 && op->kind == OP_RENAME && !(op->flags & OPF_EXCHANGE)) {
-                struct nrow other;
-                struct server_side there;
-                r = server_occupant(t, own->p2, op->name2, op->name2_bytes, own->ino, &own->ino2);
-                memset(&op->replaced, 0, sizeof(op->replaced));
-                memset(&op->replaced_version, 0, sizeof(op->replaced_version));
-                if (r == 0 && own->ino2 && (r = row_get(t, t->w, own->ino2, &other)) == 0 && (r = shadow_get(t, &other, &there)) == 0) {
-                        op->replaced = other.id;
-                        op->replaced_version = there.v.version;
-                        r = shadow_ensure(t, &other);
-                        if (r == 0)
-                                r = row_write(t, &other);
-                }
-        }
+        if (op->kind == OP_REPLACE && was)
+                r = rebase_source(t, own);
         if (r == 0)
                 r = outbox_reidentify(t, own);
         if (r == 0 && was != own->ino2) {
-                r = was ? count_pend(t, was) : 0;
-                if (r == 0 && own->ino2)
-                        r = count_pend(t, own->ino2);
-                if (r == 0 && was)
+                r = count_pend(t, was);
+                if (r == 0)
                         r = tree_settle_later(t, was);
         }
         return r < 0 ? r : settle_both(t, own);
@@ -266,7 +256,7 @@ static int resolve_copy(struct tree *t, struct orow *own, struct nrow *row, stru
         return r < 0 ? r : settle_both(t, own);
 }
 
-static int resolve_new_name(struct tree *t, struct orow *own, const char *host) {
+static int resolve_new_name(struct tree *t, struct orow *own, const struct server_side *side, const char *host) {
         struct op *op = &own->op;
         bool second = op->kind == OP_RENAME;
         uint64_t parent = second ? own->p2 : own->p1, was = own->ino2;
@@ -278,6 +268,7 @@ static int resolve_new_name(struct tree *t, struct orow *own, const char *host) 
                 return r;
         n = strlen(name);
         if (second) {
+                op->placement = source_name(own, side)->placement; /* the next refusal can be about the new name only */
                 op->name2 = name;
                 op->name2_bytes = n;
                 own->ino2 = 0;
@@ -303,6 +294,8 @@ static int resolve_new_name(struct tree *t, struct orow *own, const char *host) 
                         o->op.name = name;
                         o->op.name_bytes = n;
                         r = outbox_change(t, o);
+                        if (r == 0 && o->ino2) /* an exchange gives it to the other one */
+                                r = tree_settle_later(t, o->ino2);
                 }
         }
         return r < 0 ? r : settle_both(t, own);
@@ -401,6 +394,46 @@ static int absorb(struct tree *t, uint64_t ours, uint64_t theirs, struct server_
         return r;
 }
 
+/* What is pending on the merged node and was never sent names it, its place and its version as the server does. What was sent before names them as it did: the server knows
+ * what a merged operation stands for. */
+static int follow_merge(struct tree *t, const struct orow *own, const struct id *theirs) {
+        struct server_side side;
+        struct nrow row;
+        struct orow *list;
+        size_t n = 0;
+        int r = row_get(t, t->w, own->ino, &row);
+        if (r == 0)
+                r = shadow_get(t, &row, &side);
+        if (r == 0)
+                r = outbox_of_node(t, own->ino, &list, &n);
+        for (size_t i = 0; i < n && r == 0; i++) {
+                struct orow *o = &list[i];
+                if (!outbox_soft(o))
+                        continue;
+                if (o->ino == own->ino)
+                        o->op.node = *theirs;
+                else if (id_equal(&o->op.replaced, &own->op.node))
+                        o->op.replaced = *theirs;
+                else if (id_equal(&o->op.source, &own->op.node))
+                        o->op.source = *theirs;
+                for (size_t k = 0; k < side.names.n; k++) {
+                        const struct vname *v = &side.names.v[k];
+                        if (v->parent != own->p1 || v->n != own->op.name_bytes || memcmp(v->name, own->op.name, v->n) != 0)
+                                continue;
+                        if (id_equal(&o->op.placement, &own->op.id))
+                                o->op.placement = v->placement;
+                        if (id_equal(&o->op.replaced_placement, &own->op.id))
+                                o->op.replaced_placement = v->placement;
+                }
+                if (id_equal(&o->op.version, &own->op.id))
+                        o->op.version = side.v.version;
+                if (id_equal(&o->op.replaced_version, &own->op.id))
+                        o->op.replaced_version = side.v.version;
+                r = outbox_change(t, o);
+        }
+        return r;
+}
+
 int apply_merged(struct tree *t, struct orow *own, const struct op_result *res) {
         const struct id theirs = res->merged_into;
         const struct change *current = NULL;
@@ -436,6 +469,8 @@ int apply_merged(struct tree *t, struct orow *own, const struct op_result *res) 
                         return r;
         }
         r = apply_changes(t, res->current, res->n_current, 0, own, &hint.done_version);
+        if (r == 0)
+                r = follow_merge(t, own, &theirs);
         if (r == 0)
                 r = settle(t, own->ino, NULL, &hint);
         if (r == 0) {
@@ -475,17 +510,16 @@ static int resolve_in(struct tree *t, const struct op_result *res, const struct 
         case RESOLVE_DROP:
                 return resolve_drop(t, &own, &row, &side);
         case RESOLVE_REBASE:
-                return resolve_rebase(t, &own, &row, &side);
+                return resolve_rebase(t, &own, &side);
         case RESOLVE_CONFLICT_COPY:
-                if (is_content(&own))
-                        return resolve_copy(t, &own, &row, &side, how->host ? how->host : "local");
-                return resolve_new_name(t, &own, how->host ? how->host : "local");
         case RESOLVE_NEW_NAME:
                 if (is_content(&own))
                         return resolve_copy(t, &own, &row, &side, how->host ? how->host : "local");
                 if (own.op.kind != OP_CREATE && own.op.kind != OP_LINK && own.op.kind != OP_RENAME)
                         return -EINVAL;
-                return resolve_new_name(t, &own, how->host ? how->host : "local");
+                if (own.op.kind == OP_RENAME && !source_name(&own, &side)) /* another rename was first */
+                        return resolve_drop(t, &own, &row, &side);
+                return resolve_new_name(t, &own, &side, how->host ? how->host : "local");
         case RESOLVE_REVIVE:
                 if (own.op.kind == OP_RENAME && side.deleted) /* content brings a node back, a rename does not; the one behind it will */
                         return resolve_drop(t, &own, &row, &side);
@@ -500,8 +534,15 @@ static int resolve_in(struct tree *t, const struct op_result *res, const struct 
 
 int tree_resolve(struct tree *t, const struct op_result *res, const struct resolve *how, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a,
                  struct tree_applied *ret) {
+        _cleanup_(cleanup_open_set_p) struct open_set set = {0};
         struct tree_applied out;
-        int r = apply_begin(t, is_open, arg, a, &out);
+        struct outbox_item item;
+        int r = apply_open_set(t, res->current, res->n_current, is_open, arg, &set);
+        if (r == 0 && is_open && outbox_get(t, &res->op, a, &item) == 0 && is_open(arg, item.ino))
+                r = open_set_add(&set, item.ino);
+        if (r < 0)
+                return r;
+        r = apply_begin(t, &set, a, &out);
         if (r == 0)
                 r = resolve_in(t, res, how);
         r = apply_end(t, r);

@@ -317,15 +317,26 @@ int entry_update(struct tree *t, const struct vname *v) {
                       (int64_t)v->parent, (int64_t)v->cookie);
 }
 
-int entry_freed(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t not_ino) {
-        struct db_stmt *s;
-        int r = db_query(t->w, &s, "SELECT ino FROM shadow_name WHERE parent=? AND name=? AND ino<>?", "iti", (int64_t)parent, name, n, (int64_t)not_ino);
+static int settle_later_all(struct tree *t, struct db_stmt *s, int r) {
         while (r > 0) {
                 r = tree_settle_later(t, (uint64_t)db_col_int(s, 0));
                 if (r < 0)
                         db_reset(s);
                 else
                         r = db_step(s);
+        }
+        return r;
+}
+
+/* Nodes that the server has under that name, and nodes that a pending operation gives it (of two such the first one has it). */
+int entry_freed(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t not_ino) {
+        struct db_stmt *s;
+        int r = db_query(t->w, &s, "SELECT ino FROM shadow_name WHERE parent=? AND name=? AND ino<>?", "iti", (int64_t)parent, name, n, (int64_t)not_ino);
+        r = settle_later_all(t, s, r);
+        if (r == 0) {
+                r = db_query(t->w, &s, "SELECT ino FROM outbox WHERE p1=?1 AND n1=?2 AND p1 > 0 AND ino<>?3 UNION SELECT ino FROM outbox WHERE p2=?1 AND n2=?2 AND p2 > 0 AND ino<>?3", "iti",
+                             (int64_t)parent, name, n, (int64_t)not_ino);
+                r = settle_later_all(t, s, r);
         }
         return r;
 }

@@ -125,6 +125,8 @@ static int write_names(struct tree *t, struct nrow *row, const struct vnames *wa
                         v.local = same->local;
                         v.placement = same->placement;
                         r = entry_update(t, &v);
+                        if (r == 0 && have.v[i].local && !same->local) /* it was given here: a node of the server may be waiting, and can claim it now */
+                                r = entry_freed(t, v.parent, v.name, v.n, row->ino);
                 }
         }
         for (size_t i = 0; i < want->n && r == 0; i++)

@@ -83,6 +83,9 @@ int results_handle(struct engine *e, const struct op_result *r, struct arena *a)
                 return 0;
         if (k < 0)
                 return k;
+        k = tree_ids_now(t, &item.op); /* from here on only to judge by */
+        if (k < 0)
+                return k;
         gather_facts(e, &item, r, &facts);
         planner_decide(&item.op, r, &facts, &plan);
         switch (plan.kind) {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* model.c: a server in a few arrays: operations are judged and applied as data-model.md and the conflict table say, each accepted one makes an event with whole rows. No
- * speed, no blocks, one workspace. Deleted nodes stay as tombstones with their last names, for revival. Also what stands for the engine: batches up, events down, and the planner's
- * decisions in short. */
+ * speed, no blocks, one workspace. Deleted nodes stay as tombstones with their last names, for revival. Also what stands for the engine: batches up, events down, and refusals as the
+ * real planner decides them. */
+#include "sync/planner.h"
 #include "world.h"
 
 void model_open(struct model *m, uint64_t seed) {
@@ -168,6 +169,16 @@ static void take_attrs(struct node_row *row, const struct op *op, uint32_t mask)
                 row->ctime_ns = a->ctime_ns;
 }
 
+/* A base may name an operation that was merged: it stands for what was there. */
+static bool base_is(struct model *m, const struct id *base, const struct id *current, bool placement) {
+        if (id_equal(base, current))
+                return true;
+        for (size_t i = 0; i < m->n_done; i++)
+                if (id_equal(&m->done[i].op, base) && m->done[i].result.code == RES_MERGED)
+                        return id_equal(placement ? &m->done[i].placement : &m->done[i].version, current);
+        return false;
+}
+
 static enum op_code judge(struct model *m, const struct op *op, struct touched *t, struct id *ret_merged) {
         struct model_node *node = model_find(m, &op->node), *parent = id_is_zero(&op->parent) ? NULL : model_find(m, &op->parent);
         struct model_node *parent2 = id_is_zero(&op->parent2) ? NULL : model_find(m, &op->parent2);
@@ -231,38 +242,46 @@ static enum op_code judge(struct model *m, const struct op *op, struct touched *
         switch (op->kind) {
         case OP_REPLACE:
         case OP_CONTENT:
-                if (node->row.deleted) {
-                        if (!revive(m, t, node, &op->id))
-                                return RES_NOT_FOUND;
-                } else if (!id_equal(&node->row.version, &op->version) && !(op->flags & OPF_REVIVE)) {
+                if (!base_is(m, &op->version, &node->row.version, false))
                         return RES_STALE;
+                {
+                        struct model_node *source = id_is_zero(&op->source) ? NULL : model_find(m, &op->source);
+                        e = NULL;
+                        if (source && !source->row.deleted) { /* one that is gone by now is no obstacle */
+                                touch(t, source);
+                                e = parent ? at_n(m, &parent->row.id, op->name, op->name_bytes) : NULL;
+                                if (!e)
+                                        return RES_NOT_FOUND;
+                                if (model_find(m, &e->row.node) != source || !base_is(m, &op->placement, &e->row.placement, true))
+                                        return RES_STALE;
+                                if (links(m, &source->row.id) == 1 && !id_is_zero(&op->replaced_version) && !base_is(m, &op->replaced_version, &source->row.version, false))
+                                        return RES_STALE;
+                        }
                 }
+                if (node->row.deleted && !revive(m, t, node, &op->id))
+                        return RES_NOT_FOUND;
                 node->row.content = op->content;
                 node->row.version = op->id;
                 take_attrs(&node->row, op, op->attr_mask);
-                if (!id_is_zero(&op->source)) {
-                        struct model_node *source = model_find(m, &op->source);
-                        e = parent ? at_n(m, &parent->row.id, op->name, op->name_bytes) : NULL;
-                        if (source && !source->row.deleted && e && id_equal(&e->row.node, &source->row.id))
-                                drop_entry(m, t, e, op->time_ns);
-                }
+                if (e)
+                        drop_entry(m, t, e, op->time_ns);
                 return RES_OK;
         case OP_ATTR:
                 take_attrs(&node->row, op, op->attr_mask);
                 return RES_OK;
         case OP_UNLINK:
                 e = parent ? at_n(m, &parent->row.id, op->name, op->name_bytes) : NULL;
-                if (!e || !id_equal(&e->row.node, &node->row.id) || !id_equal(&e->row.placement, &op->placement))
+                if (!e || model_find(m, &e->row.node) != node || !base_is(m, &op->placement, &e->row.placement, true))
                         return RES_STALE;
                 if (node->row.kind == NODE_DIR && any_child(m, &node->row.id))
                         return RES_NOT_EMPTY;
-                if (node->row.kind == NODE_FILE && links(m, &node->row.id) == 1 && !id_equal(&node->row.version, &op->version))
+                if (node->row.kind == NODE_FILE && links(m, &node->row.id) == 1 && !base_is(m, &op->version, &node->row.version, false))
                         return RES_STALE;
                 drop_entry(m, t, e, op->time_ns);
                 return RES_OK;
         case OP_RENAME:
                 e = parent ? at_n(m, &parent->row.id, op->name, op->name_bytes) : NULL;
-                if (!e || !id_equal(&e->row.node, &node->row.id) || !id_equal(&e->row.placement, &op->placement))
+                if (!e || model_find(m, &e->row.node) != node || !base_is(m, &op->placement, &e->row.placement, true))
                         return RES_STALE;
                 if (!parent2)
                         return RES_NOT_FOUND;
@@ -276,7 +295,7 @@ static enum op_code judge(struct model *m, const struct op *op, struct touched *
                 if (there)
                         touch(t, there);
                 if (op->flags & OPF_EXCHANGE) {
-                        if (!o || !id_equal(&o->row.node, &op->replaced) || !id_equal(&o->row.placement, &op->replaced_placement))
+                        if (!o || there != model_find(m, &op->replaced) || !base_is(m, &op->replaced_placement, &o->row.placement, true))
                                 return RES_STALE;
                         if (there->row.kind == NODE_DIR && below(m, &parent->row.id, &there->row.id))
                                 return RES_CYCLE;
@@ -294,7 +313,7 @@ static enum op_code judge(struct model *m, const struct op *op, struct touched *
                                         touch(t, gone);
                                 return RES_STALE;
                         }
-                        if (o && (!id_equal(&there->row.id, &op->replaced) || (there->row.kind == NODE_FILE && !id_equal(&there->row.version, &op->replaced_version))))
+                        if (o && (there != model_find(m, &op->replaced) || (there->row.kind == NODE_FILE && !base_is(m, &op->replaced_version, &there->row.version, false))))
                                 return RES_STALE;
                         if (o && there->row.kind == NODE_DIR && any_child(m, &there->row.id))
                                 return RES_NOT_EMPTY;
@@ -343,7 +362,11 @@ struct op_result model_commit(struct model *m, const struct op *op) {
                         m->done_room = m->done_room ? m->done_room * 2 : 64;
                         m->done = realloc(m->done, m->done_room * sizeof(*m->done));
                 }
+                struct model_entry *e = op->kind == OP_CREATE || op->kind == OP_LINK ? at_n(m, &model_find(m, &op->parent)->row.id, op->name, op->name_bytes) : NULL;
+                struct model_node *n = r.code == RES_MERGED ? model_find(m, &r.merged_into) : NULL;
                 m->done[m->n_done].op = op->id;
+                m->done[m->n_done].placement = e ? e->row.placement : (struct id){ 0 };
+                m->done[m->n_done].version = n ? n->row.version : (struct id){ 0 };
                 m->done[m->n_done++].result = r;
         }
         if (r.code == RES_OK) {
@@ -436,58 +459,44 @@ void sync_down(struct world *w, struct model *m) {
         sync_events(w, m, c.seq, m->seq);
 }
 
-static const struct change *current_of(const struct op_result *r, const struct id *id) {
+/* What the engine does about a refusal: the planner's decision. A parked operation is tried again by the next round. */
+static void refused(struct world *w, const struct outbox_item *item, const struct op *op, const struct op_result *r) {
+        struct plan_facts facts = { 0 };
+        struct tree_applied applied;
+        struct plan plan;
+        struct op now = *op;
+        int k;
+        MUST(tree_ids_now(w->tree, &now));
         for (size_t i = 0; i < r->n_current; i++)
-                if (id_equal(&r->current[i].node.id, id))
-                        return &r->current[i];
-        return NULL;
-}
-
-static bool deleted_in(struct model *m, const struct id *id) {
-        struct model_node *n = id_is_zero(id) ? NULL : model_find(m, id);
-        return n && n->row.deleted;
-}
-
-enum resolve_kind plan_of(struct world *w, struct model *m, const struct op *op, const struct op_result *r) {
-        const struct change *c = current_of(r, &op->node);
-        struct node node;
-        uint64_t ino;
-        bool edited = tree_find_id(w->tree, &op->node, &ino) == 0 && tree_get(w->tree, ino, &node) == 0 && node.gen;
-        if (r->code == RES_MERGED)
-                return RESOLVE_MERGED;
-        switch (op->kind) {
-        case OP_CREATE:
-                return r->code == RES_EXISTS ? RESOLVE_NEW_NAME : RESOLVE_REVIVE;
-        case OP_CONTENT:
-        case OP_REPLACE:
-                return r->code == RES_STALE ? (c && content_equal(&c->node.content, &op->content) ? RESOLVE_DROP : RESOLVE_CONFLICT_COPY) : RESOLVE_REVIVE;
-        case OP_ATTR:
-                return RESOLVE_DROP;
-        case OP_LINK:
-                return r->code == RES_EXISTS ? RESOLVE_NEW_NAME : deleted_in(m, &op->parent) && !deleted_in(m, &op->node) ? RESOLVE_REVIVE : RESOLVE_DROP;
-        case OP_UNLINK:
-                if (r->code == RES_STALE && c && c->n_entries == 1 && !id_equal(&c->entries[0].placement, &op->placement) &&
-                    (c->node.kind != NODE_FILE || id_equal(&c->node.version, &op->version)))
-                        return RESOLVE_REBASE;
-                return RESOLVE_DROP;
-        case OP_RENAME: {
-                bool there = false;
-                for (size_t i = 0; c && i < c->n_entries; i++)
-                        there = there || id_equal(&c->entries[i].placement, &op->placement);
-                if (op->flags & OPF_EXCHANGE)
-                        return RESOLVE_DROP;
-                if (r->code == RES_EXISTS || r->code == RES_NOT_EMPTY)
-                        return RESOLVE_NEW_NAME;
-                if (r->code == RES_STALE)
-                        return !there ? RESOLVE_DROP : deleted_in(m, &op->replaced) ? RESOLVE_REBASE : RESOLVE_NEW_NAME;
-                if (r->code == RES_DELETED && deleted_in(m, &op->node))
-                        return edited ? RESOLVE_REVIVE : RESOLVE_DROP;
-                if (r->code == RES_DELETED && deleted_in(m, &op->parent2))
-                        return RESOLVE_REVIVE;
-                return RESOLVE_DROP;
+                if (item->gen && id_equal(&r->current[i].node.id, &now.node) && !r->current[i].node.deleted)
+                        facts.same_content = content_equal(&r->current[i].node.content, &op->content);
+        planner_decide(&now, r, &facts, &plan);
+        if (getenv("TARN_TEST_TRACE"))
+                printf("   plan %d resolve %d\n", (int)plan.kind, (int)plan.resolve);
+        assert_int_not_equal(plan.kind, PLAN_UPGRADE);
+        if (plan.kind == PLAN_RESOLVE) {
+                struct resolve how = { .kind = plan.resolve, .host = "box" };
+                k = tree_resolve(w->tree, r, &how, world_is_open, w, w->arena, &applied);
+                if (k != -EINVAL) {
+                        assert_int_equal(k, 0);
+                        return;
+                }
         }
-        default:
-                return RESOLVE_DROP;
+        k = outbox_unsend(w->tree, &op->id);
+        assert_true(k == 0 || k == -ENOENT);
+}
+
+static void trace_op(const struct outbox_item *item, const struct op *op, const struct op_result *r) {
+        printf("op %llu kind %d %.*s %.*s flags %u gen %llu: code %d seq %llu node %02x%02x parent %02x%02x parent2 %02x%02x placement %02x%02x\n", (unsigned long long)item->order, (int)op->kind,
+               (int)op->name_bytes, op->name ? op->name : "", (int)op->name2_bytes, op->name2 ? op->name2 : "", op->flags, (unsigned long long)item->gen, (int)r->code, (unsigned long long)r->seq,
+               op->node.b[0], op->node.b[1], op->parent.b[0], op->parent.b[1], op->parent2.b[0], op->parent2.b[1], op->placement.b[0], op->placement.b[1]);
+        for (size_t k = 0; k < r->n_current; k++) {
+                const struct change *c = &r->current[k];
+                printf("      now %02x%02x%s", c->node.id.b[0], c->node.id.b[1], c->node.deleted ? " deleted" : "");
+                for (size_t j = 0; j < c->n_entries; j++)
+                        printf(" %02x%02x/%.*s by %02x%02x", c->entries[j].parent.b[0], c->entries[j].parent.b[1], (int)c->entries[j].name_bytes, c->entries[j].name,
+                               c->entries[j].placement.b[0], c->entries[j].placement.b[1]);
+                printf("\n");
         }
 }
 
@@ -518,22 +527,13 @@ size_t sync_up(struct world *w, struct model *m) {
         for (size_t i = 0; i < n; i++) {
                 struct tree_applied applied;
                 if (getenv("TARN_TEST_TRACE"))
-                        printf("op %llu kind %d %.*s %.*s flags %u gen %llu: code %d plan %d seq %llu\n", (unsigned long long)items[i].order, (int)ops[i].kind, (int)ops[i].name_bytes,
-                               ops[i].name ? ops[i].name : "", (int)ops[i].name2_bytes, ops[i].name2 ? ops[i].name2 : "", ops[i].flags, (unsigned long long)items[i].gen, (int)results[i].code,
-                               results[i].code > RES_OK && results[i].code != RES_SKIPPED ? (int)plan_of(w, m, &ops[i], &results[i]) : 0, (unsigned long long)m->seq);
+                        trace_op(&items[i], &ops[i], &results[i]);
                 if (results[i].code == RES_OK) {
                         if (rng_below(&w->rng.rng, 4) == 0)
                                 sync_down(w, m); /* the event is faster */
                         MUST(tree_accepted(w->tree, &results[i], world_is_open, w, w->arena, &applied));
-                } else if (results[i].code == RES_SKIPPED) {
-                        int r = outbox_unsend(w->tree, &ids[i]);
-                        assert_true(r == 0 || r == -ENOENT);
                 } else {
-                        struct resolve how = { .kind = plan_of(w, m, &ops[i], &results[i]), .host = "box" };
-                        int r = tree_resolve(w->tree, &results[i], &how, world_is_open, w, w->arena, &applied);
-                        if (r == -EINVAL)
-                                r = outbox_unsend(w->tree, &ids[i]);
-                        assert_int_equal(r, 0);
+                        refused(w, &items[i], &ops[i], &results[i]);
                 }
         }
         return n;

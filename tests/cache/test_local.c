@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Each local verb: its errnos, what it shows, what it queues, what it merges. */
+#include "conflict.h"
 #include "world.h"
 
 #include <sys/xattr.h>
@@ -345,6 +346,76 @@ static void test_conflict_name(void **state) {
         assert_true(strlen(out) <= 255);
         assert_memory_equal(out + strlen(out) - 18, " (conflict box 12)", 18);
         assert_int_equal((strlen(out) - 18) % 3, 0);
+        /* a copy of a copy has one suffix, whoever made the first one; of several that an older program stacked, one is left */
+        conflict_name("a (conflict box 1).txt", 22, "box", 2, out);
+        assert_string_equal(out, "a (conflict box 2).txt");
+        conflict_name("a (conflict far away 17).txt", 28, "box", 1, out);
+        assert_string_equal(out, "a (conflict box 1).txt");
+        conflict_name("a (conflict x 1) (conflict y 2)", 31, "box", 3, out);
+        assert_string_equal(out, "a (conflict box 3)");
+        conflict_name("a (conflict x 1) (conflict y 2).txt", 35, "box", 3, out);
+        assert_string_equal(out, "a (conflict box 3).txt");
+        /* what only looks like one stays */
+        static const char *const others[] = { "a (conflict x).t", "a (conflict x 0).t", "a (conflict  1).t", "a(conflict x 1).t", " (conflict x 1)", "a (conflict x 1) b.t", "a (conflict x 1234567890).t" };
+        for (size_t i = 0; i < ARRAY_SIZE(others); i++) {
+                struct conflict_suffix suffix;
+                assert_false(conflict_parse(others[i], strlen(others[i]), &suffix));
+                conflict_name(others[i], strlen(others[i]), "box", 1, out);
+                const char *dot = strrchr(others[i], '.');
+                assert_memory_equal(out, others[i], dot ? (size_t)(dot - others[i]) : strlen(others[i]));
+        }
+        /* the number grows */
+        assert_int_equal(conflict_next("a.txt", 5, "box"), 1);
+        assert_int_equal(conflict_next("a (conflict box 7).txt", 22, "box"), 8);
+        assert_int_equal(conflict_next("a (conflict fox 7).txt", 22, "box"), 1);
+        assert_int_equal(conflict_next("a (conflict a-b 7)", 18, "a/b"), 8);
+        /* hosts that are no text, or too long */
+        conflict_name("a", 1, "h\xff\n", 1, out);
+        assert_string_equal(out, "a (conflict h-- 1)");
+        conflict_name("a", 1, "", 1, out);
+        assert_string_equal(out, "a (conflict - 1)");
+}
+
+/* Any name of up to 255 bytes, again and again: never too long, never cut inside a character, one suffix, the same host. */
+static void test_conflict_names(void **state) {
+        static const char *const pieces[] = { "a", ".", " ", ")", "(", "1", "\xc3\xa4", "\xe2\x82\xac", "\xf0\x9f\x98\x80", " (conflict b 1)", ".tar", "e\xcc\x81" };
+        static const char *const hosts[] = { "b", "h\xc3\xb6st", "a very long name of a machine that has sixty-four bytes \xe2\x82\xac\xe2\x82\xac\xe2\x82\xac and more", "x/y" };
+        char name[NAME_BYTES_MAX + 1], next[NAME_BYTES_MAX + 1];
+        for (unsigned round = 0; round < 20000; round++) {
+                const char *host = hosts[rng_below(&w.rng.rng, ARRAY_SIZE(hosts))];
+                const size_t want = 1 + (size_t)rng_below(&w.rng.rng, round % 2 ? NAME_BYTES_MAX : 40);
+                size_t n = 0;
+                for (;;) {
+                        const char *piece = pieces[rng_below(&w.rng.rng, ARRAY_SIZE(pieces))];
+                        if (n + strlen(piece) > want)
+                                break;
+                        memcpy(name + n, piece, strlen(piece) + 1);
+                        n += strlen(piece);
+                }
+                if (n == 0)
+                        continue;
+                unsigned last = 0;
+                for (unsigned again = 0; again < 3; again++) {
+                        struct conflict_suffix suffix;
+                        unsigned number = conflict_next(name, n, host);
+                        assert_true(again == 0 || number > last);
+                        conflict_name(name, n, host, number, next);
+                        assert_true(strlen(next) <= NAME_BYTES_MAX);
+                        for (const char *p = next; *p;) { /* whole characters only */
+                                const unsigned char c = (unsigned char)*p;
+                                const int len = c < 0x80 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : 4;
+                                assert_true(c < 0x80 || c >= 0xc2);
+                                for (int k = 1; k < len; k++)
+                                        assert_int_equal((unsigned char)p[k] & 0xc0, 0x80);
+                                p += len;
+                        }
+                        assert_true(conflict_parse(next, strlen(next), &suffix));
+                        assert_int_equal(suffix.number, number);
+                        last = number;
+                        n = strlen(next);
+                        memcpy(name, next, n + 1);
+                }
+        }
 }
 
 static void test_transactions(void **state) {
@@ -369,7 +440,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_setattr, setup, teardown),  cmocka_unit_test_setup_teardown(test_xattr, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_content, setup, teardown),  cmocka_unit_test_setup_teardown(test_protected, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_settings, setup, teardown), cmocka_unit_test_setup_teardown(test_transactions, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_recover_replaced, setup, teardown), cmocka_unit_test(test_conflict_name),
+                cmocka_unit_test_setup_teardown(test_recover_replaced, setup, teardown), cmocka_unit_test(test_conflict_name), cmocka_unit_test_setup_teardown(test_conflict_names, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,7 +5,7 @@
 
 static uint64_t base_seed;
 
-static const char *const names[] = { "a", "b", "c", "dir", "e.txt", "f~", "g" };
+static const char *const names[] = { "a", "b", "c", "dir", "e.txt", "f~", "g", "save.tmp" };
 
 struct pick { struct world *w; uint64_t dirs[64], files[64], file_dir[64]; char file_name[64][NAME_BYTES_MAX + 1], dir_name[64][NAME_BYTES_MAX + 1]; uint64_t dir_parent[64]; size_t n_dirs, n_files; uint64_t at; };
 
@@ -42,7 +42,11 @@ static void local_step(struct world *w, uint64_t *gen) {
         size_t f = p.n_files ? rng_below(&w->rng.rng, p.n_files) : 0, d = rng_below(&w->rng.rng, p.n_dirs);
         clock_manual_advance(&w->clock, 1 + (int64_t)rng_below(&w->rng.rng, 400));
         int r = 0;
-        switch (rng_below(&w->rng.rng, 14)) {
+        const unsigned verb = (unsigned)rng_below(&w->rng.rng, 14);
+        if (getenv("TARN_TEST_TRACE"))
+                printf("local %u: %s in %llu, %s in %llu, file %s in %llu, dir %s in %llu\n", verb, name, (unsigned long long)dir, name2, (unsigned long long)dir2,
+                       p.n_files ? p.file_name[f] : "-", (unsigned long long)(p.n_files ? p.file_dir[f] : 0), d ? p.dir_name[d] : "-", (unsigned long long)p.dir_parent[d]);
+        switch (verb) {
         case 0:
         case 1:
                 what.kind = NODE_FILE;
@@ -123,7 +127,10 @@ static void remote_step(struct world *w, struct model *m) {
                 }
         const struct id dir = dirs[rng_below(&w->rng.rng, n_dirs)]->row.id, dir2 = dirs[rng_below(&w->rng.rng, n_dirs)]->row.id;
         const char *name = names[rng_below(&w->rng.rng, ARRAY_SIZE(names))], *name2 = names[rng_below(&w->rng.rng, ARRAY_SIZE(names))];
-        switch (rng_below(&w->rng.rng, 9)) {
+        const unsigned verb = (unsigned)rng_below(&w->rng.rng, 9);
+        if (getenv("TARN_TEST_TRACE"))
+                printf("remote %u: %s in %02x%02x, %s in %02x%02x, next %llu\n", verb, name, dir.b[0], dir.b[1], name2, dir2.b[0], dir2.b[1], (unsigned long long)m->seq + 1);
+        switch (verb) {
         case 0:
                 (void)model_make(m, &dir, name, NODE_FILE, 1 + rng_below(&w->rng.rng, 9));
                 break;
@@ -157,7 +164,10 @@ static void run(uint64_t seed, unsigned steps) {
         world_open(&w, seed, seed % 2 ? 2 : 0);
         model_open(&m, seed);
         for (unsigned i = 0; i < steps; i++) {
-                switch (rng_below(&w.rng.rng, 12)) {
+                const unsigned step = (unsigned)rng_below(&w.rng.rng, 12);
+                if (getenv("TARN_TEST_TRACE") && step < 4)
+                        printf("sync %u\n", step);
+                switch (step) {
                 case 0:
                         sync_down(&w, &m);
                         break;

@@ -73,7 +73,7 @@ struct model {
         size_t n_entries;
         struct { struct id from, to; } alias[256];
         size_t n_alias;
-        struct { struct id op; struct op_result result; } *done; /* accepted operations */
+        struct { struct id op, placement, version; /* that a merged one stands for */ struct op_result result; } *done; /* accepted operations */
         size_t n_done, done_room;
         struct event *log;
         size_t n_log, log_room;
@@ -105,7 +105,6 @@ size_t sync_up(struct world *w, struct model *m);
 /* Until nothing is left; fails the test if it does not end. */
 void sync_all(struct world *w, struct model *m);
 struct content model_content(uint64_t gen, uint64_t size);
-enum resolve_kind plan_of(struct world *w, struct model *m, const struct op *op, const struct op_result *r);
 /* Tree and model show the same: names, kinds, modes, content versions. */
 void compare(struct world *w, struct model *m);
 void load_snapshot(struct world *w, struct model *m, size_t page, size_t step);
