@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "api/client.h"
+#include "base/failpoint.h"
 #include "base/json.h"
 #include "base/lock.h"
 #include "base/log.h"
@@ -297,6 +298,7 @@ static void finish(struct transport_curl *tc, struct request *q, int err) {
                 curl_easy_getinfo(q->easy, CURLINFO_RETRY_AFTER, &retry);
                 c->sent = head_bytes > 0;
                 if (err == 0) {
+                        FAILPOINT_HERE("http.answer");
                         c->status = (int)status;
                         c->retry_after_ms = retry * 1000;
                         if (c->status >= 300)
@@ -318,6 +320,7 @@ static void finish(struct transport_curl *tc, struct request *q, int err) {
 }
 
 static void start(struct transport_curl *tc, struct request *q) {
+        FAILPOINT_HERE("http.request");
         q->easy = curl_easy_init();
         int r = q->easy ? set_up(tc, q) : -ENOMEM;
         if (r == 0 && curl_multi_add_handle(tc->multi, q->easy) != CURLM_OK)

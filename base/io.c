@@ -15,6 +15,8 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
+#include "base/failpoint.h"
+
 ssize_t pread_some(int fd, void *p, size_t n, uint64_t off) {
         size_t done = 0;
         while (done < n) {
@@ -132,15 +134,20 @@ int file_replace(const char *path, const void *p, size_t n, mode_t mode) {
         int r = fchmod(fd, mode) < 0 ? -errno : 0;
         if (r == 0)
                 r = write_full(fd, p, n);
+        if (r == 0)
+                r = FAILPOINT("replace.fsync");
         if (r == 0 && fsync(fd) < 0)
                 r = -errno;
+        if (r == 0)
+                r = FAILPOINT("replace.rename");
         if (r == 0 && rename(temp, path) < 0)
                 r = -errno;
         if (r < 0) {
                 (void)unlink(temp);
                 return r;
         }
-        return fsync_parent(path);
+        r = FAILPOINT("replace.renamed");
+        return r < 0 ? r : fsync_parent(path);
 }
 
 int file_load(const char *path, size_t max_bytes, struct buf *ret) {

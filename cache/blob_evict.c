@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "base/digest.h"
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "blob_priv.h"
@@ -248,8 +249,11 @@ static uint64_t evict_batch(struct blobs *b, uint64_t want) {
         }
         for (size_t i = 0; i < n; i++)
                 blob_mark_dirty(victims[i].blob);
-        if (n > 0)
+        if (n > 0) {
+                FAILPOINT_HERE("evict.index");
                 (void)(blobs_flush(b) < 0); /* see above */
+                FAILPOINT_HERE("evict.punch");
+        }
         for (size_t i = 0; i < n; i++) {
                 block_release(victims[i].blob, victims[i].index);
                 blob_put(victims[i].blob);

@@ -24,6 +24,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/model.h"
 
@@ -273,7 +274,7 @@ int blob_files_lend(struct blob_files *f, int *ret_fd, char *ret_path, size_t n)
                 r = -errno;
         else if ((size_t)snprintf(ret_path, n, "%s/lent/%s", f->dir, name) >= n)
                 r = -ENAMETOOLONG;
-        else if (renameat(f->blob_fd, name, f->lent_fd, name) < 0)
+        else if ((r = FAILPOINT("blob.lend")) == 0 && renameat(f->blob_fd, name, f->lent_fd, name) < 0)
                 r = -errno;
         if (r < 0) {
                 number_free(f, number);
@@ -300,12 +301,14 @@ static int bring_back(struct blob_files *f, const char *path, uint32_t *ret_numb
                         return r;
         }
         data_name(number, name);
-        if (renameat(AT_FDCWD, path, f->blob_fd, name) < 0) {
-                int r = -errno;
+        int fr = FAILPOINT("blob.rename");
+        if (fr < 0 || renameat(AT_FDCWD, path, f->blob_fd, name) < 0) {
+                int r = fr < 0 ? fr : -errno;
                 if (!ours)
                         number_free(f, number);
                 return r;
         }
+        FAILPOINT_HERE("blob.renamed");
         *ret_number = number;
         return 0;
 }

@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "base/digest.h"
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "db.h"
@@ -103,6 +104,8 @@ static int try_open(struct blob_index *ix, bool new_boot) {
                 r = db_begin(ix->db);
                 if (r == 0)
                         r = db_exec(ix->db, schema);
+                if (r == 0)
+                        r = FAILPOINT("index.schema");
                 if (r == 0)
                         r = db_commit(ix->db);
         } else if (r == 0 && version != SCHEMA_VERSION) {
@@ -314,7 +317,14 @@ int blob_index_begin(struct blob_index *ix) {
 }
 
 int blob_index_commit(struct blob_index *ix) {
-        return db_commit(ix->db);
+        int r = FAILPOINT("index.commit");
+        if (r < 0)
+                db_rollback(ix->db);
+        else
+                r = db_commit(ix->db);
+        if (r == 0)
+                FAILPOINT_HERE("index.committed");
+        return r;
 }
 
 int blob_index_trim(struct blob_index *ix) {

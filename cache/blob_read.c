@@ -292,7 +292,7 @@ ssize_t blob_read(struct blob_read *r) {
         for (int damaged = 0; damaged < READ_TRIES;) {
                 size_t first, last, twin;
                 lock_take(&blob->lock);
-                uint64_t window = counted ? 0 : sequence_locked(blob, r->off, r->n);
+                uint64_t window = counted || r->exact ? 0 : sequence_locked(blob, r->off, r->n);
                 if (blob->list_known) {
                         blob_range(blob, r->off, r->n, &first, &last);
                         if (available_locked(blob, first, last)) {
@@ -341,13 +341,13 @@ static void pread_done(struct blob_read *r, ssize_t result) {
         cond_signal(&w->cond);
 }
 
-ssize_t blob_pread(struct blob *blob, uint64_t off, void *buf, size_t n, int64_t deadline_ms) {
+static ssize_t pread_steps(struct blob *blob, uint64_t off, void *buf, size_t n, int64_t deadline_ms, bool exact) {
         if (off >= blob->content.size)
                 return 0;
         n = MIN(n, blob->content.size - off);
         for (size_t got = 0; got < n;) {
                 struct pread_wait w = { 0 };
-                struct blob_read r = { .blob = blob, .off = off + got, .buf = (uint8_t *)buf + got, .n = MIN(n - got, PREAD_STEP), .deadline_ms = deadline_ms, .done = pread_done, .owner = &w };
+                struct blob_read r = { .blob = blob, .off = off + got, .buf = (uint8_t *)buf + got, .n = MIN(n - got, PREAD_STEP), .deadline_ms = deadline_ms, .done = pread_done, .owner = &w, .exact = exact };
                 lock_init(&w.lock, "pread", RANK_QUEUE);
                 cond_init(&w.cond);
                 ssize_t result = blob_read(&r);
@@ -364,6 +364,14 @@ ssize_t blob_pread(struct blob *blob, uint64_t off, void *buf, size_t n, int64_t
                 got += (size_t)result;
         }
         return (ssize_t)n;
+}
+
+ssize_t blob_pread(struct blob *blob, uint64_t off, void *buf, size_t n, int64_t deadline_ms) {
+        return pread_steps(blob, off, buf, n, deadline_ms, false);
+}
+
+ssize_t blob_pread_exact(struct blob *blob, uint64_t off, void *buf, size_t n, int64_t deadline_ms) {
+        return pread_steps(blob, off, buf, n, deadline_ms, true);
 }
 
 int blob_prefetch(struct blob *blob, uint64_t off, uint64_t n) {

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "base/digest.h"
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "blob_priv.h"
 
@@ -467,6 +468,7 @@ int block_store(struct blob *blob, size_t i, const void *bytes) {
         const struct blockref *ref = &blob->list.refs[i];
         uint64_t sums[BLOCK_BYTES_MAX / PIECE_BYTES];
         uint32_t pieces = pieces_of(ref->bytes), place = PACK_NOWHERE;
+        FAILPOINT_HERE("block.store");
         for (uint32_t k = 0; k < pieces; k++)
                 sums[k] = xxh3_64((const uint8_t *)bytes + (size_t)k * PIECE_BYTES, MIN(PIECE_BYTES, ref->bytes - k * PIECE_BYTES)) ^ piece_key(&ref->hash, k);
         int r = 0;
@@ -496,6 +498,7 @@ int block_store(struct blob *blob, size_t i, const void *bytes) {
                 (void)pack_trim(b->pack, ref->bytes);
         }
         bool healed = false, stored = r == 0;
+        FAILPOINT_HERE("block.stored");
         if (stored) {
                 LOCK_SCOPE(&blob->lock);
                 {

@@ -9,7 +9,7 @@
  *    syncing the log's file itself. That equals a commit with synchronous=FULL (which syncs the same file after its frames), needs no empty write,
  *    and may run while other threads commit, so that no lock is held during an fsync. If the log was checkpointed in between, the checkpoint
  *    has synced log and file already.
- *  - The log is bounded: a commit that leaves more than checkpoint_pages in it checkpoints, and journal_size_limit cuts the file afterwards.
+ *  - The log is bounded: a commit that leaves more than checkpoint_pages in it checkpoints, and journal_size_limit cuts the file to twice that afterwards.
  *
  * Prepared statements live as long as their connection, in a table keyed by the address of the SQL literal. Two equal literals of two source files
  * make two statements; that costs some memory and nothing else. Using a statement that is in use is a mistake of ours (assert).
@@ -26,6 +26,7 @@
 
 #define STATEMENTS 512u /* power of two, and more than twice what we have */
 #define JOURNAL_LIMIT_BYTES (64u << 20)
+#define PAGE_BYTES 4096u /* SQLite's default */
 
 struct db_stmt {
         struct db *db;
@@ -102,11 +103,12 @@ int db_open(const struct db_config *config, struct db **ret) {
         if (r == 0 && config->exclusive)
                 r = pragma(db, "PRAGMA locking_mode=EXCLUSIVE; PRAGMA temp_store=MEMORY");
         if (r == 0 && config->write) {
-                (void)snprintf(sql, sizeof(sql), "PRAGMA wal_autocheckpoint=%u", config->checkpoint_pages ? config->checkpoint_pages : 2000u);
+                unsigned pages = config->checkpoint_pages ? config->checkpoint_pages : 2000u;
+                (void)snprintf(sql, sizeof(sql), "PRAGMA wal_autocheckpoint=%u", pages);
                 r = pragma(db, "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL");
                 if (r == 0)
                         r = pragma(db, sql);
-                (void)snprintf(sql, sizeof(sql), "PRAGMA journal_size_limit=%u", JOURNAL_LIMIT_BYTES);
+                (void)snprintf(sql, sizeof(sql), "PRAGMA journal_size_limit=%u", MIN(JOURNAL_LIMIT_BYTES, pages * 2 * PAGE_BYTES));
                 if (r == 0)
                         r = pragma(db, sql);
                 if (r == 0) /* the log is there from the first read on */

@@ -13,7 +13,8 @@
  *   committed                    file_commit.c: the stage becomes the blob, the stack above it goes on
  *
  * Superseded: the row's incarnation is greater than ours because remote content replaced an open file. Reads go on with the old bytes. The first write (or the seal of what was
- * written before) moves this file, with all its handles, to a conflict copy: a new node beside the old one.
+ * written before) moves this file, with all its handles, to a conflict copy: a new node beside the old one. A handle is counted before the row is read (file_open), and the tree
+ * asks file_is_open inside the transaction that changes the content: nobody opens old bytes under a new row.
  *
  * A generation with a failed write is not sealed; it stays the open stage and is shown, until it is healed, truncated or unlinked.
  * Locks: f->lock (RANK_FILE) guards the stack and is held over tree calls, never over fsync or waits for room. The table's lock (fs->lock, RANK_QUEUE) is a leaf: the tree asks
@@ -23,11 +24,10 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "file_priv.h"
-
-#define INO_ASIDE (UINT64_C(1) << 63) /* no inode has such a number */
 
 static size_t slot(const struct files *fs, uint64_t ino) {
         return (size_t)(ino * 0x9e3779b97f4a7c15u >> 32) & (fs->n_buckets - 1);
@@ -231,48 +231,9 @@ int file_blob(struct file *f, struct blob **ret) {
         return 0;
 }
 
-/* The stage loses its meaning: its bytes go. Reference is taken. */
-void stages_discard(struct stage *st) {
-        lock_take(&st->io);
-        lock_take(&st->lock);
-        bool was = st->state != STAGE_GONE;
-        if (was) {
-                stages_count_state(st->owner, st->state, STAGE_GONE);
-                st->state = STAGE_GONE;
-                st->epoch++;
-                atomic_store_explicit(&st->first_write_ns, 0, memory_order_relaxed);
-        }
-        lock_drop(&st->lock);
-        lock_drop(&st->io);
-        if (was)
-                stage_release_disk(st, false);
-        stage_put(st);
-}
-
-/* A stack that its row no longer knows. If an operation carries one of its generations (under another inode by now) it stays in the table under a number that no inode has, until that
- * operation is answered; else it goes. Takes the reference. */
-static void stack_aside(struct files *fs, struct stage *top) {
-        bool carried = false;
-        for (struct stage *st = top; st && !carried; st = st->below)
-                carried = outbox_carries(fs->c->tree, st->gen) != 0;
-        struct file *f = carried ? calloc(1, sizeof *f) : NULL;
-        if (f) {
-                *f = (struct file) { .fs = fs, .loaded = true, .top = top, .layered = true };
-                atomic_init(&f->ino, INO_ASIDE | top->gen);
-                lock_init(&f->lock, "file", RANK_FILE);
-                for (struct stage *st = top; st; st = st->below)
-                        atomic_store(&st->ino, INO_ASIDE | top->gen);
-                LOCK_SCOPE(&fs->lock);
-                table_add_locked(fs, f);
-                return;
-        }
-        while (top && !carried) { /* carried, but no memory to say so: found again at the next start */
-                lock_take(&top->lock);
-                struct stage *next = steal_ptr(top->below);
-                lock_drop(&top->lock);
-                files_discard(fs, top);
-                top = next;
-        }
+void stack_set_ino(struct stage *top, uint64_t ino) {
+        for (struct stage *st = top; st; st = st->below) /* the chain is ours */
+                atomic_store(&st->ino, ino);
 }
 
 int file_load_locked(struct file *f, const struct node *node) {
@@ -282,8 +243,7 @@ int file_load_locked(struct file *f, const struct node *node) {
                 int r = stage_get(f->fs->c->stages, node->gen, &top);
                 if (r < 0)
                         return r == -ENOENT ? -EAGAIN : r; /* committed in between: read the row again */
-                if (stage_ino(top) != node->ino)
-                        atomic_store(&top->ino, node->ino);
+                stack_set_ino(top, node->ino);
         }
         struct stage *old = f->top, *x = top;
         f->top = top;
@@ -292,7 +252,7 @@ int file_load_locked(struct file *f, const struct node *node) {
         if (old && old == x)
                 stage_put(old);
         else if (old)
-                stack_aside(f->fs, old);
+                files_discard(f->fs, old);
         if (!content_equal(&f->content, &node->content) || !f->loaded) {
                 blob_put(f->blob);
                 f->blob = NULL;
@@ -302,19 +262,6 @@ int file_load_locked(struct file *f, const struct node *node) {
         f->loaded = true;
         file_update_flags(f);
         return 0;
-}
-
-/* The row says what the file is; ours may be older if no handle held it. */
-static int file_refresh(struct file *f, const struct node *node, bool held) {
-        bool stale = !f->loaded;
-        if (f->loaded && !held && f->top) {
-                lock_take(&f->top->lock);
-                stale = f->top->state != STAGE_OPEN && f->top->gen != node->gen && ((f->top->queued && !f->top->committed) || node->gen);
-                lock_drop(&f->top->lock);
-        } else if (f->loaded && !held) {
-                stale = node->gen != 0 || !content_equal(&f->content, &node->content);
-        }
-        return stale ? file_load_locked(f, node) : 0;
 }
 
 int file_stage_identity(struct files *fs, const struct node *node, struct stage_header *ret) {
@@ -362,7 +309,7 @@ static int file_detach_copy(struct file *f, const struct node *old, struct node 
         file_rekey(f, ret->ino, ret->incarnation);
         f->version = ret->version;
         if (f->top) {
-                atomic_store(&f->top->ino, ret->ino);
+                stack_set_ino(f->top, ret->ino);
                 LOCK_SCOPE(&f->top->io);
                 f->top->head.ino = ret->ino;
                 f->top->head.node = ret->id;
@@ -466,17 +413,10 @@ static void drop_hidden_layers(struct file *f, struct stage *st) {
         }
 }
 
-/* Detaches the whole stack; its stages go after the next sync. f->lock held. */
 void file_drop_stack(struct file *f, const struct node *now) {
         lock_assert_held(&f->lock);
-        struct stage *st = steal_ptr(f->top);
-        while (st) {
-                lock_take(&st->lock);
-                struct stage *next = steal_ptr(st->below);
-                lock_drop(&st->lock);
-                files_discard(f->fs, st);
-                st = next;
-        }
+        if (f->top)
+                files_discard(f->fs, steal_ptr(f->top));
         if (now) {
                 blob_put(f->blob);
                 f->blob = NULL;
@@ -540,6 +480,9 @@ int file_seal(struct file *f, uint64_t *ret_gen) {
                 if (r < 0)
                         return r;
         }
+        r = FAILPOINT("file.freeze");
+        if (r < 0)
+                return r;
         lock_take(&st->io);
         bool logged = st->logged;
         r = logged ? stage_seal(st) : 0;
@@ -556,7 +499,9 @@ int file_seal(struct file *f, uint64_t *ret_gen) {
                 file_update_flags(f);
                 return 0;
         }
-        r = queue_content(f, st);
+        r = FAILPOINT("file.frozen");
+        if (r == 0)
+                r = queue_content(f, st);
         file_update_flags(f); /* after the row has it: in between stat must not see the old row without overlay */
         if (r < 0) {
                 log_warn("file ino=%llu gen=%llu queue error=%s", (unsigned long long)f->ino, (unsigned long long)st->gen, err_name(r));
@@ -610,128 +555,6 @@ void files_queue_again(struct files *fs) {
         }
 }
 
-int file_open(struct cache *c, uint64_t ino, uint16_t incarnation, bool write, bool truncate, struct file **ret) {
-        struct files *fs = c->files;
-        if (write && fs->cfg.read_only)
-                return -EROFS;
-        for (int round = 0; round < 16; round++) {
-                struct node node;
-                int r = tree_get(c->tree, ino, &node);
-                if (r < 0)
-                        return r;
-                if (node.kind != NODE_FILE)
-                        return node.kind == NODE_DIR ? -EISDIR : -EINVAL;
-                if (node.incarnation != incarnation)
-                        return -ESTALE;
-                struct file *f = file_get_or_new(fs, ino, incarnation);
-                if (!f)
-                        return -ENOMEM;
-                lock_take(&f->lock);
-                lock_take(&fs->lock);
-                bool held = f->handles > 0;
-                lock_drop(&fs->lock);
-                r = f->ino == ino ? file_refresh(f, &node, held) : -EAGAIN;
-                if (r == 0) {
-                        LOCK_SCOPE(&fs->lock);
-                        f->handles++;
-                        f->writers += write;
-                }
-                lock_drop(&f->lock);
-                if (r == 0 && truncate) {
-                        r = file_resize(f, 0);
-                        if (r < 0) {
-                                file_release(f, write);
-                                return r;
-                        }
-                }
-                if (r == 0) {
-                        *ret = f;
-                        return 0;
-                }
-                file_put(f);
-                if (r != -EAGAIN)
-                        return r;
-                if (round == 15)
-                        log_warn("file ino=%llu gen=%llu has no stage", (unsigned long long)ino, (unsigned long long)node.gen);
-        }
-        return -EIO;
-}
-
-/* Is a generation of this stack still in the outbox? When in doubt, yes. f->lock held. */
-static bool still_queued(struct file *f) {
-        for (struct stage *st = f->top; st; st = st->below)
-                if (outbox_carries(f->fs->c->tree, st->gen) != 0) /* if it cannot be told: kept */
-                        return true;
-        return false;
-}
-
-/* Without handles a file is what its row says: layers that the row no longer knows go. f->lock held. */
-static int reconcile(struct file *f) {
-        struct node node;
-        struct files *fs = f->fs;
-        lock_take(&fs->lock);
-        bool held = f->handles > 0;
-        lock_drop(&fs->lock);
-        if (held || !f->top)
-                return 0;
-        int r = tree_get(fs->c->tree, f->ino, &node);
-        if (r == -ENOENT) {
-                if (!still_queued(f)) /* an operation may go on under another inode: a save over a file whose own operations were not sent */
-                        file_drop_stack(f, NULL);
-                return 0;
-        }
-        if (r < 0)
-                return r;
-        lock_take(&f->top->lock);
-        bool open = f->top->state == STAGE_OPEN, failed = f->top->error != 0, queued = f->top->queued && !f->top->committed; /* committed: becomes a blob by itself */
-        lock_drop(&f->top->lock);
-        bool gone = node.unlinked && !node.taken; /* taken: by the server, while it was written here: it comes back */
-        if (open ? gone : queued && (node.gen == 0 || gone) && !still_queued(f))
-                file_drop_stack(f, &node);
-        else if (open && !failed) { /* it has a name again */
-                uint64_t gen;
-                r = file_seal(f, &gen);
-        }
-        return r;
-}
-
-void file_release(struct file *f, bool write) {
-        struct files *fs = f->fs;
-        lock_take(&f->lock);
-        lock_take(&fs->lock);
-        assert(f->handles > 0 && (!write || f->writers > 0));
-        f->handles--;
-        f->writers -= write;
-        bool last_writer = write && f->writers == 0, last = f->handles == 0, open = f->has_open;
-        lock_drop(&fs->lock);
-        int r = 0;
-        if (last_writer && open) {
-                uint64_t gen;
-                r = file_seal(f, &gen);
-        }
-        lock_take(&fs->lock);
-        bool look = last && f->layered; /* one SELECT: unlinked or dropped meanwhile? */
-        lock_drop(&fs->lock);
-        if (r == 0 && look)
-                r = reconcile(f);
-        if (r < 0)
-                log_warn("file ino=%llu release error=%s", (unsigned long long)f->ino, err_name(r));
-        lock_drop(&f->lock);
-        file_put(f);
-}
-
-void file_forget(struct cache *c, uint64_t ino) {
-        struct file *f = file_find(c->files, ino, -1);
-        if (!f)
-                return;
-        lock_take(&f->lock);
-        int r = reconcile(f);
-        lock_drop(&f->lock);
-        if (r < 0)
-                log_warn("file ino=%llu forget error=%s", (unsigned long long)ino, err_name(r));
-        file_put(f);
-}
-
 uint64_t file_ino(const struct file *f) {
         return atomic_load(&((struct file *)f)->ino);
 }
@@ -740,7 +563,7 @@ bool file_is_open(struct cache *c, uint64_t ino) {
         struct files *fs = c->files;
         LOCK_SCOPE(&fs->lock);
         for (struct file *f = fs->bucket[slot(fs, ino)]; f; f = f->next)
-                if (f->ino == ino && (f->handles > 0 || f->has_open))
+                if (f->ino == ino && (f->handles > 0 || f->opening > 0 || f->has_open))
                         return true;
         return false;
 }

@@ -13,10 +13,17 @@
  *
  * Moved: a conflict copy took the generation; the file with its handles is re-keyed to the new node. Dropped: the stack goes once no handle shows it.
  *
- * One retirement at a time, in commit order; fs->lock guards the list. */
+ * One retirement at a time, in commit order; fs->lock guards the list.
+ *
+ * How long a stage lives. Two things refer to it: a stack (the file of some open handle or of a row that shows it, a stage above it, a call under way), counted in its references; and the column
+ * `gen` of the outbox, which *is* a reference, whatever node the row belongs to by now (a save over a file hands operations from one inode to another, and an unlink drops the stack of what
+ * is still to be sent). So nobody decides that a stage may go. A stack that its file lets go is put on the loose list, and at each flush a stage of it goes if the list's reference is the only one
+ * and no row carries its generation. The rows are asked before the sync and the stage goes after it: a power cut brings no row back whose stage is gone.
+ * A generation enters the outbox only from a stack or from another row, so one that is in neither never comes back. */
 #include <assert.h>
 #include <stdlib.h>
 
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "file_priv.h"
@@ -48,6 +55,7 @@ static struct file *file_of_stage(struct files *fs, struct stage *st, struct sta
 }
 
 static void note_rebase(struct stage *above, const struct content *content, const struct id *version) {
+        FAILPOINT_HERE("adopt.rebase");
         LOCK_SCOPE(&above->io);
         above->head.base = *content;
         above->head.below_gen = 0;
@@ -95,36 +103,122 @@ void files_retire_add(struct files *fs, struct stage *st, const struct content *
         cond_broadcast(&fs->work);
 }
 
-void files_carry(struct files *fs, struct stage *st) {
-        LOCK_SCOPE(&fs->lock);
-        for (struct stage *x = fs->carried; x; x = x->chain)
-                if (x == st)
-                        return;
-        (void)stage_ref(st);
-        st->chain = fs->carried;
-        fs->carried = st;
+/* ---- stacks that no file holds ---- */
+
+void files_discard(struct files *fs, struct stage *top) {
+        lock_take(&fs->lock);
+        bool listed = top->listed;
+        if (!listed) {
+                top->listed = true;
+                top->due = false;
+                top->chain = fs->loose;
+                fs->loose = top;
+        }
+        lock_drop(&fs->lock);
+        if (listed)
+                stage_put(top); /* a stack took it from the list and gave it back */
+        else
+                files_kick(fs, false);
 }
 
-/* The reference of files_carry, or NULL. */
-static struct stage *carried_take(struct files *fs, const struct stage *st) {
+/* The stage above st in a loose stack, referenced, or NULL. */
+static struct stage *loose_above(struct files *fs, const struct stage *st) {
         LOCK_SCOPE(&fs->lock);
-        for (struct stage *x = fs->carried, *before = NULL; x; before = x, x = x->chain)
-                if (x == st) {
-                        if (before)
-                                before->chain = x->chain;
-                        else
-                                fs->carried = x->chain;
-                        x->chain = NULL;
-                        return x;
-                }
+        for (struct stage *top = fs->loose; top; top = top->chain)
+                for (struct stage *x = top; x->below; x = x->below)
+                        if (x->below == st)
+                                return stage_ref(x);
         return NULL;
+}
+
+/* st's reference of the stage below. st may be in a loose stack. */
+static struct stage *take_below(struct files *fs, struct stage *st) {
+        LOCK_SCOPE(&st->lock);
+        LOCK_SCOPE(&fs->lock);
+        return steal_ptr(st->below);
+}
+
+static bool only_ref(const struct stage *st, unsigned ours) {
+        return atomic_load(&((struct stage *)st)->refs) == ours;
+}
+
+/* Nothing but the outbox could still refer to it: does it? */
+static bool not_needed(struct files *fs, struct stage *st) {
+        lock_take(&st->lock);
+        bool committed = st->committed;
+        lock_drop(&st->lock);
+        return committed || st->dead || outbox_carries(fs->c->tree, st->gen) == 0; /* if it cannot be told: kept */
+}
+
+void files_loose_look(struct files *fs) {
+        lock_take(&fs->lock);
+        struct stage *top = fs->loose; /* only this thread takes from the list */
+        lock_drop(&fs->lock);
+        for (; top; top = top->chain) {
+                struct stage *st = stage_ref(top);
+                for (bool due = true; st && due;) {
+                        due = only_ref(st, 2) && not_needed(fs, st);
+                        st->due = due;
+                        lock_take(&st->lock);
+                        struct stage *below = st->below ? stage_ref(st->below) : NULL;
+                        lock_drop(&st->lock);
+                        stage_put(st);
+                        st = below;
+                }
+                stage_put(st);
+        }
+}
+
+/* Its bytes go, unless it was committed: then they become a blob. Takes the reference; the one of the stage below is the caller's now. */
+static struct stage *let_go(struct files *fs, struct stage *st) {
+        lock_take(&st->io);
+        lock_take(&st->lock);
+        bool goes = st->state != STAGE_GONE && !st->committed, committed = st->committed;
+        if (goes) {
+                stages_count_state(st->owner, st->state, STAGE_GONE);
+                st->state = STAGE_GONE;
+                st->epoch++;
+                atomic_store_explicit(&st->first_write_ns, 0, memory_order_relaxed);
+        }
+        lock_drop(&st->lock);
+        lock_drop(&st->io);
+        struct stage *below = committed ? NULL : take_below(fs, st); /* committed: retire_one needs it */
+        if (goes)
+                stage_release_disk(st, false);
+        stage_put(st);
+        return below;
+}
+
+void files_loose_go(struct files *fs) {
+        struct stage *gone = NULL;
+        lock_take(&fs->lock);
+        for (struct stage **p = &fs->loose; *p;) {
+                struct stage *st = *p;
+                if (!st->due || !only_ref(st, 1)) {
+                        p = &st->chain;
+                        continue;
+                }
+                *p = st->chain;
+                st->listed = false;
+                st->chain = gone;
+                gone = st;
+        }
+        lock_drop(&fs->lock);
+        while (gone) {
+                struct stage *st = gone;
+                gone = st->chain;
+                do
+                        st = let_go(fs, st);
+                while (st && st->due && only_ref(st, 1));
+                if (st)
+                        files_discard(fs, st);
+        }
 }
 
 static void committed(struct files *fs, const struct tree_done *d) {
         struct stage *st, *above;
         if (stage_get(fs->c->stages, d->gen, &st) < 0)
                 return;
-        stage_put(carried_take(fs, st));
         struct file *f = file_of_stage(fs, st, &above);
         if (f) {
                 /* under f->lock: a stage that is made on top from now on names the content as its base, one that is there already is told */
@@ -136,7 +230,11 @@ static void committed(struct files *fs, const struct tree_done *d) {
                 lock_drop(&f->lock);
                 file_put(f);
         } else {
+                above = loose_above(fs, st);
                 files_retire_add(fs, stage_ref(st), &d->content, &d->version);
+                if (above)
+                        note_rebase(above, &d->content, &d->version);
+                stage_put(above);
         }
         stage_put(st);
 }
@@ -183,7 +281,7 @@ static void dropped(struct files *fs, const struct tree_done *d) {
         struct file *f = file_of_stage(fs, st, &above);
         if (f) {
                 lock_take(&fs->lock);
-                bool held = f->handles > 0;
+                bool held = f->handles > 0 || f->opening > 0;
                 lock_drop(&fs->lock);
                 struct node node;
                 if (!held && !above && tree_get(fs->c->tree, f->ino, &node) == 0)
@@ -191,9 +289,6 @@ static void dropped(struct files *fs, const struct tree_done *d) {
                 lock_drop(&f->lock);
                 file_put(f);
         }
-        struct stage *carried = carried_take(fs, st);
-        if (carried)
-                files_discard(fs, carried);
         stage_put(st);
 }
 
@@ -293,6 +388,7 @@ static int adopt_file(struct stage *st, const struct content *content, const str
                 lock_drop(&st->io);
                 if (pages)
                         blobs_discharge(blobs, pages * EXTENT_PAGE);
+                FAILPOINT_HERE("adopt.done");
                 if (r < 0)
                         return r;
                 *ret_taken = true;
@@ -332,14 +428,20 @@ static void close_stack(struct files *fs, struct stage *st, struct blob *blob, c
         struct stage *above;
         struct file *f = file_of_stage(fs, st, &above);
         struct blob *old = NULL;
+        struct stage *loose = f ? NULL : loose_above(fs, st);
         bool held = false;
-        if (f && above) {
+        if (loose)
+                above = loose;
+        if ((f && above) || loose) {
                 LOCK_SCOPE(&above->lock);
-                above->below = NULL;
-                old = above->blob;
-                above->blob = blob ? blob_ref(blob) : NULL;
-                above->base = re->content;
-                held = true;
+                LOCK_SCOPE(&fs->lock);
+                held = above->below == st; /* a loose one may have gone meanwhile */
+                if (held) {
+                        above->below = NULL;
+                        old = above->blob;
+                        above->blob = blob ? blob_ref(blob) : NULL;
+                        above->base = re->content;
+                }
         } else if (f) {
                 f->top = NULL;
                 old = f->blob;
@@ -352,6 +454,7 @@ static void close_stack(struct files *fs, struct stage *st, struct blob *blob, c
         if (f)
                 lock_drop(&f->lock);
         file_put(f);
+        stage_put(loose);
         blob_put(old);
         if (held)
                 stage_put(st);
@@ -359,6 +462,7 @@ static void close_stack(struct files *fs, struct stage *st, struct blob *blob, c
 
 static void retire_one(struct files *fs, struct retire *re) {
         struct stage *st = re->stage;
+        FAILPOINT_HERE("retire.begin");
         lock_take(&st->lock);
         bool gone = st->state == STAGE_GONE;
         lock_drop(&st->lock);
@@ -370,18 +474,12 @@ static void retire_one(struct files *fs, struct retire *re) {
                 int r = blob ? adopt(st, &re->content, blob, &taken) : 0;
                 if (r < 0)
                         log_debug("file gen=%llu adopt error=%s", (unsigned long long)st->gen, err_name(r));
+                FAILPOINT_HERE("retire.adopted");
                 become(st, blob);
-                lock_take(&st->lock);
-                struct stage *below = steal_ptr(st->below);
-                lock_drop(&st->lock);
+                struct stage *below = take_below(fs, st);
                 close_stack(fs, st, blob, re);
-                while (below) {
-                        lock_take(&below->lock);
-                        struct stage *next = steal_ptr(below->below);
-                        lock_drop(&below->lock);
+                if (below)
                         files_discard(fs, below);
-                        below = next;
-                }
                 stage_release_disk(st, taken);
         }
         blob_put(blob);

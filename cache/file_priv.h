@@ -19,6 +19,7 @@ struct file {
         _Atomic unsigned incarnation; /* likewise */
         unsigned refs;                /* fs->lock: handles, and calls under way */
         unsigned handles, writers;    /* fs->lock */
+        unsigned opening;             /* fs->lock: file_open under way: counts as open for the tree, not as a handle that holds the stack */
         bool layered, has_open;       /* fs->lock: top != NULL; top is open */
         bool closing;                 /* fs->lock: cache_close has seen it */
         bool unqueued;                /* fs->lock: tree_content failed, to be tried again */
@@ -55,8 +56,8 @@ struct files {
         unsigned jobs;                /* retirements on workers */
         struct cond drained;
         bool unqueued;                /* some file has a sealed stage whose outbox row failed */
-        struct stage *discard;        /* linked by chain: go after the next sync */
-        struct stage *carried;        /* linked by chain: in no file's stack, but an operation carries them (a save over a file hands operations to another inode) */
+        struct stage *loose;          /* linked by chain: tops of stacks that no file holds (file_commit.c) */
+        struct stages_found late;     /* older than the tree file: wait for cache_loaded. One thread until then */
 };
 
 /* file.c */
@@ -73,12 +74,10 @@ int file_blob(struct file *f, struct blob **ret) _must_check_;         /* f->loc
 uint64_t file_size_locked(struct file *f);
 void file_rekey(struct file *f, uint64_t ino, uint16_t incarnation);
 int file_stage_identity(struct files *fs, const struct node *node, struct stage_header *ret) _must_check_;
-void stages_discard(struct stage *st);                 /* st and nothing else: GONE without bytes, disk released. No lock held. Takes the reference */
 void files_wake(struct files *fs);                     /* the listeners */
-void files_carry(struct files *fs, struct stage *st);                  /* until file_committed says what became of it; makes a reference; any lock */
-void file_drop_stack(struct file *f, const struct node *now);          /* f->lock held */
+void file_drop_stack(struct file *f, const struct node *now);          /* f->lock held: the file shows now->content */
+void stack_set_ino(struct stage *top, uint64_t ino);                   /* where file_commit.c looks for the stack */
 void files_queue_again(struct files *fs);
-void files_discard(struct files *fs, struct stage *st);                /* after the next sync; takes the reference; any lock */
 /* file_io.c */
 int file_resize(struct file *f, uint64_t size) _must_check_;
 void file_write_failed(struct file_write *w, int err);
@@ -92,7 +91,12 @@ int file_wait_room(struct file_write *w, bool blobs_full) _must_check_;
 int files_flush(struct files *fs) _must_check_;
 bool files_room_now(struct files *fs, uint64_t n);
 /* file_commit.c */
+/* No file holds this stack any more: each of its stages goes after the first sync before which no operation carried it. The only way for a stage to go unless it was committed. Takes the
+ * reference of the top; those below are held by it. Any lock may be held. */
+void files_discard(struct files *fs, struct stage *top);
+void files_loose_look(struct files *fs);               /* which of them may go: before a sync */
+void files_loose_go(struct files *fs);                 /* those go: after it. No lock held, one thread */
 void files_retire_add(struct files *fs, struct stage *st, const struct content *content, const struct id *version); /* takes the reference */
 void files_retire(struct files *fs, struct retire *last); /* hands the list up to last to the workers; after a sync */
-/* cache.c. look: compare the outbox with the stages too. Adds to the counts. */
-int files_recover(struct files *fs, struct stages_found *found, bool look, unsigned *ret_recovered, unsigned *ret_lost) _must_check_;
+/* cache.c. Adds to the counts. May take what was found for later. */
+int files_recover(struct files *fs, struct stages_found *found, unsigned *ret_recovered, unsigned *ret_lost) _must_check_;

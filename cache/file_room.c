@@ -4,7 +4,7 @@
  * "cache-flush" waits on one condition with a deadline and does, in this order:
  *
  *   1. a second after something became dirty, or at once when asked: sync stages (their data, their logs, the shared log), then the tree
- *   2. what may only go after that sync: discarded stages; committed stages are handed to the workers (file_commit.c)
+ *   2. what may only go after that sync: stages that nobody needs; committed stages are handed to the workers (file_commit.c)
  *   3. outbox rows that could not be written before are tried again
  *   4. writers that wait for room, in order of arrival
  *
@@ -161,17 +161,6 @@ static int64_t serve_waiters(struct files *fs) {
         }
 }
 
-void files_discard(struct files *fs, struct stage *st) {
-        LOCK_SCOPE(&fs->lock);
-        st->chain = fs->discard;
-        fs->discard = st;
-        if (!fs->dirty) {
-                fs->dirty = true;
-                fs->dirty_since_ms = mono_ms();
-                cond_broadcast(&fs->work);
-        }
-}
-
 int files_flush(struct files *fs) {
         lock_assert_none();
         lock_take(&fs->lock);
@@ -180,27 +169,21 @@ int files_flush(struct files *fs) {
                 cond_wait(&fs->idle, &fs->lock);
         fs->flushing = true;
         fs->dirty = false;
-        struct stage *discard = steal_ptr(fs->discard);
         struct retire *last = fs->retire_last; /* those listed before the sync */
         lock_drop(&fs->lock);
+        files_loose_look(fs);
         int r = stages_sync_dirty(fs->c->stages);
         if (r < 0)
                 log_error("cache sync error=%s", err_name(r));
         int t = tree_sync(fs->c->tree); /* costs nothing if nothing was committed since */
         if (t < 0)
                 log_error("cache tree_sync error=%s", err_name(t));
+        if (t == 0)
+                files_loose_go(fs);
         lock_take(&fs->lock);
         fs->flushing = false;
         cond_broadcast(&fs->idle);
         lock_drop(&fs->lock);
-        while (discard) {
-                struct stage *st = discard;
-                discard = st->chain;
-                if (t < 0)
-                        files_discard(fs, st); /* not before a sync worked */
-                else
-                        stages_discard(st);
-        }
         if (t == 0 && last)
                 files_retire(fs, last);
         stages_relocate(fs->c->stages);
@@ -220,7 +203,7 @@ static void *run(void *arg) {
                         int64_t until = tick + FLUSH_MS;
                         if (fs->dirty)
                                 until = MIN(until, fs->dirty_since_ms + FLUSH_MS);
-                        due = now >= until || (fs->kicked && (fs->discard || fs->retire_first));
+                        due = now >= until || (fs->kicked && (fs->loose || fs->retire_first));
                         if (fs->stop || fs->kicked || due || now >= deadline)
                                 break;
                         (void)!cond_wait_until(&fs->work, &fs->lock, MIN(until, deadline));

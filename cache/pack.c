@@ -27,6 +27,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "base/io.h"
 
 #define WORDS (PACK_SEGMENT_PAGES / 64)
@@ -302,6 +303,7 @@ uint64_t pack_trim(struct pack *p, uint64_t bytes) {
                 lock_drop(&p->lock);
                 if (!s)
                         break;
+                FAILPOINT_HERE("pack.trim");
                 bool punched = fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)first * PACK_PAGE, (off_t)n * PACK_PAGE) == 0;
                 lock_take(&p->lock);
                 set_bits(s->used, first, n, false);

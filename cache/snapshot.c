@@ -593,39 +593,6 @@ static int finish(struct step *s, const struct cursor *upto) {
         return r;
 }
 
-/* Nodes of this step that are open: asked for without the lock. A superset does no harm. */
-static int ask_open(struct tree *t, size_t max, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct open_set *set) {
-        struct open_set candidates = {0};
-        enum phase phase;
-        struct position pos;
-        int r = 0;
-        if (!is_open)
-                return 0;
-        {
-                TREE_READ(rd, t);
-                struct db_stmt *q;
-                r = position_read(rd.db, &phase, &pos);
-                if (r < 0 || (phase != PHASE_NODES && phase != PHASE_DELETES))
-                        return r;
-                r = phase == PHASE_NODES ? db_query(rd.db, &q, "SELECT n.ino FROM (SELECT id,seq FROM snap_node WHERE id>? ORDER BY id LIMIT ?) s JOIN node n ON n.id=s.id WHERE s.seq<>n.seq",
-                                                    "bi", pos.b, (size_t)(id_is_zero((struct id *)pos.b) ? 0 : ID_BYTES), (int64_t)max)
-                                         : db_query(rd.db, &q, "SELECT ino FROM (SELECT ino,id,seq FROM node WHERE ino>? ORDER BY ino LIMIT ?) n WHERE seq>0 AND NOT EXISTS(SELECT 1 FROM snap_node s"
-                                                    " WHERE s.id=n.id AND s.deleted=0)", "ii", (int64_t)pos.number, (int64_t)max);
-                while (r > 0) {
-                        r = open_set_add(&candidates, (uint64_t)db_col_int(q, 0));
-                        if (r < 0)
-                                db_reset(q);
-                        else
-                                r = db_step(q);
-                }
-        }
-        for (size_t i = 0; i < candidates.n && r == 0; i++)
-                if (is_open(arg, candidates.ino[i]))
-                        r = open_set_add(set, candidates.ino[i]);
-        cleanup_open_set_p(&candidates);
-        return r;
-}
-
 static int shrink(struct tree *t) {
         int64_t before, after;
         int r = db_int(t->w, &before, "PRAGMA freelist_count", "");
@@ -688,13 +655,9 @@ static int step_in(struct step *s, const struct cursor *upto) {
 }
 
 int tree_snapshot_step(struct tree *t, const struct cursor *upto, size_t max_rows, bool (*is_open)(void *arg, uint64_t ino), void *arg) {
-        _cleanup_(cleanup_open_set_p) struct open_set set = {0};
         struct tree_applied out;
         struct step s = { .t = t, .max = MAX(max_rows, 1u), .until_ms = clock_mono_ms(t->clock) + STEP_MS };
-        int r = ask_open(t, s.max, is_open, arg, &set);
-        if (r < 0)
-                return r;
-        r = apply_begin(t, &set, NULL, &out);
+        int r = apply_begin(t, is_open, arg, NULL, &out);
         t->out = NULL; /* nothing of ours is completed by a snapshot */
         if (r == 0)
                 r = step_in(&s, upto);

@@ -90,7 +90,9 @@ struct stage {
         struct sent_block **sent_blocks; size_t n_sent_blocks, sent_room; /* for EXTENT_SENT, kept until the end */
         bool chunked;
         struct blocklist list; uint64_t *starts; struct content content; uint8_t *sent_bits, *reused_bits; /* reused: taken over from a list, not cut anew */
-        void *chain;                  /* retire list, by its owner's lock */
+        /* in no stack any more (file_commit.c): all by the file layer's lock */
+        struct stage *chain; bool listed, due;
+        bool dead;                    /* what could be read is in lost+found/: goes even if an operation names it */
 };
 
 struct stages {

@@ -29,7 +29,7 @@ enum slog_kind {
         LOG_SEAL = 7,     /* off: seq of this record, bytes: size, time_ns: mtime */
         LOG_REBASE = 8,   /* payload: struct stage_header's base content and version: what is below was committed as this */
         LOG_FAILED = 9,   /* off, bytes: a write failed, flags: errno; bytes 0: healed */
-        LOG_REASSIGN = 10,/* payload: stage_header, of which ino and node count */
+        LOG_REASSIGN = 10,/* payload: stage_header, of which ino, node, parent, name and base version count */
         LOG_LAYER = 11,   /* a newer generation took its place in the outbox: only a layer now */
         LOG_DONE = 12,    /* on the server or without meaning: the stage may go */
         LOG_SYNC = 13,    /* everything before `off` (shared: position; own: this record) is on the platter */

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 
@@ -70,6 +71,7 @@ static int log_file_take(struct stages *s, struct own_log *ret) {
 void own_log_recycle(struct stages *s, struct own_log *log) {
         char name[STAGE_DATA_NAME];
         log_name(log->number, name);
+        FAILPOINT_HERE("stage.recycle");
         if (log->fd < 0)
                 log->fd = openat(s->dir_fd, name, O_RDWR | O_CLOEXEC);
         bool keep = log->fd >= 0 && ftruncate(log->fd, 0) == 0;
@@ -246,6 +248,11 @@ static int relocate(struct stage *st, const struct segment *old) {
                 }
                 room.want_file = true;
                 r = stage_room_get(s, &room);
+                if (r == -ENOSPC) { /* moving gives back more than it takes, and nothing else may: an open stage that waits for room itself holds the segments */
+                        blobs_charge_found(s->cfg.blobs, room.want - room.charged);
+                        room.charged = room.want;
+                        r = stage_room_get(s, &room);
+                }
                 if (r < 0)
                         break;
         }
@@ -299,7 +306,9 @@ int stage_grow(struct stage *st, struct stage_room *room) {
                 r = -ENOMEM;
         if (r < 0)
                 return r;
-        r = data_file_take(s, room, head.data_name, &fd);
+        r = FAILPOINT("stage.grow");
+        if (r == 0)
+                r = data_file_take(s, room, head.data_name, &fd);
         if (r < 0)
                 return r;
         for (size_t i = 0; r == 0 && i < m.n; i++)
@@ -311,6 +320,8 @@ int stage_grow(struct stage *st, struct stage_room *room) {
         uint64_t seq = 0;
         if (r == 0)
                 r = write_copy(st, &m, &log, &head, copy, &seq);
+        if (r == 0)
+                FAILPOINT_HERE("stage.grown");
         if (r < 0) {
                 char path[PATH_MAX];
                 if (log.fd >= 0)
@@ -361,6 +372,7 @@ void stage_release_disk(struct stage *st, bool data_taken) {
         if (r < 0)
                 log_debug("stage gen=%llu done_note error=%s", (unsigned long long)st->gen, err_name(r));
         lock_take(&st->lock);
+        FAILPOINT_HERE("stage.done");
         assert(st->state == STAGE_GONE && !st->log.released);
         st->epoch++;
         uint64_t pages = st->pages;

@@ -281,6 +281,7 @@ static int replay(struct stage *st, const struct rec *r, struct found_stage *fou
                 } else {
                         h->ino = x.ino;
                         h->node = x.node;
+                        h->parent = x.parent;
                         h->base_version = x.base_version;
                         memcpy(h->name, x.name, sizeof h->name);
                 }

@@ -14,7 +14,8 @@
  * which position everything was on the platter: after a power cut a damaged record before the mark is rot, behind it an ordinary loss of the last second.
  *
  * Room: the whole segment is charged when it is made. Making one needs disk room and may evict, so it is done in segments_prepare with no lock held; an append that finds no
- * place answers -EAGAIN. Control records (seal, done, ...) may run into a slack behind the nominal end and thus never fail for lack of a segment.
+ * place answers -EAGAIN. Control records (seal, done, reassign, ...) end things and must not wait: they may run into a slack behind the nominal end, and where that is full too, or
+ * nothing was ever written, a segment is made for them on the spot, beyond the limit if need be (one segment at most: what they end gives room back).
  *
  * One lock (RANK_SEGMENT), a leaf but for nothing; no I/O under it. */
 #include "stage_seg.h"
@@ -26,6 +27,7 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include "base/failpoint.h"
 #include "base/io.h"
 
 struct seg_writing { uint64_t pos; struct seg_writing *next; };
@@ -100,6 +102,8 @@ static int segment_begin(struct segment *seg, uint64_t order, bool sync) {
         uint8_t b[LOG_UNIT];
         slog_file_encode(&f, b);
         int r = pwrite_full(seg->fd, b, sizeof b, 0);
+        if (r == 0)
+                r = FAILPOINT("segment.begin");
         if (r == 0 && sync && fdatasync(seg->fd) < 0)
                 r = -errno;
         seg->end = seg->synced = seg->marked = LOG_UNIT;
@@ -141,6 +145,17 @@ static bool fits_locked(const struct segments *s, const struct segment *seg, uin
         return seg && !seg->full && seg->end + bytes <= s->cfg.segment_bytes;
 }
 
+static void segment_add(struct segments *s, struct segment *seg) {
+        LOCK_SCOPE(&s->lock);
+        seg->next = s->all;
+        s->all = seg;
+        s->n++;
+        if (!s->spare)
+                s->spare = seg;
+        else
+                seg->full = true; /* two made one at a time: the second goes back by segments_tidy */
+}
+
 int segments_prepare(struct segments *s, uint64_t bytes) {
         assert(bytes + LOG_UNIT <= s->cfg.segment_bytes);
         lock_take(&s->lock);
@@ -162,14 +177,7 @@ int segments_prepare(struct segments *s, uint64_t bytes) {
                 blobs_discharge(s->cfg.blobs, s->cfg.segment_bytes);
                 return r;
         }
-        LOCK_SCOPE(&s->lock);
-        seg->next = s->all;
-        s->all = seg;
-        s->n++;
-        if (!s->spare)
-                s->spare = seg;
-        else
-                seg->full = true; /* two made one at a time: the second goes back by segments_tidy */
+        segment_add(s, seg);
         return 0;
 }
 
@@ -188,11 +196,21 @@ static struct segment *reserve_locked(struct segments *s, uint64_t bytes, bool c
 
 int segments_append(struct segments *s, const struct slog_entry *e, const void *payload, bool control, struct segment **ret, uint64_t *ret_pos) {
         uint64_t bytes = slog_record_bytes(e->payload_bytes);
-        lock_take(&s->lock);
-        struct segment *seg = reserve_locked(s, bytes, control);
-        if (!seg) {
+        struct segment *seg;
+        for (;;) {
+                lock_take(&s->lock);
+                seg = reserve_locked(s, bytes, control);
+                if (seg)
+                        break;
                 lock_drop(&s->lock);
-                return -EAGAIN;
+                if (!control)
+                        return -EAGAIN;
+                struct segment *made;
+                int r = segment_create(s, &made);
+                if (r < 0)
+                        return r;
+                blobs_charge_found(s->cfg.blobs, s->cfg.segment_bytes); /* evicts nothing: the caller holds locks */
+                segment_add(s, made);
         }
         struct seg_writing w = { .pos = seg->end, .next = seg->writing };
         seg->writing = &w;
@@ -263,7 +281,11 @@ int segments_sync(struct segments *s) {
                         done = MIN(done, w->pos);
                 lock_drop(&s->lock);
 
-                int r = fdatasync(g->fd) < 0 ? -errno : 0;
+                int r = FAILPOINT("segment.sync");
+                if (r == 0 && fdatasync(g->fd) < 0)
+                        r = -errno;
+                if (r == 0)
+                        FAILPOINT_HERE("segment.synced");
 
                 uint64_t pos = 0;
                 if (r == 0) {

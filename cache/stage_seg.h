@@ -33,7 +33,7 @@ void segments_number_above(struct segments *s, uint32_t number); /* numbers up t
 
 /* Makes sure that a record of this size fits now: creates a segment if need be (charged, preallocated). No lock held. -ENOSPC: no room. */
 int segments_prepare(struct segments *s, uint64_t record_bytes) _must_check_;
-/* Appends. control: small, may use the slack. Returns with a reference to the segment. -EAGAIN: segments_prepare first. */
+/* Appends. control: small and never refused for lack of a place. Returns with a reference to the segment. -EAGAIN (not for control): segments_prepare first. */
 int segments_append(struct segments *s, const struct slog_entry *e, const void *payload, bool control, struct segment **ret, uint64_t *ret_pos) _must_check_;
 struct segment *segment_ref(struct segment *seg);
 void segment_put(struct segment *seg);

@@ -152,7 +152,7 @@ ssize_t stage_pread(struct stage *stage, uint64_t off, void *buf, size_t n, int6
                         r = piece_read(&p, at, (size_t)p.bytes);
                         got = r == -ESTALE ? 0 : r < 0 ? r : got;
                 } else {
-                        got = blob_pread(p.blob, p.at, at, (size_t)p.bytes, deadline_ms);
+                        got = blob_pread_exact(p.blob, p.at, at, (size_t)p.bytes, deadline_ms);
                         if (got == 0)
                                 got = -EIO;
                 }

@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 
@@ -233,7 +234,11 @@ int stage_put_data(struct stage *st, uint64_t off, const void *buf, size_t n, st
                 lock_take(&st->lock);
                 early_touch(st, off, off + n); /* who cuts or sends these bytes right now learns it before they change */
                 lock_drop(&st->lock);
-                r = pwrite_full(st->fd, buf, n, off);
+                r = FAILPOINT("stage.write");
+                if (r == 0)
+                        r = pwrite_full(st->fd, buf, n, off);
+                if (r == 0)
+                        r = FAILPOINT("stage.written");
                 if (r == 0)
                         r = append(st, &e, NULL, false, NULL, NULL);
                 if (r < 0) {
@@ -273,6 +278,7 @@ int stage_put_data(struct stage *st, uint64_t off, const void *buf, size_t n, st
         bool error = st->error != 0;
         stage_account(st, pages, small);
         lock_drop(&st->lock);
+        FAILPOINT_HERE("stage.logged");
         stage_mark_dirty(st);
         if (error)
                 heal(st, off, off + n);
@@ -396,6 +402,9 @@ int stage_seal(struct stage *st) {
 }
 
 static int sync_large(struct stage *st, int data_fd) {
+        int fr = FAILPOINT("stage.sync");
+        if (fr < 0)
+                return fr;
         if (fdatasync(data_fd) < 0)
                 return -errno;
         lock_take(&st->io);
@@ -412,7 +421,8 @@ static int sync_large(struct stage *st, int data_fd) {
         lock_drop(&st->io);
         if (r < 0)
                 return r;
-        if (fdatasync(log_fd) < 0)
+        r = FAILPOINT("stage.sync.log");
+        if (r == 0 && fdatasync(log_fd) < 0)
                 r = -errno;
         (void)close(log_fd);
         return r;

@@ -5,7 +5,11 @@
  *
  * A transaction (tree_begin .. tree_end) is one local verb, one remote batch or one step of a snapshot. It collects notes for the kernel side and whether the
  * engine has to wake up; both are given after the commit, with the lock still held, so that notes of two transactions come in the order of their commits.
- * Callbacks of callers (is_open, kept, open_for_write) are never called with the lock held: they may take locks of lower rank.
+ *
+ * Who has a file open (is_open, kept) is asked inside the transaction that changes what it is about, so these callbacks are leaves (RANK_QUEUE at most). An opener counts its handle
+ * first and then reads the row by tree_get_open. The transaction notes the ino before it asks. So either the question finds the handle, or the opener finds the note, waits
+ * for the end (commit and notes) and reads the new row: nobody opens the old bytes of a node whose incarnation does not tell.
+ * open_for_write is asked with no lock held.
  *
  * Numbers (ino, cookie, local order) are never given twice: they are taken in memory, and the file holds a limit below which they may have been given; a
  * crash skips the rest up to the limit.
@@ -22,6 +26,7 @@
 #include <stdio.h>
 
 #include "base/err.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 
 #define NUMBERS_AT_ONCE 4096u
@@ -88,6 +93,8 @@ static int create_schema(struct tree *t, const struct tree_config *config) {
                 r = meta_set(t->w, "schema", TREE_SCHEMA_VERSION);
         if (r == 0)
                 r = meta_set(t->w, "born", clock_real_ns(t->clock) / 1000);
+        if (r == 0)
+                r = meta_set(t->w, "newborn", 1); /* until tree_birth */
         struct nrow root = { .ino = INO_ROOT, .id = id_root, .nlink = 2,
                              .v = { .kind = NODE_DIR, .mode = 0755, .uid = config->uid, .gid = config->gid, .mtime_ns = t->now_ns, .ctime_ns = t->now_ns, .btime_ns = t->now_ns } };
         if (r == 0)
@@ -156,6 +163,8 @@ static int open_state(struct tree *t, const struct tree_config *config) {
         r = db_begin(t->w);
         if (r == 0 && version == 0)
                 r = create_schema(t, config);
+        if (r == 0 && version == 0)
+                r = FAILPOINT("tree.schema");
         if (r == 0) /* handles do not outlive the process, clean stop or not */
                 r = recover(t);
         if (r == 0)
@@ -180,6 +189,8 @@ static int open_state(struct tree *t, const struct tree_config *config) {
                 return r;
         }
         r = db_commit(t->w);
+        if (r == 0)
+                r = FAILPOINT("tree.opened");
         return r < 0 ? r : db_sync(t->w);
 }
 
@@ -209,6 +220,8 @@ int tree_open(const struct tree_config *config, struct tree **ret) {
                 return -ENOMEM;
         lock_init(&t->lock, "tree", RANK_TREE);
         lock_init(&t->rlock, "tree readers", RANK_OUTBOX);
+        lock_init(&t->alock, "tree asked", RANK_QUEUE);
+        cond_init(&t->acond);
         lock_init(&t->slock, "tree sync", RANK_OUTBOX);
         cond_init(&t->rcond);
         cond_init(&t->scond);
@@ -217,7 +230,7 @@ int tree_open(const struct tree_config *config, struct tree **ret) {
         t->counters = config->counters;
         t->now_ns = clock_real_ns(t->clock);
         r = arena_new(SCRATCH_BYTES_MAX, &t->scratch);
-        struct db_config dbc = { .path = config->path, .vfs = config->vfs, .write = true, .exclusive = config->readers == 0, .cache_kib = 16384 };
+        struct db_config dbc = { .path = config->path, .vfs = config->vfs, .write = true, .exclusive = config->readers == 0, .cache_kib = 16384, .checkpoint_pages = config->log_pages };
         if (r == 0)
                 r = db_open(&dbc, &t->w);
         if (r == 0)
@@ -278,6 +291,9 @@ void tree_close(struct tree *t) {
         cond_destroy(&t->scond);
         lock_destroy(&t->lock);
         lock_destroy(&t->rlock);
+        lock_destroy(&t->alock);
+        cond_destroy(&t->acond);
+        free(t->asked);
         lock_destroy(&t->slock);
         free(t);
 }
@@ -312,6 +328,10 @@ int tree_end(struct tree *t, int r) {
                 r = c < 0 ? c : r;
         }
         if (r >= 0) {
+                int c = FAILPOINT("tree.commit");
+                r = c < 0 ? c : r;
+        }
+        if (r >= 0) {
                 int c = db_in_transaction(t->w) ? db_commit(t->w) : -EIO;
                 if (c < 0)
                         r = c;
@@ -319,6 +339,7 @@ int tree_end(struct tree *t, int r) {
                         tree_count_commit(t);
         }
         if (r >= 0) {
+                FAILPOINT_HERE("tree.committed");
                 t->cursor = t->cursor_next;
         } else {
                 db_rollback(t->w);
@@ -335,8 +356,12 @@ int tree_end(struct tree *t, int r) {
                 free((void *)t->notes[i].name);
         t->n_notes = 0;
         t->n_again = t->again_at = 0;
-        t->open = NULL;
-        t->n_open = 0;
+        t->is_open = NULL;
+        lock_take(&t->alock);
+        if (t->n_asked && t->waiting)
+                cond_broadcast(&t->acond);
+        t->n_asked = 0;
+        lock_drop(&t->alock);
         lock_drop(&t->lock);
         return r;
 }
@@ -392,7 +417,7 @@ int tree_settle_later(struct tree *t, uint64_t ino) {
         return 0;
 }
 
-/* ---- sets of open inos ---- */
+/* ---- lists of numbers ---- */
 
 int open_set_add(struct open_set *s, uint64_t ino) {
         if (s->n == s->room) {
@@ -407,23 +432,65 @@ int open_set_add(struct open_set *s, uint64_t ino) {
         return 0;
 }
 
-static int compare_ino(const void *a, const void *b) {
-        uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-        return x < y ? -1 : x > y;
-}
-
-void open_set_sort(struct open_set *s) {
-        if (s->n > 1)
-                qsort(s->ino, s->n, sizeof(*s->ino), compare_ino);
-}
-
 void cleanup_open_set_p(struct open_set *s) {
         free(s->ino);
         *s = (struct open_set){0};
 }
 
-bool tree_is_open(const struct tree *t, uint64_t ino) {
-        return t->n_open && bsearch(&ino, t->open, t->n_open, sizeof(ino), compare_ino);
+/* ---- who has what open ---- */
+
+static bool asked_locked(const struct tree *t, uint64_t ino) {
+        for (size_t i = 0; i < t->n_asked; i++)
+                if (t->asked[i] == ino)
+                        return true;
+        return false;
+}
+
+static int ask_note(struct tree *t, uint64_t ino) {
+        LOCK_SCOPE(&t->alock);
+        if (asked_locked(t, ino))
+                return 0;
+        if (t->n_asked == t->asked_room) {
+                size_t room = t->asked_room ? t->asked_room * 2 : 16;
+                uint64_t *p = reallocarray(t->asked, room, sizeof(*p));
+                if (!p)
+                        return -ENOMEM;
+                t->asked = p;
+                t->asked_room = room;
+        }
+        t->asked[t->n_asked++] = ino;
+        return 0;
+}
+
+bool tree_asks(struct tree *t, bool (*is_open)(void *arg, uint64_t ino), void *arg, uint64_t ino) {
+        lock_assert_held(&t->lock);
+        return is_open && (ask_note(t, ino) < 0 || is_open(arg, ino));
+}
+
+bool tree_is_open(struct tree *t, uint64_t ino) {
+        return tree_asks(t, t->is_open, t->is_open_arg, ino);
+}
+
+int tree_get_open(struct tree *t, uint64_t ino, struct node *ret) {
+        lock_take(&t->alock);
+        t->waiting++;
+        while (asked_locked(t, ino))
+                cond_wait(&t->acond, &t->alock);
+        t->waiting--;
+        lock_drop(&t->alock);
+        struct nrow row;
+        TREE_READ(rd, t);
+        int r = row_get(t, rd.db, ino, &row);
+        if (r == 0 && row.parent == 0 && ino != INO_ROOT && !(row.bits & (NB_KEPT | NB_UNNAMED)))
+                r = -ENOENT;
+        if (r == 0)
+                row_public(t, &row, ret);
+        return r;
+}
+
+unsigned tree_waiting(struct tree *t) {
+        LOCK_SCOPE(&t->alock);
+        return t->waiting;
 }
 
 /* ---- readers ---- */
@@ -472,7 +539,11 @@ int tree_sync(struct tree *t) {
                 uint64_t round = ++t->sync_started;
                 lock_drop(&t->slock);
                 uint64_t commits = atomic_load(&t->commits);
-                int r = db_sync(t->w);
+                int r = FAILPOINT("tree.sync");
+                if (r == 0)
+                        r = db_sync(t->w);
+                if (r == 0)
+                        FAILPOINT_HERE("tree.synced");
                 lock_take(&t->slock);
                 t->syncing = false;
                 t->sync_done = round;

@@ -13,36 +13,11 @@
 
 #include <assert.h>
 
-/* ---- which of the nodes are open: asked before the lock is taken ---- */
+/* ---- brackets ---- */
 
-int apply_open_set(struct tree *t, const struct change *changes, size_t n, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct open_set *set) {
-        struct open_set candidates = {0};
-        int r = 0;
-        if (!is_open)
-                return 0;
-        if (n) {
-                TREE_READ(rd, t);
-                for (size_t i = 0; i < n && r == 0; i++) {
-                        uint64_t ino;
-                        r = row_find(t, rd.db, &changes[i].node.id, &ino);
-                        if (r == 0)
-                                r = open_set_add(&candidates, ino);
-                        if (r == -ENOENT)
-                                r = 0;
-                }
-        }
-        for (size_t i = 0; i < candidates.n && r == 0; i++)
-                if (is_open(arg, candidates.ino[i]))
-                        r = open_set_add(set, candidates.ino[i]);
-        cleanup_open_set_p(&candidates);
-        return r;
-}
-
-int apply_begin(struct tree *t, struct open_set *set, struct arena *a, struct tree_applied *out) {
+int apply_begin(struct tree *t, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a, struct tree_applied *out) {
         int r = tree_begin(t);
-        open_set_sort(set);
-        t->open = set->ino;
-        t->n_open = set->n;
+        tree_ask_by(t, is_open, arg);
         t->out_arena = a;
         t->out = out;
         t->done_room = 0;
@@ -270,14 +245,8 @@ int apply_cursor(struct tree *t, const struct cursor *c) {
 
 int tree_apply(struct tree *t, const struct event *events, size_t n, const struct cursor *upto, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a,
                struct tree_applied *ret) {
-        _cleanup_(cleanup_open_set_p) struct open_set set = {0};
         struct tree_applied out;
-        int r = 0;
-        for (size_t i = 0; i < n && r == 0; i++)
-                r = apply_open_set(t, events[i].changes, events[i].n_changes, is_open, arg, &set);
-        if (r < 0)
-                return r;
-        r = apply_begin(t, &set, a, &out);
+        int r = apply_begin(t, is_open, arg, a, &out);
         for (size_t i = 0; i < n && r == 0; i++) {
                 const struct event *e = &events[i];
                 struct orow own;
@@ -306,13 +275,9 @@ int tree_apply(struct tree *t, const struct event *events, size_t n, const struc
 }
 
 int tree_accepted(struct tree *t, const struct op_result *res, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a, struct tree_applied *ret) {
-        _cleanup_(cleanup_open_set_p) struct open_set set = {0};
         struct tree_applied out;
         struct orow own;
-        int r = apply_open_set(t, res->current, res->n_current, is_open, arg, &set);
-        if (r < 0)
-                return r;
-        r = apply_begin(t, &set, a, &out);
+        int r = apply_begin(t, is_open, arg, a, &out);
         if (r == 0)
                 r = outbox_find(t, t->w, t->scratch, &res->op, &own);
         if (r == 0)

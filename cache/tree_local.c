@@ -208,14 +208,15 @@ int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_ba
 }
 
 /* The row after its last name went (names are removed already). */
-int local_after_unlink(struct tree *t, struct nrow *row, bool kept) {
+int local_after_unlink(struct tree *t, struct nrow *row) {
         struct nrow now;
         int r = row_get(t, t->w, row->ino, &now); /* pend changed by itself */
         if (r < 0)
                 return r;
         row->pend = now.pend;
         bool last = row->v.kind == NODE_DIR ? row->parent == 0 : row->nlink == 0;
-        if (last && kept)
+        bool kept = last && tree_is_open(t, row->ino);
+        if (kept)
                 row->bits |= NB_KEPT;
         if (last && !row->pend && !kept && !(row->bits & NB_SHADOW))
                 return row_drop(t, row, 0);
@@ -261,7 +262,7 @@ static int cancel_link(struct tree *t, const struct nrow *row, uint64_t dir, con
         return r;
 }
 
-static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, uint64_t expected, bool kept, struct node *ret) {
+static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, struct node *ret) {
         struct nrow parent, row;
         struct name_at at;
         int r = local_place_check(t, dir, name, n, &parent);
@@ -269,8 +270,6 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
                 r = rmdir ? -EINVAL : -EISDIR;
         if (r == 0)
                 r = entry_at(t->w, dir, name, n, &at);
-        if (r == 0 && at.ino != expected)
-                return 1;
         if (r == 0)
                 r = row_get(t, t->w, at.ino, &row);
         if (r < 0)
@@ -301,7 +300,7 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
                 r = dir_touch(t, dir, t->now_ns);
         row.v.ctime_ns = t->now_ns;
         if (r == 0)
-                r = local_after_unlink(t, &row, kept);
+                r = local_after_unlink(t, &row);
         if (r == 0)
                 r = entry_freed(t, dir, name, n, row.ino);
         if (r == 0 && (parent.bits & NB_GONE)) /* shown because of what was in it */
@@ -312,19 +311,11 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
 }
 
 int tree_unlink(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, bool (*kept)(void *arg, uint64_t ino), void *arg, struct node *ret) {
-        for (;;) {
-                struct node victim; /* asked about without the lock; another one there by then: again */
-                int r = tree_lookup(t, dir, name, n, &victim);
-                uint64_t ino = r == 0 ? victim.ino : 0;
-                bool keep = r == 0 && kept && kept(arg, ino);
-                r = tree_begin(t);
-                if (r == 0)
-                        r = unlink_in(t, dir, name, n, rmdir, ino, keep, ret);
-                bool again = r > 0;
-                r = tree_end(t, again ? -EAGAIN : r);
-                if (!again)
-                        return r;
-        }
+        int r = tree_begin(t);
+        tree_ask_by(t, kept, arg);
+        if (r == 0)
+                r = unlink_in(t, dir, name, n, rmdir, ret);
+        return tree_end(t, r);
 }
 
 /* ---- attributes ---- */

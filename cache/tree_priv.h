@@ -89,8 +89,8 @@ struct tree {
         bool wake;
         uint64_t *again;                /* nodes to settle once more before the commit */
         size_t n_again, again_at, again_room;
-        uint64_t *open;                 /* inos that were open when the transaction began, sorted */
-        size_t n_open;
+        bool (*is_open)(void *arg, uint64_t ino); /* of the transaction; NULL: nothing is open */
+        void *is_open_arg;
         struct arena *out_arena;        /* caller's, for `out` */
         struct tree_applied *out;       /* completed operations of the transaction, or NULL */
         size_t done_room;
@@ -105,6 +105,12 @@ struct tree {
         struct db **readers;
         bool *reader_busy;
         unsigned n_readers;
+
+        struct lock alock;              /* RANK_QUEUE: what the transaction has asked about; see tree_asks */
+        struct cond acond;
+        uint64_t *asked;
+        size_t n_asked, asked_room;
+        unsigned waiting;               /* openers that wait for its end */
 
         struct lock slock;              /* RANK_OUTBOX: who syncs */
         struct cond scond;
@@ -128,12 +134,18 @@ int tree_settle_later(struct tree *t, uint64_t ino) _must_check_;
 void tree_count_commit(struct tree *t);
 int meta_get(struct db *db, const char *key, int64_t *ret) _must_check_;  /* 0 if absent */
 int meta_set(struct db *db, const char *key, int64_t value) _must_check_;
-/* Sets t->open by asking, without a lock, for each given ino. */
-struct open_set { uint64_t *ino; size_t n, room; };
+struct open_set { uint64_t *ino; size_t n, room; }; /* a list of numbers */
 int open_set_add(struct open_set *s, uint64_t ino) _must_check_;
-void open_set_sort(struct open_set *s);
 void cleanup_open_set_p(struct open_set *s);
-bool tree_is_open(const struct tree *t, uint64_t ino);
+/* Asks the caller whether ino is open, inside the transaction, in a way that no opener can slip past: openers of ino wait from now on until the transaction has ended
+ * (tree_get_open). NULL: no. Without memory to note it: yes. */
+bool tree_asks(struct tree *t, bool (*is_open)(void *arg, uint64_t ino), void *arg, uint64_t ino);
+bool tree_is_open(struct tree *t, uint64_t ino); /* by the transaction's own is_open */
+static inline void tree_ask_by(struct tree *t, bool (*is_open)(void *arg, uint64_t ino), void *arg) { /* for this transaction; after tree_begin */
+        t->is_open = is_open;
+        t->is_open_arg = arg;
+}
+unsigned tree_waiting(struct tree *t);           /* openers that wait; for tests */
 
 /* ---- tree_rows.c: rows of node, entry, shadow ---- */
 #define NODE_COLS "n.ino,n.id,n.mode,n.uid,n.gid,n.nlink,n.rdev,n.mtime,n.ctime_d,n.btime_d,n.size,n.csize,n.root,n.shape,n.version," \
@@ -215,9 +227,8 @@ int apply_done(struct tree *t, const struct orow *o, const struct content *conte
 int apply_fate(struct tree *t, const struct tree_done *done) _must_check_;
 int apply_cursor(struct tree *t, const struct cursor *c) _must_check_; /* writes it, forgets tombstones behind it; caller sets t->cursor_next */
 int apply_merged(struct tree *t, struct orow *o, const struct op_result *r) _must_check_;
-int apply_open_set(struct tree *t, const struct change *changes, size_t n, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct open_set *set) _must_check_;
 /* Brackets of a transaction that gives tree_applied to the caller. */
-int apply_begin(struct tree *t, struct open_set *set, struct arena *a, struct tree_applied *out) _must_check_;
+int apply_begin(struct tree *t, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a, struct tree_applied *out) _must_check_;
 int apply_end(struct tree *t, int r);
 
 /* ---- tree_local.c ---- */
@@ -227,4 +238,4 @@ void local_attrs_to_op(const struct nrow *row, struct orow *o);
 int local_cancel(struct tree *t, const struct nrow *row) _must_check_; /* 1: the node was never sent; its operations are gone */
 int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_base) _must_check_; /* unsent contents go; base: the oldest one's */
 int local_queue_content(struct tree *t, struct nrow *row, uint64_t gen, uint64_t size, int64_t mtime_ns, const struct id *base, uint64_t *ret_dropped) _must_check_;
-int local_after_unlink(struct tree *t, struct nrow *row, bool kept) _must_check_;
+int local_after_unlink(struct tree *t, struct nrow *row) _must_check_; /* asks tree_is_open if it has no name any more */

@@ -13,6 +13,11 @@
  *   deleted by the server while it was open here               the node is made again: QUEUED, or LOST_FOUND
  *   nothing (the file was lost and is new)                     likewise
  *
+ * The tree file may be lost, with the outbox in it. Its successor is told by tree_birth up to which generation the stages on disk are its predecessor's; those wait until the tree is
+ * loaded from the server (tree_recovers_later), because only then there is something to compare with. Then a stage whose node lives is an edit of it, with the base that its header
+ * names: the server says whether it has these bytes already, takes them, or calls it a conflict. A stage whose node the server does not have is made again. What else was in the lost
+ * outbox (directories, renames, deletions, attributes that were not sent) is gone with it; a directory's files come back in lost+found/.
+ *
  * A node that is made again gets a new id (the server may know the old one) under its old name, a conflict name if that is taken, or in lost+found/ if its parent is not
  * here. The server merges it if the bytes are the same. */
 #include "tree_priv.h"
@@ -22,13 +27,33 @@
 
 #define LOST_FOUND "lost+found"
 
+int tree_birth(struct tree *t, uint64_t gen) {
+        int64_t newborn;
+        int r = tree_begin(t);
+        if (r == 0)
+                r = meta_get(t->w, "newborn", &newborn);
+        if (r == 0 && newborn && gen > t->born_us)
+                r = meta_set(t->w, "born", (int64_t)gen);
+        if (r == 0 && newborn)
+                r = db_run(t->w, "DELETE FROM meta WHERE key='newborn'", "");
+        r = tree_end(t, r);
+        if (r == 0 && newborn)
+                t->born_us = MAX(t->born_us, gen);
+        return r;
+}
+
+bool tree_recovers_later(struct tree *t, uint64_t gen) {
+        LOCK_SCOPE(&t->lock);
+        return gen <= t->born_us && !atomic_load(&t->complete);
+}
+
 /* 1: its generation is in the outbox, under this node. */
-static int in_outbox(struct tree *t, struct stage_identity *s) {
+static int in_outbox(struct tree *t, struct db *db, struct stage_identity *s) {
         int64_t ino;
         struct nrow row;
-        int r = db_int(t->w, &ino, "SELECT ino FROM outbox WHERE gen=? AND gen > 0", "i", (int64_t)s->gen);
+        int r = db_int(db, &ino, "SELECT ino FROM outbox WHERE gen=? AND gen > 0", "i", (int64_t)s->gen);
         if (r == 0)
-                r = row_get(t, t->w, (uint64_t)ino, &row);
+                r = row_get(t, db, (uint64_t)ino, &row);
         if (r < 0)
                 return r == -ENOENT ? 0 : r;
         s->ino = row.ino;
@@ -103,11 +128,7 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
         struct nrow row;
         uint64_t ino, seq, dropped;
         int64_t local;
-        int r = in_outbox(t, s);
-        if (r != 0) {
-                *ret = RECOVER_KNOWN;
-                return r < 0 ? r : 0;
-        }
+        int r;
         bool known = s->ino < t->inos_known && s->gen > t->born_us; /* inos are never used again */
         r = row_find(t, t->w, &s->node, &ino);
         if (r == -ENOENT && known)
@@ -115,12 +136,13 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
         if (r == 0 || (r == -ENOENT && known))
                 r = row_get(t, t->w, ino, &row);
         if (r == 0) {
-                bool superseded = s->gen <= row.last_gen || (row.nlink == 0 && !(row.bits & NB_REMOTE)) || (ino != s->ino && s->ino < t->inos_known);
+                if (row.v.kind != NODE_FILE) /* an id is never of two kinds: not our node */
+                        return make_again(t, s, ret);
+                bool superseded = s->gen <= row.last_gen || (row.nlink == 0 && !(row.bits & NB_REMOTE)) || (ino != s->ino && known);
                 *ret = superseded ? RECOVER_COMMITTED : RECOVER_QUEUED;
                 if (superseded)
                         return 0;
-                if (ino != s->ino)
-                        return make_again(t, s, ret);
+                s->ino = row.ino; /* another one if the tree file was lost and the node was loaded again */
                 s->node = row.id;
                 return local_queue_content(t, &row, s->gen, s->size, s->mtime_ns, &s->base_version, &dropped);
         }
@@ -138,7 +160,16 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
 
 int tree_recover_stage(struct tree *t, struct stage_identity *s, enum recover_result *ret) {
         enum recover_result result = RECOVER_KNOWN;
-        int r = tree_begin(t);
+        int r;
+        {
+                TREE_READ(rd, t); /* the usual case writes nothing */
+                r = in_outbox(t, rd.db, s);
+        }
+        if (r != 0) {
+                *ret = r > 0 ? result : *ret;
+                return MIN(r, 0);
+        }
+        r = tree_begin(t);
         if (r == 0)
                 r = recover_in(t, s, &result);
         r = tree_end(t, r);

@@ -193,7 +193,7 @@ static int exchange(struct tree *t, struct rename *m) {
         return r < 0 ? r : row_write(t, &m->d);
 }
 
-static int rename_over(struct tree *t, struct rename *m, bool kept) {
+static int rename_over(struct tree *t, struct rename *m) {
         struct orow o = rename_op(t, m);
         struct vname two = name_two(m);
         bool last = m->d.v.kind == NODE_DIR || m->d.nlink == 1;
@@ -215,7 +215,7 @@ static int rename_over(struct tree *t, struct rename *m, bool kept) {
                 r = entry_remove(t, &m->d, &two);
         m->d.v.ctime_ns = t->now_ns;
         if (r == 0)
-                r = local_after_unlink(t, &m->d, kept);
+                r = local_after_unlink(t, &m->d);
         return r < 0 ? r : move_name(t, m, &o.op.id);
 }
 
@@ -291,7 +291,7 @@ static int count_pend(struct tree *t, uint64_t ino) {
         return db_run(t->w, "UPDATE node SET pend=(SELECT count(*) FROM outbox WHERE ino=?1) + (SELECT count(*) FROM outbox WHERE ino2=?1 AND ino2 > 0) WHERE ino=?1", "i", (int64_t)ino);
 }
 
-static int replace(struct tree *t, struct rename *m, const struct orow *ops, size_t n_ops, bool sent, bool kept) {
+static int replace(struct tree *t, struct rename *m, const struct orow *ops, size_t n_ops, bool sent) {
         struct nrow *s = &m->s, *d = &m->d;
         struct orow o = { .ino = s->ino, .op = { .kind = OP_REPLACE, .id = rng_id(t->rng), .node = d->id, .version = d->v.version } };
         struct id known = s->v.version; /* of the source: what is deleted with its name */
@@ -349,19 +349,17 @@ static int replace(struct tree *t, struct rename *m, const struct orow *ops, siz
                 r = count_pend(t, s->ino);
         if (r == 0)
                 r = count_pend(t, d->ino);
-        return r < 0 ? r : local_after_unlink(t, d, kept);
+        return r < 0 ? r : local_after_unlink(t, d);
 }
 
 /* ---- all ---- */
 
-static int rename_in(struct tree *t, struct rename *m, uint64_t expected, bool kept, struct node *ret_moved, struct node *ret_replaced) {
+static int rename_in(struct tree *t, struct rename *m, struct node *ret_moved, struct node *ret_replaced) {
         struct orow *ops = NULL;
         size_t n_ops = 0;
         int r = check(t, m);
         if (r < 0)
                 return r;
-        if ((m->over ? m->d.ino : 0) != expected)
-                return 1;
         *ret_replaced = (struct node){0};
         if (m->over && m->s.ino == m->d.ino) { /* two names of one node, or one and the same: POSIX says: nothing */
                 row_public(t, &m->s, ret_moved);
@@ -373,7 +371,7 @@ static int rename_in(struct tree *t, struct rename *m, uint64_t expected, bool k
                 r = entry_remove(t, &m->d, &two);
                 m->d.v.ctime_ns = t->now_ns;
                 if (r == 0)
-                        r = local_after_unlink(t, &m->d, kept);
+                        r = local_after_unlink(t, &m->d);
                 m->over = false;
         }
         if (r < 0)
@@ -385,9 +383,9 @@ static int rename_in(struct tree *t, struct rename *m, uint64_t expected, bool k
         } else {
                 r = replace_kind(t, m, &ops, &n_ops);
                 if (r > 0)
-                        r = replace(t, m, ops, n_ops, r == 2, kept);
+                        r = replace(t, m, ops, n_ops, r == 2);
                 else if (r == 0)
-                        r = rename_over(t, m, kept);
+                        r = rename_over(t, m);
         }
         if (r == 0)
                 r = dir_touch(t, m->dir, t->now_ns);
@@ -412,18 +410,10 @@ static int rename_in(struct tree *t, struct rename *m, uint64_t expected, bool k
 
 int tree_rename(struct tree *t, uint64_t dir, const char *name, size_t n, uint64_t dir2, const char *name2, size_t n2, unsigned flags,
                 bool (*kept)(void *arg, uint64_t ino), void *arg, struct node *ret_moved, struct node *ret_replaced) {
-        for (;;) {
-                struct node target; /* asked about without the lock; another one there by then: again */
-                struct rename m = { .dir = dir, .name = name, .n = n, .dir2 = dir2, .name2 = name2, .n2 = n2, .flags = flags };
-                int r = tree_lookup(t, dir2, name2, n2, &target);
-                uint64_t ino = r == 0 ? target.ino : 0;
-                bool keep = r == 0 && kept && kept(arg, ino);
-                r = tree_begin(t);
-                if (r == 0)
-                        r = rename_in(t, &m, ino, keep, ret_moved, ret_replaced);
-                bool again = r > 0;
-                r = tree_end(t, again ? -EAGAIN : r);
-                if (!again)
-                        return r;
-        }
+        struct rename m = { .dir = dir, .name = name, .n = n, .dir2 = dir2, .name2 = name2, .n2 = n2, .flags = flags };
+        int r = tree_begin(t);
+        tree_ask_by(t, kept, arg);
+        if (r == 0)
+                r = rename_in(t, &m, ret_moved, ret_replaced);
+        return tree_end(t, r);
 }

@@ -534,15 +534,8 @@ static int resolve_in(struct tree *t, const struct op_result *res, const struct 
 
 int tree_resolve(struct tree *t, const struct op_result *res, const struct resolve *how, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a,
                  struct tree_applied *ret) {
-        _cleanup_(cleanup_open_set_p) struct open_set set = {0};
         struct tree_applied out;
-        struct outbox_item item;
-        int r = apply_open_set(t, res->current, res->n_current, is_open, arg, &set);
-        if (r == 0 && is_open && outbox_get(t, &res->op, a, &item) == 0 && is_open(arg, item.ino))
-                r = open_set_add(&set, item.ino);
-        if (r < 0)
-                return r;
-        r = apply_begin(t, &set, a, &out);
+        int r = apply_begin(t, is_open, arg, a, &out);
         if (r == 0)
                 r = resolve_in(t, res, how);
         r = apply_end(t, r);

@@ -6,6 +6,8 @@
  *                                              "reason", "pending_files", "pending_items"}
  *   {"cmd": "umount", "lazy": BOOL}         -> {"ok": true} or {"error": "busy"}; later one more line, the status at the end; the socket closes when the daemon ends
  *   {"cmd": "nudge"}                        -> {"ok": true}: try the server now
+ *   {"cmd": "failpoint", "arm": TEXT}       -> {"ok": true} or {"error": ...}, then
+ *   {"cmd": "failpoints"}                   -> {"points": {NAME: HITS, ...}}: for tests, see base/failpoint.h; there are none in a release build
  *   anything else                           -> {"error": "unknown command"}
  *
  * Connection:  READING --line--> ANSWERING --written--> READING
@@ -30,6 +32,7 @@
 #include <sys/un.h>
 
 #include "base/err.h"
+#include "base/failpoint.h"
 #include "base/lock.h"
 #include "base/log.h"
 #include "base/thread.h"
@@ -137,6 +140,12 @@ static void start_wait(struct control *c, struct conn *k, int64_t timeout_ms) {
         cond_signal(&c->cond);
 }
 
+/* Points of one name are one place to who looks. */
+static void add_point(void *arg, const char *name, uint64_t hits) {
+        json_t *points = arg;
+        (void)json_object_set_new(points, name, json_integer((json_int_t)hits + json_integer_value(json_object_get(points, name))));
+}
+
 static void command(struct control *c, struct conn *k) {
         _cleanup_json_ json_t *j = NULL;
         const char *cmd = "";
@@ -160,6 +169,14 @@ static void command(struct control *c, struct conn *k) {
                 int r = c->c.unmount(c->c.arg, lazy);
                 k->hold = r == 0;
                 conn_answer(c, k, r == 0 ? json_pack("{s:b}", "ok", 1) : json_pack("{s:s}", "error", r == -EBUSY ? "busy" : strerror(-r)));
+        } else if (strcmp(cmd, "failpoint") == 0) {
+                int r = json_get_str(j, "arm", &cmd) == 0 ? failpoint_arm(cmd) : -EINVAL;
+                conn_answer(c, k, r == 0 ? json_pack("{s:b}", "ok", 1) : json_pack("{s:s}", "error", strerror(-r)));
+        } else if (strcmp(cmd, "failpoints") == 0) {
+                json_t *points = json_object();
+                if (points)
+                        failpoint_each(add_point, points);
+                conn_answer(c, k, json_pack("{s:o}", "points", points));
         } else
                 conn_answer(c, k, json_pack("{s:s}", "error", "unknown command"));
 }

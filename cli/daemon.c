@@ -61,13 +61,20 @@ struct daemon {
         int64_t started_ms;
         char *cache_dir;
         char host[128];
+        char last_word[1100];
 };
 
 static int64_t now_ms(void) {
         return clock_mono_ms(clock_system());
 }
 
-/* The one line that the parent (or the terminal) shows. */
+static int tell_parent(struct daemon *d) {
+        int r = write_full(d->c->status_fd, d->last_word, strlen(d->last_word));
+        (void)close(d->c->status_fd);
+        return r;
+}
+
+/* The one line that the parent (or the terminal) shows. A failure is told when all is taken down again, so that whoever reads it may try again at once. */
 static int _printf_(3, 4) report(struct daemon *d, int code, const char *fmt, ...) {
         char line[1024];
         va_list ap;
@@ -81,11 +88,8 @@ static int _printf_(3, 4) report(struct daemon *d, int code, const char *fmt, ..
                 return code == EXIT_OK ? code : cli_fail(d->c->program, code, "%s", line);
         if (code != EXIT_OK)
                 log_error("start failed exit=%d: %s", code, line);
-        char out[1100];
-        int n = snprintf(out, sizeof out, code == EXIT_OK ? "%d\n" : "%d %s\n", code, line);
-        int r = write_full(d->c->status_fd, out, (size_t)n);
-        (void)close(d->c->status_fd);
-        return r < 0 ? EXIT_OTHER : code; /* the parent is gone: it was interrupted, nobody wants this mount */
+        (void)snprintf(d->last_word, sizeof d->last_word, code == EXIT_OK ? "%d\n" : "%d %s\n", code, line);
+        return code == EXIT_OK && tell_parent(d) < 0 ? EXIT_OTHER : code; /* the parent is gone: it was interrupted, nobody wants this mount */
 }
 
 /* ---- the gate ---- */
@@ -510,7 +514,10 @@ int daemon_run(const struct daemon_config *c) {
                 if (r < 0)
                         log_warn("mount ended err=%s", err_name(r));
         }
+        bool failed = code != 0;
         end(&d);
+        if (failed && c->status_fd >= 0 && tell_parent(&d) < 0)
+                log_warn("nobody heard that the start failed");
         log_info("ended url=%s mountpoint=%s exit=%d", c->url, c->mountpoint, code);
         free(d.cache_dir);
         cond_destroy(&d.cond);

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/failpoint.h"
 #include "cli.h"
 
 static const struct command { const char *name; int (*run)(int argc, char **argv); const char *help; } commands[] = {
@@ -66,6 +67,12 @@ static void help(FILE *f) {
         (void)fprintf(f, "\n  tarn COMMAND --help tells more. --state-dir DIR, or TARN_STATE_DIR, puts all state of one client into DIR.\n");
 }
 
+static void print_point(void *arg, const char *name, uint64_t hits) {
+        (void)arg;
+        (void)hits;
+        (void)puts(name);
+}
+
 int main(int argc, char **argv) {
         const char *self = argc > 0 ? strrchr(argv[0], '/') : NULL;
         self = self ? self + 1 : argc > 0 ? argv[0] : "tarn";
@@ -81,6 +88,12 @@ int main(int argc, char **argv) {
         if (argc < 2) {
                 help(stderr);
                 return EXIT_USAGE;
+        }
+        if (failpoint_arm_from_environment() < 0)
+                return cli_fail("tarn", EXIT_USAGE, "TARN_FAILPOINTS: no such point or action in this build");
+        if (argc == 2 && strcmp(argv[1], "failpoints") == 0) { /* for tests */
+                failpoint_each(print_point, NULL);
+                return EXIT_OK;
         }
         if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
                 help(stdout);

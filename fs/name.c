@@ -217,6 +217,8 @@ void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t p
         if (r == 0)
                 r = tree_rename(c.m->cfg.cache->tree, nodeid_ino(parent), name, n, nodeid_ino(parent2), name2, n2, flags, keep, &k, &moved, &replaced);
         if (r == 0)
+                file_renamed(c.m->cfg.cache, &moved, &replaced);
+        if (r == 0)
                 gone(&k, &replaced);
         reply_fail_or_ok(req, r);
         call_end(&c);

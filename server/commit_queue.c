@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/failpoint.h"
 #include "base/thread.h"
 
 struct commit_queue {
@@ -116,8 +117,9 @@ static bool run_group(struct commit_queue *q, struct commit_job *only) {
                 }
         } while (j && steps < q->c.max_ops && n < ARRAY_SIZE(members) && clock_mono_ms(q->c.clock) < end_ms);
         if (!failed)
-                failed = q->c.commit(q->c.arg, &note) < 0;
+                failed = FAILPOINT("commit.group") < 0 || q->c.commit(q->c.arg, &note) < 0;
         if (!failed) {
+                FAILPOINT_HERE("commit.done");
                 for (size_t i = 0; i < n; i++)
                         members[i].job->keep(members[i].job);
                 count(q, steps, 0);

@@ -14,6 +14,7 @@
 #include <time.h>
 
 #include "base/err.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 
 #define PIECE_BYTES (128u << 10)
@@ -163,6 +164,7 @@ enum MHD_Result answer_send(struct http_request *q) {
         }
         if (!r)
                 return MHD_NO;
+        FAILPOINT_HERE("answer.send");
         lock_take(&h->lock);
         q->stage = REQ_SENT;
         stopping = h->stopping;

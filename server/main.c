@@ -28,6 +28,7 @@
 #include "admin.h"
 #include "base/args.h"
 #include "base/err.h"
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "http.h"
@@ -391,6 +392,12 @@ static int cmd_serve(int argc, char **argv) {
         return serve(data, &config, &signals);
 }
 
+static void print_point(void *arg, const char *name, uint64_t hits) {
+        (void)arg;
+        (void)hits;
+        (void)puts(name);
+}
+
 int main(int argc, char **argv) {
         static const struct { const char *noun, *verb; int (*run)(int argc, char **argv); } commands[] = {
                 {"init", NULL, cmd_init}, {"user", "add", cmd_user_add}, {"workspace", "add", cmd_workspace_add},
@@ -401,6 +408,12 @@ int main(int argc, char **argv) {
         (void)umask(077);
         if (log_open(PROGRAM, LOG_LEVEL_INFO, NULL) < 0)
                 return EXIT_FAILED;
+        if (failpoint_arm_from_environment() < 0)
+                return fail(EXIT_USAGE, "TARN_FAILPOINTS: no such point or action in this build");
+        if (argc == 2 && strcmp(argv[1], "failpoints") == 0) { /* for tests */
+                failpoint_each(print_point, NULL);
+                return EXIT_OK;
+        }
         if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
                 (void)fputs(help_text, argc < 2 ? stderr : stdout);
                 return argc < 2 ? EXIT_USAGE : EXIT_OK;

@@ -16,6 +16,7 @@
  * OPF_REVIVE on CONTENT and REPLACE brings the file back, on CREATE, LINK, RENAME a deleted parent: with the names that their deletion took, and so on
  * upwards. If such a name is a directory by now and the node was one, that directory takes its part; anything else there is EXISTS. */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "api/wire.h"
@@ -147,6 +148,28 @@ static int past_names(struct opx *x, const struct work *w, struct entry_row **re
         return r < 0 ? r : 0;
 }
 
+/* "NAME (restored N)" that nobody has in the directory: a directory comes back under it if a file has its name by now. */
+static int restored_name(struct opx *x, const struct id *parent, const struct entry_row *past, const char **ret, size_t *ret_n) {
+        char name[NAME_BYTES_MAX + 1], mark[32];
+        for (unsigned number = 1; number < 1000; number++) {
+                struct entry_row e;
+                size_t more = (size_t)snprintf(mark, sizeof mark, " (restored %u)", number), n = MIN((size_t)past->name_bytes, NAME_BYTES_MAX - more);
+                while (n < past->name_bytes && n > 0 && ((unsigned char)past->name[n] & 0xc0) == 0x80) /* not inside a character */
+                        n--;
+                memcpy(name, past->name, n);
+                memcpy(name + n, mark, more + 1);
+                int r = name_get(x, parent, name, n + more, &e);
+                if (r < 0)
+                        return r;
+                if (r == 0) {
+                        *ret = arena_strndup(x->a, name, n + more);
+                        *ret_n = n + more;
+                        return *ret ? RES_OK : -ENOMEM;
+                }
+        }
+        return RES_EXISTS;
+}
+
 static int revive(struct opx *x, struct work **w, unsigned depth) {
         struct work *node = *w;
         if (!node->row.deleted)
@@ -171,19 +194,23 @@ static int revive(struct opx *x, struct work **w, unsigned depth) {
                 r = name_get(x, &parent->row.id, past[i].name, past[i].name_bytes, &e);
                 if (r < 0)
                         return r;
+                const char *name = past[i].name;
+                size_t name_bytes = past[i].name_bytes;
                 if (r > 0) {
+                        node->row.deleted = true;
                         r = opx_work(x, &e.node, &there);
                         if (r < 0)
                                 return r;
-                        if (r == 0 || node->row.kind != NODE_DIR || there->row.kind != NODE_DIR) {
-                                node->row.deleted = true;
+                        if (node->row.kind != NODE_DIR)
                                 return RES_EXISTS;
+                        if (r > 0 && there->row.kind == NODE_DIR) { /* stays deleted: the other directory stands for it */
+                                *w = there;
+                                return RES_OK;
                         }
-                        node->row.deleted = true; /* stays deleted: the other directory stands for it */
-                        *w = there;
-                        return RES_OK;
+                        TRY(restored_name(x, &parent->row.id, &past[i], &name, &name_bytes));
+                        node->row.deleted = false;
                 }
-                r = opx_add_name(x, parent, past[i].name, past[i].name_bytes, node);
+                r = opx_add_name(x, parent, name, name_bytes, node);
                 if (r < 0)
                         return r;
                 opx_touch_dir(x, parent);

@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/failpoint.h"
 #include "meta.h"
 
 static const char schema_1[] =
@@ -98,6 +99,8 @@ int schema_open(struct sql *db) {
         if (r < 0)
                 return r;
         r = db->ops->exec(db, schema_1);
+        if (r == 0)
+                r = FAILPOINT("server.schema");
         if (r == 0)
                 r = sql_commit(db);
         if (r < 0)

@@ -27,6 +27,7 @@
 #include <sys/stat.h>
 
 #include "base/digest.h"
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 
@@ -102,14 +103,20 @@ static int dir_put(struct store *s, const char *object, const void *p, size_t n)
         if (fd < 0)
                 return -errno;
         r = write_full(fd, p, n);
+        if (r >= 0)
+                r = FAILPOINT("object.fsync");
         if (r >= 0 && fsync(fd) < 0)
                 r = -errno;
+        if (r >= 0)
+                r = FAILPOINT("object.link");
         if (r >= 0 && linkat(d->tmp_fd, object, leaf, object, 0) < 0)
                 r = -errno;
         (void)unlinkat(d->tmp_fd, object, 0);
         if (r < 0)
                 return r;
-        r = fsync_dir(leaf);
+        r = FAILPOINT("object.linked");
+        if (r >= 0)
+                r = fsync_dir(leaf);
         if (r < 0)
                 (void)unlinkat(leaf, object, 0);
         return r < 0 ? r : 0;

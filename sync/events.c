@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "priv.h"
+#include "base/failpoint.h"
 
 void events_init(struct engine *e) {
         e->events.backoff = (struct backoff){ .base_ms = 200, .cap_ms = 8000 };
@@ -172,6 +173,7 @@ static int64_t apply(struct engine *e, int64_t now) {
         int r = arena_new(16u << 20, &a);
         if (r >= 0)
                 r = tree_apply(e->c.cache->tree, v->batch + v->at, n, &upto, engine_is_open, e->c.cache, a, &applied);
+        FAILPOINT_HERE("events.applied");
         if (r < 0) {
                 arena_free(a);
                 log_warn("sync events=apply n=%zu err=%s", n, err_name(r));

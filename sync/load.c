@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "base/digest.h"
+#include "base/failpoint.h"
 #include "priv.h"
 
 #define SETTING "load_from"
@@ -163,6 +164,7 @@ static int store_page(struct engine *e, const struct page *p, bool nodes) {
                 next.entries_digest = p->trailer.digest;
                 next.entries_end = p->trailer.end;
         }
+        FAILPOINT_HERE("load.page");
         int r = nodes ? tree_snapshot_nodes(t, p->nodes, p->n, &next) : tree_snapshot_entries(t, p->entries, p->n, &next);
         if (r < 0)
                 return r;
@@ -327,11 +329,17 @@ static void ask_events(struct engine *e) {
 
 static int64_t apply(struct engine *e, int64_t now) {
         struct load *l = &e->load;
+        FAILPOINT_HERE("load.step");
         int r = tree_snapshot_step(e->c.cache->tree, &l->at.upto, ROWS_PER_STEP, engine_is_open, e->c.cache);
         if (r > 0)
                 return now;
         if (r < 0) {
                 log_warn("sync load=apply err=%s", err_name(r));
+                again(e, 0);
+                return l->retry_at_ms;
+        }
+        r = cache_loaded(e->c.cache);
+        if (r < 0) { /* the tree is complete, so the next start tries again */
                 again(e, 0);
                 return l->retry_at_ms;
         }

@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "priv.h"
+#include "base/failpoint.h"
 
 #define BARRIER_WAIT_NS 60000000000ll
 #define BUSY_LOOK_MS 50 /* between two looks while a commit is in flight */
@@ -167,6 +168,7 @@ static void send_batch(struct engine *e, const struct outbox_item *const *looked
         int k = r && sent ? arena_new(16u << 20, &a) : -ENOMEM;
         if (k >= 0)
                 k = outbox_mark_sent(t, ops, n);
+        FAILPOINT_HERE("outbox.sent");
         for (size_t i = 0; k >= 0 && i < n; i++) {
                 struct outbox_item item;
                 arena_reset(a);
@@ -329,6 +331,7 @@ static int handle_results(struct engine *e, const struct buf *body) {
                 }
                 answered++;
                 k = results_handle(e, &res, a);
+                FAILPOINT_HERE("outbox.result");
                 if (k == -EPROTONOSUPPORT)
                         break;
                 if (k < 0) {
@@ -356,6 +359,7 @@ void outbox_batch_done(struct request *r, int err) {
         o->batch.request = NULL;
         engine_set_sending(e, 0);
         if (err == 0) {
+                FAILPOINT_HERE("outbox.answer");
                 int k = handle_results(e, &r->call->answer);
                 if (k >= 0) {
                         connect_parsed(e);

@@ -11,7 +11,7 @@
  *   any              QUOTA                       parked for a minute
  *   any              NAME_INVALID, FORBIDDEN, UNSUPPORTED, INVALID, TOO_LARGE, CORRUPT   parked, with the reason
  *   create           EXISTS, STALE               conflict name (the server merges what can be merged)
- *   create           parent deleted              revive it; if that is refused: parked
+ *   create           parent deleted              revive it (a directory that has its name by now stands for it); if that is refused: parked
  *   content          STALE, same bytes           drop: both say the same
  *   content          STALE                       conflict copy; the server's version keeps the name
  *   content          deleted                     revive: edit wins; if that is refused: conflict copy
@@ -77,10 +77,10 @@ static void revive_place(const struct op *op, struct plan *p) {
 static void decide_create(const struct op *op, const struct op_result *r, struct plan *p) {
         switch (r->code) {
         case RES_EXISTS: case RES_STALE: case RES_IS_DIR:
-                if (is_deleted(r, &op->parent))
+                if (is_deleted(r, &op->parent) && !(op->flags & OPF_REVIVE))
                         revive_place(op, p);
                 else
-                        resolve(p, RESOLVE_NEW_NAME);
+                        resolve(p, RESOLVE_NEW_NAME); /* also where another directory stands for the deleted one by now, and has that name */
                 return;
         case RES_NOT_FOUND: case RES_DELETED: case RES_NOT_DIR:
                 revive_place(op, p);

@@ -546,6 +546,16 @@ static void revival(void **state) {
         last.flags = OPF_REVIVE;
         r = expect(&k, &last, RES_EXISTS);
         assert_non_null(current_of(&r, h.node));
+        /* but a directory whose name a file has by now comes back beside it */
+        struct op d = op_create(&k, NODE_DIR, id_root, "d"), u = op_unlink(&k, d.node, id_root, "d", d.id, none), file = op_file(&k, id_root, "d", content_empty);
+        expect(&k, &d, RES_OK);
+        expect(&k, &u, RES_OK);
+        expect(&k, &file, RES_OK);
+        struct op into = op_file(&k, d.node, "x", content_empty);
+        into.flags = OPF_REVIVE;
+        expect(&k, &into, RES_OK);
+        assert_int_equal(meta_resolve(k.m, k.ws, "d (restored 1)/x", k.a, &row), 0);
+        assert_true(id_equal(&row.id, &into.node));
         /* a directory cannot go into itself by coming back: n/p, p deleted, n moved into p */
         struct op n = op_create(&k, NODE_DIR, id_root, "n"), p = op_create(&k, NODE_DIR, n.node, "p");
         expect(&k, &n, RES_OK);

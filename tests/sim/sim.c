@@ -1,19 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* sim.c: runs scenarios. `sim --seed N [--scenarios M] [--verbose] [--ops N]` runs seeds N, N+1, ...; one that fails prints the command that runs it again. With
- * --twice each seed runs two times and the digests of the traces must be equal. Without --seed: a fixed first seed, TARN_TEST_SCALE times the default
- * number of scenarios, the first few of them twice. */
+/* sim.c: runs scenarios. `sim --seed N [--scenarios M] [--jobs J] [--ops N] [--twice] [--verbose]` runs seeds N, N+1, ... in J processes (default: one per processor, one for a single
+ * scenario); one that fails prints the command that runs it again. With --twice each seed runs two times and the digests of the traces must be equal. Without --seed: a fixed first
+ * seed, TARN_TEST_SCALE times the default number of scenarios, one in a hundred of them twice.
+ *
+ * Each process takes the next seed from a counter that all share, so what a seed does never depends on how many there are. `traces` in the last line is the sum of all traces' digests:
+ * two runs over the same seeds print the same one. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "sim.h"
 
 #define TURNS_MAX 200000u
+#define FAILURES_MAX 30u
+#define JOBS_MAX 64u
+#define TWICE_EACH 100u
 
-struct totals { uint64_t turns, ops, crashes, conflicts, refused, committed; };
+/* Shared by all processes. */
+struct shared { _Atomic uint64_t next, done, failed, traces; _Atomic uint64_t total[SIM_COUNTS]; };
 
-static int scenario(uint64_t seed, bool verbose, unsigned ops, struct digest *ret, struct totals *totals) {
+static int scenario(uint64_t seed, bool verbose, unsigned ops, struct digest *ret, struct shared *shared) {
         static struct world world;
         struct world *w = &world;
         int r = world_open(w, seed, verbose);
@@ -31,14 +41,15 @@ static int scenario(uint64_t seed, bool verbose, unsigned ops, struct digest *re
         w->faults = w->operations = false;
         if (!w->why[0])
                 (void)!oracle_check(w);
-        totals->turns += w->turns;
-        totals->ops += w->ops_done;
-        totals->crashes += w->crashes;
+        w->count[SIM_TURNS] = w->turns;
+        w->count[SIM_OPERATIONS] = w->ops_done;
         for (unsigned i = 0; i <= CLIENTS_MAX; i++) {
-                totals->conflicts += counter_get(&w->clients[i].counters, conflicts);
-                totals->refused += counter_get(&w->clients[i].counters, ops_refused);
-                totals->committed += counter_get(&w->clients[i].counters, ops_committed);
+                w->count[SIM_CONFLICTS] += counter_get(&w->clients[i].counters, conflicts);
+                w->count[SIM_REFUSED] += counter_get(&w->clients[i].counters, ops_refused);
+                w->count[SIM_COMMITTED] += counter_get(&w->clients[i].counters, ops_committed);
         }
+        for (unsigned i = 0; i < SIM_COUNTS && shared; i++)
+                (void)atomic_fetch_add(&shared->total[i], w->count[i]);
         r = w->why[0] ? -EIO : 0;
         if (r < 0)
                 fprintf(stderr, "seed %llu: %s\n  again: sim --seed %llu --verbose%s%s\n", (unsigned long long)seed, w->why, (unsigned long long)seed, ops ? " --ops " : "",
@@ -48,57 +59,94 @@ static int scenario(uint64_t seed, bool verbose, unsigned ops, struct digest *re
         return r;
 }
 
+struct args { uint64_t seed, scenarios; unsigned ops, jobs; bool verbose, twice, sample; };
+
+static void run(const struct args *a, struct shared *shared) {
+        for (;;) {
+                uint64_t i = atomic_fetch_add(&shared->next, 1);
+                struct digest x, y;
+                if (i >= a->scenarios || atomic_load(&shared->failed) >= FAILURES_MAX)
+                        return;
+                int r = scenario(a->seed + i, a->verbose, a->ops, &x, shared);
+                if (r >= 0 && (a->twice || (a->sample && i % TWICE_EACH == 0))) {
+                        r = scenario(a->seed + i, false, a->ops, &y, NULL);
+                        if (r >= 0 && !digest_equal(&x, &y)) {
+                                fprintf(stderr, "seed %llu: two runs gave two traces\n", (unsigned long long)(a->seed + i));
+                                r = -EIO;
+                        }
+                }
+                uint64_t first;
+                memcpy(&first, x.b, sizeof first);
+                (void)atomic_fetch_add(&shared->traces, first);
+                (void)atomic_fetch_add(&shared->failed, r < 0);
+                (void)atomic_fetch_add(&shared->done, 1);
+        }
+}
+
+static int run_all(const struct args *a, struct shared *shared) {
+        pid_t pid[JOBS_MAX];
+        int status, bad = 0;
+        if (a->jobs <= 1) {
+                run(a, shared);
+                return 0;
+        }
+        for (unsigned i = 0; i < a->jobs; i++) {
+                pid[i] = fork();
+                if (pid[i] == 0) {
+                        run(a, shared);
+                        _exit(0);
+                }
+        }
+        for (unsigned i = 0; i < a->jobs; i++)
+                if (pid[i] < 0 || waitpid(pid[i], &status, 0) != pid[i] || !WIFEXITED(status) || WEXITSTATUS(status))
+                        bad++; /* it has said why, or a signal did */
+        return bad;
+}
+
+static unsigned long number(const char *text) {
+        return text ? strtoul(text, NULL, 10) : 0;
+}
+
 int main(int argc, char **argv) {
-        uint64_t seed = 1, scenarios = 0;
-        unsigned ops = 0;
-        bool verbose = false, twice = false, given = false;
-        struct totals totals = { 0 };
+        struct args a = { .seed = 1, .sample = true };
         for (int i = 1; i < argc; i++) {
                 if (!strcmp(argv[i], "--seed") && i + 1 < argc) {
-                        seed = strtoull(argv[++i], NULL, 10);
-                        given = true;
+                        a.seed = strtoull(argv[++i], NULL, 10);
+                        a.scenarios = MAX(a.scenarios, 1u);
+                        a.sample = false;
                 } else if (!strcmp(argv[i], "--scenarios") && i + 1 < argc) {
-                        scenarios = strtoull(argv[++i], NULL, 10);
+                        a.scenarios = number(argv[++i]);
+                } else if (!strcmp(argv[i], "--jobs") && i + 1 < argc) {
+                        a.jobs = (unsigned)number(argv[++i]);
                 } else if (!strcmp(argv[i], "--ops") && i + 1 < argc) {
-                        ops = (unsigned)strtoul(argv[++i], NULL, 10);
+                        a.ops = (unsigned)number(argv[++i]);
                 } else if (!strcmp(argv[i], "--verbose")) {
-                        verbose = true;
+                        a.verbose = true;
                 } else if (!strcmp(argv[i], "--twice")) {
-                        twice = true;
+                        a.twice = true;
                 } else {
-                        fprintf(stderr, "usage: sim [--seed N] [--scenarios M] [--ops N] [--twice] [--verbose]\n");
+                        fprintf(stderr, "usage: sim [--seed N] [--scenarios M] [--jobs J] [--ops N] [--twice] [--verbose]\n");
                         return 2;
                 }
         }
-        if (log_open("sim", verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR, NULL) < 0)
+        if (log_open("sim", a.verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR, NULL) < 0)
                 return 1;
-        if (scenarios == 0) {
-                const char *scale = getenv("TARN_TEST_SCALE");
-                scenarios = given ? 1 : SCENARIOS * MAX(1ul, scale ? strtoul(scale, NULL, 10) : 1ul);
-        }
+        if (a.scenarios == 0)
+                a.scenarios = SCENARIOS * MAX(1ul, number(getenv("TARN_TEST_SCALE")));
+        if (a.jobs == 0)
+                a.jobs = (unsigned)MIN((uint64_t)MAX(sysconf(_SC_NPROCESSORS_ONLN), 1l), MIN(a.scenarios, (uint64_t)JOBS_MAX));
+        struct shared *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        if (shared == MAP_FAILED)
+                return 1;
         struct timespec t0, t1;
         clock_gettime(CLOCK_MONOTONIC, &t0);
-        uint64_t done = 0, failed = 0;
-        char hex[2 * DIGEST_BYTES + 1] = "";
-        for (uint64_t i = 0; i < scenarios && failed < 10; i++) {
-                struct digest a, b;
-                if (scenario(seed + i, verbose, ops, &a, &totals) < 0)
-                        failed++;
-                else if (twice || (!given && i < 3)) {
-                        if (scenario(seed + i, false, ops, &b, &totals) < 0 || !digest_equal(&a, &b)) {
-                                fprintf(stderr, "seed %llu: two runs gave two traces\n", (unsigned long long)(seed + i));
-                                failed++;
-                        }
-                }
-                hex_encode(a.b, 8, hex);
-                if (verbose)
-                        fprintf(stderr, "seed %llu trace %s\n", (unsigned long long)(seed + i), hex);
-                done++;
-        }
+        int bad = run_all(&a, shared);
         clock_gettime(CLOCK_MONOTONIC, &t1);
         double s = (double)(t1.tv_sec - t0.tv_sec) + (double)(t1.tv_nsec - t0.tv_nsec) / 1e9;
-        printf("%llu scenarios from seed %llu, %llu failed, %.1f scenarios/s, %llu turns, %llu operations, %llu crashes, %llu committed, %llu refused, %llu conflict names; last trace %s\n",
-               (unsigned long long)done, (unsigned long long)seed, (unsigned long long)failed, (double)done / s, (unsigned long long)totals.turns, (unsigned long long)totals.ops,
-               (unsigned long long)totals.crashes, (unsigned long long)totals.committed, (unsigned long long)totals.refused, (unsigned long long)totals.conflicts, hex);
+        uint64_t done = shared->done, failed = shared->failed + (uint64_t)bad;
+        printf("%llu scenarios from seed %llu, %.1f scenarios/s in %u processes", (unsigned long long)done, (unsigned long long)a.seed, (double)done / s, a.jobs);
+        for (unsigned i = 0; i < SIM_COUNTS; i++)
+                printf(", %llu %s", (unsigned long long)shared->total[i], sim_count_name[i]);
+        printf(", traces %016llx, %llu failed\n", (unsigned long long)shared->traces, (unsigned long long)failed);
         return failed ? 1 : 0;
 }

@@ -37,6 +37,10 @@ struct text {
 struct world;
 struct client;
 
+/* What happened; each is in the last line of a run, so that one sees that it does happen. */
+enum sim_count { SIM_TURNS, SIM_OPERATIONS, SIM_COMMITTED, SIM_REFUSED, SIM_CONFLICTS, SIM_CRASHES, SIM_COUNTS };
+extern const char *const sim_count_name[SIM_COUNTS];
+
 /* One message under way (net.c). */
 enum message_state { MSG_GOING, MSG_PARKED, MSG_COMING, MSG_DEAD };
 struct message {
@@ -90,7 +94,7 @@ struct world {
         int64_t next_op_at;
         struct text **texts; size_t n_texts;
         struct sha256_state *trace;
-        uint64_t turns, ops_done, crashes, failures_expected;
+        uint64_t turns, ops_done, count[SIM_COUNTS];
         char why[1000];          /* what went wrong */
         unsigned next_name;
 };

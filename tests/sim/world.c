@@ -13,6 +13,10 @@
 #include "base/io.h"
 #include "sim.h"
 
+const char *const sim_count_name[SIM_COUNTS] = {
+        [SIM_TURNS] = "turns", [SIM_OPERATIONS] = "operations", [SIM_COMMITTED] = "committed", [SIM_REFUSED] = "refused", [SIM_CONFLICTS] = "conflict names", [SIM_CRASHES] = "crashes",
+};
+
 uint64_t pick(struct world *w, uint64_t bound) {
         return rng_below(&w->rng.rng, bound);
 }
@@ -245,7 +249,7 @@ static void disturb(struct world *w) {
                         engine_nudge(c->engine);
         } else if (chance(w, 400)) {
                 bool crash = chance(w, 800);
-                w->crashes += crash;
+                w->count[SIM_CRASHES] += crash;
                 if (client_down(c, crash) >= 0)
                         (void)!client_up(c);
         }

@@ -48,7 +48,7 @@ static inline void cw_load(struct cw *w) {
         w->seq = MAX(w->seq, (uint64_t)1);
 }
 
-static inline void cw_open_with(struct cw *w, struct clock *clock) {
+static inline void cw_open_bare(struct cw *w, struct clock *clock) {
         char note[200];
         struct cache_config c = { .dir = w->dir, .limit_bytes = w->limit, .uid = 1000, .gid = 1000, .clock = clock, .rng = rng_system(), .counters = &w->counters, .workers = pool_executor(w->pool) };
         int r = cache_open(&c, &w->cache, note, sizeof note);
@@ -59,7 +59,11 @@ static inline void cw_open_with(struct cw *w, struct clock *clock) {
         w->listener = (struct listener) { cw_notes, cw_wake };
         cache_set_source(w->cache, &w->source->source);
         cache_set_listener(w->cache, &w->listener);
+}
+static inline void cw_open_with(struct cw *w, struct clock *clock) {
+        cw_open_bare(w, clock);
         cw_load(w);
+        assert_int_equal(cache_loaded(w->cache), 0);
 }
 static inline void cw_open(struct cw *w) { cw_open_with(w, clock_system()); }
 static inline void cw_close(struct cw *w) {
@@ -269,7 +273,7 @@ static inline void cw_settle(struct cw *w) {
                 struct files *fs = w->cache->files;
                 assert_true(now_ms() < end);
                 LOCK_SCOPE(&fs->lock);
-                if (t.sealed == 0 && fs->jobs == 0 && !fs->retire_first && !fs->discard)
+                if (t.sealed == 0 && fs->jobs == 0 && !fs->retire_first && !fs->loose)
                         return;
                 (void)!cond_wait_until(&w->cache->files->idle, &w->cache->files->lock, now_ms() + 20);
         }

@@ -158,7 +158,7 @@ static void settle_committed(struct cw *w) {
                 assert_int_equal(cache_sync(w->cache), 0);
                 assert_true(now_ms() < end);
                 LOCK_SCOPE(&fs->lock);
-                if (fs->jobs == 0 && !fs->retire_first && !fs->discard)
+                if (fs->jobs == 0 && !fs->retire_first && !fs->loose)
                         return;
                 (void)!cond_wait_until(&fs->idle, &fs->lock, now_ms() + 20);
         }
@@ -262,6 +262,29 @@ static void remove_tree_file(struct cw *w) {
         }
 }
 
+/* What a load does: the server has these files in its root, each with the version that made it. */
+static void load(struct cw *w, const struct node *known, const char *const *names, size_t n) {
+        struct cursor at = { .epoch = { { 9 } }, .seq = 100 };
+        struct snapshot_state st;
+        assert_int_equal(tree_snapshot_begin(w->cache->tree, &at, &st), 0);
+        struct node_row rows[4] = { { .id = id_root, .kind = NODE_DIR, .mode = 0755, .seq = 1 } };
+        struct entry_row entries[4];
+        assert_true(n < 4);
+        for (size_t i = 0; i < n; i++) {
+                rows[i + 1] = (struct node_row) { .id = known[i].id, .kind = NODE_FILE, .mode = 0644, .seq = 2 + i, .version = known[i].version, .content = content_empty };
+                entries[i] = (struct entry_row) { .entry_id = i + 1, .parent = id_root, .node = known[i].id, .name = names[i], .name_bytes = strlen(names[i]), .placement = known[i].version, .seq = 2 + i };
+        }
+        st.nodes_end = st.entries_end = true;
+        st.upto = at;
+        assert_int_equal(tree_snapshot_nodes(w->cache->tree, rows, n + 1, &st), 0);
+        assert_int_equal(tree_snapshot_entries(w->cache->tree, entries, n, &st), 0);
+        int r;
+        while ((r = tree_snapshot_step(w->cache->tree, &at, 100, NULL, NULL)) > 0)
+                ;
+        assert_int_equal(r, 0);
+        assert_int_equal(cache_loaded(w->cache), 0);
+}
+
 static void test_lost_tree(void **state) {
         struct cw *w = cw_new(256 * MIB, 1);
         cw_open(w);
@@ -282,14 +305,27 @@ static void test_lost_tree(void **state) {
                         file_release(f, true);
                 }
         }
+        struct node known[2], n;
+        static const char *const names[] = { "file 1", "other name" }; /* the second was renamed by somebody else */
+        assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, "file 1", 6, &known[0]), 0);
+        assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, "file 2", 6, &known[1]), 0);
         cw_close(w);
         remove_tree_file(w);
-        cw_open(w);
+        cw_open_bare(w, clock_system());
+        cw_close(w); /* nobody came as far as the load */
+        cw_open_bare(w, clock_system());
+        assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, "file 3", 6, &n), -EHOSTDOWN);
+        load(w, known, names, 2);
+        /* what the server knows is an edit of that, under its name there */
+        assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, "file 1", 6, &n), 0);
+        assert_true(id_equal(&n.id, &known[0].id) && n.gen);
+        assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, "file 2", 6, &n), -ENOENT);
+        assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, "other name", 10, &n), 0);
+        assert_true(id_equal(&n.id, &known[1].id) && n.gen && n.size == 1002);
         int found = 0;
         for (int i = 0; i < 12; i++) {
                 char name[16];
-                struct node n;
-                (void)snprintf(name, sizeof name, "file %d", i);
+                (void)snprintf(name, sizeof name, i == 2 ? "other name" : "file %d", i);
                 if (tree_lookup(w->cache->tree, INO_ROOT, name, strlen(name), &n) < 0)
                         continue;
                 found++;

@@ -402,6 +402,122 @@ static void test_layers(void **state) {
         cw_free(w);
 }
 
+/* The rule of file_commit.c: what an operation carries is here. Returns how many do. */
+static size_t carried(struct cw *w) {
+        static struct outbox_item items[64];
+        struct arena *a;
+        size_t n = 0, with_bytes = 0;
+        assert_int_equal(arena_new(16 << 20, &a), 0);
+        assert_int_equal(outbox_list(w->cache->tree, a, false, items, 64, &n), 0);
+        for (size_t i = 0; i < n; i++) {
+                struct stage *st;
+                if (!items[i].gen)
+                        continue;
+                if (stage_get(w->cache->stages, items[i].gen, &st) < 0)
+                        fail_msg("kind %d carries gen %llu, which is gone", (int)items[i].op.kind, (unsigned long long)items[i].gen);
+                uint8_t *bytes = malloc(stage_size(st) + 1);
+                assert_int_equal(stage_pread(st, 0, bytes, stage_size(st), now_ms() + WAIT_MS), (ssize_t)stage_size(st));
+                free(bytes);
+                stage_put(st);
+                with_bytes++;
+        }
+        arena_free(a);
+        return with_bytes;
+}
+
+static void put(struct cw *w, uint64_t ino, bool truncate, size_t off, size_t n) {
+        static uint8_t buf[4096];
+        struct file *f = cw_file(w, ino, true, truncate);
+        memset(buf, (int)n, sizeof buf);
+        assert_int_equal(write_at(f, off, buf, n, false, 0), n);
+        file_release(f, true);
+}
+
+/* An editor's save over a file of the server; then that is opened, written and unlinked before anything was sent. With `sent`, what is in the outbox was on its way before. With
+ * `again`, the save is a patch of the save before. */
+static void unlinked_save(bool sent, bool again, bool restart) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        bool (*is_open)(void *, uint64_t) = (bool (*)(void *, uint64_t))file_is_open;
+        cw_open(w);
+        struct node a = cw_create(w, INO_ROOT, "a"), moved, replaced, gone;
+        put(w, a.ino, false, 0, 3000);
+        cw_accept_all(w);
+        cw_settle(w);
+        put(w, a.ino, false, 100, 500);
+        if (sent) {
+                struct arena *arena;
+                static struct outbox_item items[64];
+                size_t n = 0;
+                assert_int_equal(arena_new(16 << 20, &arena), 0);
+                assert_int_equal(outbox_list(w->cache->tree, arena, false, items, 64, &n), 0);
+                for (size_t i = 0; i < n; i++)
+                        assert_int_equal(outbox_mark_sent(w->cache->tree, &items[i].op.id, 1), 0);
+                arena_free(arena);
+                if (again)
+                        put(w, a.ino, false, 600, 100);
+        }
+        struct node temp = cw_create(w, INO_ROOT, ".a.tmp");
+        put(w, temp.ino, false, 0, 1000);
+        assert_int_equal(tree_rename(w->cache->tree, INO_ROOT, ".a.tmp", 6, INO_ROOT, "a", 1, 0, is_open, w->cache, &moved, &replaced), 0);
+        file_forget(w->cache, a.ino);
+        assert_int_equal(cache_sync(w->cache), 0);
+        size_t n = carried(w);
+        assert_true(n >= (sent ? 2u : 1u));
+        struct file *f = cw_file(w, moved.ino, true, true);
+        assert_int_equal(write_at(f, 0, "x", 1, false, 0), 1);
+        assert_int_equal(tree_unlink(w->cache->tree, INO_ROOT, "a", 1, false, is_open, w->cache, &gone), 0);
+        file_forget(w->cache, moved.ino);
+        file_release(f, true);
+        assert_int_equal(tree_forget(w->cache->tree, moved.ino), 0);
+        for (unsigned i = 0; i < 3; i++) {
+                assert_int_equal(cache_sync(w->cache), 0);
+                assert_int_equal(carried(w), n);
+        }
+        for (unsigned i = 0; i < 2 && restart; i++) {
+                cw_close(w);
+                cw_open(w);
+                assert_int_equal(cache_sync(w->cache), 0);
+                assert_int_equal(carried(w), n);
+        }
+        cw_free(w);
+}
+
+static void test_unlinked_save(void **state) {
+        for (unsigned i = 0; i < 8; i++)
+                unlinked_save(i & 1, i & 2, i & 4);
+}
+
+/* Another client's version comes between the commit of ours and the moment at which our stage becomes a blob. */
+static void test_replaced_before_retired(void **state) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        cw_open(w);
+        struct node a = cw_create(w, INO_ROOT, "a");
+        put(w, a.ino, false, 0, 700);
+        cw_accept_all(w);
+        static uint8_t theirs[2317];
+        memset(theirs, 'T', sizeof theirs);
+        const struct known *k = know(w->source, theirs, sizeof theirs, 0);
+        struct server_node *n = cw_server_node(w, &a.id, false);
+        assert_non_null(n);
+        n->row.content = k->content;
+        n->row.version = rng_id(&w->source->rng.rng);
+        n->row.seq = ++w->seq;
+        struct change ch = { .node = n->row };
+        struct event e = { .seq = w->seq, .changes = &ch, .n_changes = 1 };
+        struct tree_applied applied = { 0 };
+        struct arena *arena;
+        assert_int_equal(arena_new(16 << 20, &arena), 0);
+        assert_int_equal(tree_apply(w->cache->tree, &e, 1, NULL, (bool (*)(void *, uint64_t))file_is_open, w->cache, arena, &applied), 0);
+        file_committed(w->cache, applied.done, applied.n_done);
+        arena_free(arena);
+        assert_int_equal(cw_row(w, a.ino).size, sizeof theirs);
+        struct model m = { .p = theirs, .n = sizeof theirs };
+        compare_ino(w, a.ino, &m);
+        cw_settle(w);
+        compare_ino(w, a.ino, &m);
+        cw_free(w);
+}
+
 static void test_speed(void **state) {
         struct cw *w = cw_new(256 * MIB, 1);
         cw_open(w);
@@ -423,7 +539,7 @@ static void test_speed(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_save), cmocka_unit_test(test_large), cmocka_unit_test(test_truncate_and_holes), cmocka_unit_test(test_random), cmocka_unit_test(test_append),
-                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_layers), cmocka_unit_test(test_speed),
+                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_layers), cmocka_unit_test(test_unlinked_save), cmocka_unit_test(test_replaced_before_retired), cmocka_unit_test(test_speed),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -43,12 +43,14 @@ struct blob_read {
         int64_t deadline_ms;          /* monotonic; -ETIMEDOUT after it */
         void (*done)(struct blob_read *r, ssize_t result);
         void *owner;
+        bool exact;                   /* a worker that knows what it needs: nothing is read ahead, and a stream of others is not disturbed */
         struct blob_read *next, *prev; int state; void *priv; /* blob.c's */
 };
 ssize_t blob_read(struct blob_read *r) _must_check_;
 void blob_read_cancel(struct blob_read *r);  /* done comes with -EINTR unless it already came */
-/* Blocking form, for workers (upload, chunking, scrub) and tests. */
+/* Blocking forms, for workers (upload, chunking, scrub) and tests. */
 ssize_t blob_pread(struct blob *blob, uint64_t off, void *buf, size_t n, int64_t deadline_ms) _must_check_;
+ssize_t blob_pread_exact(struct blob *blob, uint64_t off, void *buf, size_t n, int64_t deadline_ms) _must_check_;
 int blob_prefetch(struct blob *blob, uint64_t off, uint64_t n) _must_check_;
 
 /* A block by its hash from anything that is cached here (used before any download, and for chunk reuse): copies into buf (refs' bytes), verified. -ENODATA. */

@@ -29,15 +29,18 @@ struct cache_config {
 int cache_open(const struct cache_config *c, struct cache **ret, char *ret_note, size_t n) _must_check_;
 /* Freezes every open stage, makes all local, stops threads. */
 void cache_close(struct cache *c);
+/* The first load of the tree has ended: stages that are older than a tree file that was made anew are matched with it now. To be called before anything is sent. Nothing otherwise. */
+int cache_loaded(struct cache *c) _must_check_;
 int cache_sync(struct cache *c) _must_check_;   /* everything accepted is durable (local) on return */
 
 struct file;
-/* One reference per open handle. write: counts as a write handle until file_release. truncate: O_TRUNC as part of it. The content is the tree row's; incarnation must be the row's (-ESTALE). */
+/* One reference per open handle. write: counts as a write handle until file_release. truncate: O_TRUNC as part of it. The content is the tree row's; incarnation must be the row's (-ESTALE).
+ * Counted as open before the row is read, so that a remote change either finds it open or is seen. No lock held. 1 SELECT */
 int file_open(struct cache *c, uint64_t ino, uint16_t incarnation, bool write, bool truncate, struct file **ret) _must_check_;
 /* ret_committed: this was the last write handle and a generation was queued (1 SQL transaction). Never blocks on network. */
 void file_release(struct file *f, bool write);
 uint64_t file_ino(const struct file *f);
-bool file_is_open(struct cache *c, uint64_t ino);       /* any handle or open stage */
+bool file_is_open(struct cache *c, uint64_t ino);       /* any handle, also one on its way, or open stage. A leaf: asked by the tree inside transactions */
 bool file_is_open_for_write(struct cache *c, uint64_t ino);
 /* ino lost its last name (unlink, or replaced by a rename) and no handle may be left: what was written and is no longer queued goes. Cheap if there is nothing; never wrong to call. */
 void file_forget(struct cache *c, uint64_t ino);
@@ -70,6 +73,8 @@ int file_seek(struct file *f, bool data, uint64_t off, uint64_t *ret) _must_chec
 int file_set_mtime(struct cache *c, uint64_t ino, int64_t mtime_ns) _must_check_;    /* explicit times win over those of earlier writes. Only the open stage, 0 SQL: the caller does tree_setattr as well */
 /* fsync: stage bytes and log synced, then the tree. Level local. Also freezes when the mount has close=server. */
 int file_sync(struct file *f) _must_check_;
+/* ino has another name, or (save over a file) another id: what is on disk of it says so, in case that the tree file is lost. replaced: the node whose id it took, ino 0: none. */
+void file_renamed(struct cache *c, const struct node *node, const struct node *replaced);
 /* A commit point now, if there is anything: rename, link, quiet point. ret_gen: the generation that carries it, 0: nothing was dirty. */
 int file_freeze(struct cache *c, uint64_t ino, uint64_t *ret_gen) _must_check_;
 /* The error that close must report (a write of this generation failed); cleared by reporting it once. */

@@ -26,6 +26,7 @@ struct tree_config {
         struct clock *clock; struct rng *rng;
         struct counters *counters;
         struct listener *listener; size_t n_listeners; /* unused here when NULL; see tree_add_listener */
+        unsigned log_pages;       /* the SQLite log is checkpointed beyond so many pages and cut to twice as many: it counts to the cache's limit; 0: 2,000 */
         uint32_t uid, gid;        /* owner of the root until the server's row is known */
 };
 /* Opens or creates. -EPROTONOSUPPORT: schema newer than ours, untouched. -EBADMSG: damaged (the caller moves it aside and opens anew). */
@@ -55,6 +56,9 @@ struct node {
         bool loaded;              /* dir: its children are known */
 };
 int tree_get(struct tree *t, uint64_t ino, struct node *ret) _must_check_;                                    /* -ENOENT. 1 SELECT */
+/* The row for an opener that has counted its handle already: if a transaction has asked whether ino is open (below), waits for its end. -ENOENT also for a node without a name that
+ * nobody has kept. No lock held. 1 SELECT */
+int tree_get_open(struct tree *t, uint64_t ino, struct node *ret) _must_check_;
 int tree_lookup(struct tree *t, uint64_t dir, const char *name, size_t n, struct node *ret) _must_check_;     /* -ENOENT, -ENOTDIR, -EHOSTDOWN (not loaded). 1 SELECT */
 int tree_find_id(struct tree *t, const struct id *id, uint64_t *ret_ino) _must_check_;
 /* Ids of nodes in an operation that a merge has made other names of a node become that node's: the server's answers name nodes so. 5 SELECT */
@@ -125,7 +129,8 @@ struct tree_done { struct id op; uint64_t ino, gen; struct content content; stru
 struct tree_applied { struct tree_done *done; size_t n_done; /* arena */ uint64_t changed_nodes; };
 /* Events in seq order. One transaction: rows with a greater seq (shadow, or view where nothing is pending), completed operations, cursor. Notes go out after the
  * commit. is_open: node has open handles or an open stage: its incarnation grows when its shown content changes. Applying anything twice changes nothing. */
-/* Callbacks of all verbs (is_open, kept, open_for_write) are called without any lock of the tree held, before the transaction. */
+/* is_open and kept of all verbs are asked inside the transaction, with the tree lock held: they take RANK_QUEUE at most and do not call back. Openers count first, then read by
+ * tree_get_open: so none slips between the question and the commit. open_for_write is asked with no lock held. */
 int tree_apply(struct tree *t, const struct event *events, size_t n, const struct cursor *upto /* NULL: leave */,
                bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a, struct tree_applied *ret) _must_check_;
 /* An answer of the server to a sent operation. accepted: as its event. */
@@ -166,5 +171,10 @@ int tree_setting_set(struct tree *t, const char *key, const void *value, size_t 
 
 /* Recovery: a stage found on disk without its row. If the node lives, its content is queued; else the node is made again under its name (or in lost+found/). */
 struct stage_identity { uint64_t ino, gen; struct id node, parent, base_version; char name[NAME_BYTES_MAX + 1]; uint32_t mode; int64_t mtime_ns; uint64_t size; };
+/* A tree file that was made anew (the old one is lost) must not take the generations of its predecessor for its own, whatever the clock says: the first call after it was made
+ * says that everything up to gen is older than the file. Later calls change nothing. */
+int tree_birth(struct tree *t, uint64_t gen) _must_check_;
+/* True if a stage of this generation is older than the tree file and the tree was not loaded yet: nothing can be said about its node before that. */
+bool tree_recovers_later(struct tree *t, uint64_t gen);
 enum recover_result { RECOVER_QUEUED, RECOVER_KNOWN /* already in the outbox */, RECOVER_COMMITTED /* on the server: the stage may go */, RECOVER_LOST_FOUND };
 int tree_recover_stage(struct tree *t, struct stage_identity *s /* ino, node: updated to the node that has it now */, enum recover_result *ret) _must_check_;
