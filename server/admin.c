@@ -5,7 +5,9 @@
  * through DATA/admin.sock: who can open that socket (mode 0600 in a directory of mode 0700) owns the data anyway; the peer's uid is checked too.
  *
  * One exchange per connection: the asker sends one JSON object {words, password?} and closes its sending side; the server answers one object {code, text}
- * (code: 0 or a positive errno) and closes. Both are bounded; each side gives the other ADMIN_MS. One thread serves them in turn: they are rare and short.
+ * (code: 0 or a positive errno) and closes. Both are bounded; each side gives the other ADMIN_MS. One thread serves them in turn: they are rare and short. fsck,
+ * scrub, gc and backup may take hours: such a command runs on a thread of its own ("admin-job"), one at a time, and its asker waits for it without a limit; the
+ * end of the server ends it.
  *
  * The thread waits in poll for the socket and for an eventfd that ends it. */
 #include "admin.h"
@@ -25,9 +27,10 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "base/thread.h"
+#include "maintain.h"
 
 #define ADMIN_MS 10000
-#define ADMIN_BYTES_MAX (64u << 10)
+#define ADMIN_BYTES_MAX (256u << 10)
 #define SOCKET_NAME "admin.sock"
 
 static int say(struct buf *b, int err, const char *fmt, ...) _printf_(3, 4);
@@ -95,15 +98,21 @@ int admin_run(struct service *s, const char *const *words, size_t n, const char 
                 return run_workspace_add(s, words[2], words[4], ret_text);
         if (n == 4 && strcmp(words[0], "token") == 0 && strcmp(words[1], "add") == 0 && strcmp(words[2], "--user") == 0)
                 return run_token_add(s, words[3], ret_text);
+        if (n > 0 && maintain_knows(words[0]))
+                return maintain_run(s, words, n, ret_text);
         return say(ret_text, -EINVAL, "unknown command; see tarn-server --help");
 }
 
 struct admin {
         struct service *service;
         int dir_fd, listen_fd, stop_fd;
-        pthread_t thread;
-        bool started;
+        pthread_t thread, job;
+        bool started, job_started;       /* the admin thread's, and admin_close's after it */
+        atomic_bool job_ended;
 };
+
+/* One command, taken apart. */
+struct asked { struct admin *a; int fd; json_t *ask; const char *words[ADMIN_WORDS_MAX], *password; size_t n; unsigned uid; };
 
 /* Reads until the other side closes. */
 static int receive_all(int fd, struct buf *b) {
@@ -147,46 +156,114 @@ static void set_timeouts(int fd, int ms) {
         (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof tv);
 }
 
-/* One exchange. -errno: the asker broke it off. */
-static int serve_one(struct admin *a, int fd) {
-        _cleanup_buf_ struct buf in = BUF_INIT(ADMIN_BYTES_MAX), text = BUF_INIT(ADMIN_BYTES_MAX), out = BUF_INIT(4 * ADMIN_BYTES_MAX);
-        _cleanup_json_ json_t *ask = NULL, *answer = NULL;
-        const char *words[ADMIN_WORDS_MAX], *password = NULL;
+static void asked_free(struct asked *q) {
+        if (q->fd >= 0)
+                (void)close(q->fd);
+        json_decref(q->ask);
+        free(q);
+}
+
+/* Who asks, and what. */
+static int asked_read(struct asked *q, struct buf *in) {
         struct ucred peer;
         socklen_t size = sizeof peer;
         json_t *list;
-        size_t n;
         int r;
 
-        if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
+        if (getsockopt(q->fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
                 return -errno;
         if (peer.uid != 0 && peer.uid != geteuid())
                 return -EACCES;
-        set_timeouts(fd, ADMIN_MS);
-        r = receive_all(fd, &in);
+        q->uid = peer.uid;
+        set_timeouts(q->fd, ADMIN_MS);
+        r = receive_all(q->fd, in);
         if (r >= 0)
-                r = json_parse(in.data, in.bytes, &ask);
+                r = json_parse(in->data, in->bytes, &q->ask);
         if (r < 0)
                 return r;
-        list = json_object_get(ask, "words");
-        n = json_array_size(list);
-        if (n == 0 || n > ADMIN_WORDS_MAX)
+        list = json_object_get(q->ask, "words");
+        q->n = json_array_size(list);
+        if (q->n == 0 || q->n > ADMIN_WORDS_MAX)
                 return -EPROTO;
-        for (size_t i = 0; i < n; i++) {
-                words[i] = json_string_value(json_array_get(list, i));
-                if (!words[i])
+        for (size_t i = 0; i < q->n; i++) {
+                q->words[i] = json_string_value(json_array_get(list, i));
+                if (!q->words[i])
                         return -EPROTO;
         }
-        r = json_get_str(ask, "password", &password);
-        if (r < 0 && r != -ENOENT)
+        r = json_get_str(q->ask, "password", &q->password);
+        return r == -ENOENT ? 0 : r;
+}
+
+static int answer_send(struct asked *q, int result, struct buf *text) {
+        _cleanup_buf_ struct buf out = BUF_INIT(4 * ADMIN_BYTES_MAX);
+        _cleanup_json_ json_t *answer = json_pack("{s:i, s:s}", "code", result < 0 ? -result : 0, "text", buf_text(text) ? (const char *)text->data : "");
+        int r = answer ? json_to_buf(answer, &out) : -ENOMEM;
+
+        return r < 0 ? r : send_all(q->fd, out.data, out.bytes);
+}
+
+static int asked_run(struct asked *q) {
+        _cleanup_buf_ struct buf text = BUF_INIT(ADMIN_BYTES_MAX);
+        int r = admin_run(q->a->service, q->words, q->n, q->password, &text);
+
+        log_info("event=admin command=%s %s result=%s uid=%u", q->words[0], q->n > 1 ? q->words[1] : "", r < 0 ? err_name(r) : "ok", q->uid);
+        return answer_send(q, r, &text);
+}
+
+static void *job_thread(void *arg) {
+        struct asked *q = arg;
+        struct admin *a = q->a;
+        int r = asked_run(q);
+
+        if (r < 0)
+                log_debug("event=admin_job error=%s", err_name(r));
+        asked_free(q);
+        atomic_store(&a->job_ended, true);
+        return NULL;
+}
+
+/* Takes q over. */
+static int job_start(struct admin *a, struct asked *q) {
+        int r;
+
+        if (a->job_started && atomic_load(&a->job_ended)) {
+                (void)pthread_join(a->job, NULL);
+                a->job_started = false;
+        }
+        if (a->job_started) { /* never on this thread: admin_close waits for it before it stops the job */
+                _cleanup_buf_ struct buf text = BUF_INIT(1024);
+
+                r = answer_send(q, say(&text, -EBUSY, "only one of fsck, scrub, gc and backup runs at a time; another is under way"), &text);
+                asked_free(q);
                 return r;
-        r = admin_run(a->service, words, n, password, &text);
-        log_info("event=admin command=%s %s result=%s uid=%u", words[0], n > 1 ? words[1] : "", r < 0 ? err_name(r) : "ok", peer.uid);
-        answer = json_pack("{s:i, s:s}", "code", r < 0 ? -r : 0, "text", buf_text(&text) ? (const char *)text.data : "");
-        if (!answer)
+        }
+        atomic_store(&a->job_ended, false);
+        r = thread_start(&a->job, "admin-job", job_thread, q);
+        a->job_started = r >= 0;
+        if (r < 0)
+                asked_free(q);
+        return r;
+}
+
+/* One exchange; takes fd over. -errno: the asker broke it off. */
+static int serve_one(struct admin *a, int fd) {
+        _cleanup_buf_ struct buf in = BUF_INIT(ADMIN_BYTES_MAX);
+        struct asked *q = calloc(1, sizeof *q);
+        int r;
+
+        if (!q) {
+                (void)close(fd);
                 return -ENOMEM;
-        r = json_to_buf(answer, &out);
-        return r < 0 ? r : send_all(fd, out.data, out.bytes);
+        }
+        q->a = a;
+        q->fd = fd;
+        r = asked_read(q, &in);
+        if (r >= 0 && maintain_knows(q->words[0]))
+                return job_start(a, q);
+        if (r >= 0)
+                r = asked_run(q);
+        asked_free(q);
+        return r;
 }
 
 static void *admin_thread(void *arg) {
@@ -194,8 +271,7 @@ static void *admin_thread(void *arg) {
 
         for (;;) {
                 struct pollfd p[2] = {{.fd = a->listen_fd, .events = POLLIN}, {.fd = a->stop_fd, .events = POLLIN}};
-                _cleanup_close_ int fd = -1;
-                int r;
+                int fd, r;
 
                 if (poll(p, 2, -1) < 0 && errno != EINTR)
                         break;
@@ -265,6 +341,10 @@ void admin_close(struct admin *a) {
                 if (write(a->stop_fd, &one, sizeof one) != sizeof one)
                         log_warn("event=admin_stop error=%s", err_name(errno));
                 (void)pthread_join(a->thread, NULL);
+                if (a->job_started) {
+                        maintain_stop(a->service);
+                        (void)pthread_join(a->job, NULL);
+                }
                 (void)unlinkat(a->dir_fd, SOCKET_NAME, 0);
         }
         if (a->listen_fd >= 0)
@@ -302,7 +382,7 @@ int admin_ask(const char *data_dir, const char *const *words, size_t n, const ch
         fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
         if (fd < 0)
                 return -errno;
-        set_timeouts(fd, 3 * ADMIN_MS);
+        set_timeouts(fd, maintain_knows(words[0]) ? 0 : 3 * ADMIN_MS);
         if (connect(fd, (struct sockaddr *)&addr, sizeof addr) < 0)
                 return errno == ENOENT ? -ECONNREFUSED : -errno;
         r = send_all(fd, out.data, out.bytes);

@@ -28,6 +28,9 @@ struct service_stats {           /* relaxed atomics */
         _Atomic uint64_t body_bytes_received, commits_ops, corrupt_blocks;
 };
 
+/* An object of the store on its way to its row: from before its put until after the last transaction that may name it. gc leaves it alone. */
+struct service_object { const char *name; struct service_object *next, *prev; };
+
 struct service {
         struct meta *meta;
         struct store *store;
@@ -40,6 +43,14 @@ struct service {
         int lock_fd;
         _Atomic int logins;              /* password checks under way: each takes 64 MiB */
         _Atomic int64_t tidy_at_ms;      /* when meta_tidy is due */
+        struct lock objects_lock;
+        struct service_object *objects;  /* objects_lock */
+        struct lock job_lock;
+        struct cond job_changed;
+        const char *job;                 /* job_lock: what maintenance is under way, NULL none */
+        bool job_stop;                   /* job_lock: it should end */
+        char *data_dir;                  /* NULL in memory */
+        bool serving;                    /* workers > 0 */
         struct lock waiters_lock;
         struct service_waiter *waiters;  /* waiters_lock: those registered */
 };
@@ -104,6 +115,11 @@ json_t *json_hex(const void *p, size_t n);
 json_t *json_version(const struct meta_version *v);
 const char *node_kind_name(enum node_kind kind);
 void etag_of(const struct content *content, char ret[80]);
+
+/* ---- objects on their way ---- */
+void service_object_begin(struct service *s, struct service_object *o, const char *name); /* name lives until the end */
+void service_object_end(struct service *s, struct service_object *o);
+bool service_object_busy(void *service, const char *name);
 
 /* ---- routes: one function each ---- */
 int api_root(struct call *c);

@@ -20,9 +20,13 @@ struct batch {
         struct meta_block *blocks; size_t n_blocks;
         struct buf object;
         struct content_pages pages;
+        struct service *s;
+        struct service_object busy;      /* the object, until the last transaction that may name it */
 };
 
 static void cleanup_batch_p(struct batch *b) {
+        if (b->busy.name)
+                service_object_end(b->s, &b->busy);
         buf_free(&b->object);
         content_pages_close(&b->pages);
 }
@@ -101,9 +105,9 @@ static int batch_parse(struct call *c, struct batch *b) {
 }
 
 int api_commit(struct call *c) {
-        _cleanup_(cleanup_batch_p) struct batch b = {.object = BUF_INIT(STORE_OBJECT_BYTES_MAX)};
-        struct store *store = c->s->store;
         char name[STORE_NAME_BYTES + 1];
+        _cleanup_(cleanup_batch_p) struct batch b = {.object = BUF_INIT(STORE_OBJECT_BYTES_MAX), .s = c->s};
+        struct store *store = c->s->store;
         struct meta_workspace w;
         struct meta_batch batch;
         uint64_t bytes;
@@ -119,6 +123,7 @@ int api_commit(struct call *c) {
                 return r;
         if (b.n_blocks > 0) {
                 store_name_new(c->s->rng, name);
+                service_object_begin(c->s, &b.busy, name);
                 r = store->put(store, name, b.object.data, b.object.bytes);
                 if (r < 0)
                         return r;

@@ -3,7 +3,7 @@
  *
  * Reading: meta says where a block lies (object, offset, length, encoding) if the subject may read it in this workspace; the store gives the bytes; they
  * are expanded within BLOCK_BYTES_MAX and hashed. Only bytes that match leave. A mismatch is logged with block and object and counted; the reader
- * gets an error, never other bytes.
+ * gets an error, never other bytes. The block is marked, so that it is asked for again wherever its bytes may come from (meta_block.c); nothing is deleted.
  *
  * A content of one block has no page; one of up to 1,024 blocks has one page, larger ones a tree. content_walk goes down from the root by the
  * sizes in the pages and remembers the page of each level, so that a sequential read costs one look-up per block and one page per 1,024 blocks, and
@@ -19,6 +19,7 @@
 
 #include "base/digest.h"
 #include "base/log.h"
+#include "meta_maintain.h"
 
 #define PLACE_ARENA_BYTES (64u << 10)
 
@@ -28,6 +29,12 @@ static int damaged(struct service *s, const struct meta_place *place, int err) {
         hex_encode(place->block.hash.b, DIGEST_BYTES, hex);
         (void)atomic_fetch_add_explicit(&s->stats.corrupt_blocks, 1, memory_order_relaxed);
         counter_add(s->counters, corruptions_found, 1);
+        if (!place->bad) {
+                int r = meta_block_mark(s->meta, place, true);
+
+                if (r < 0)
+                        log_warn("event=mark_damaged hash=%s error=%s", hex, err_name(r));
+        }
         log_error("event=damaged_block hash=%s object=%s offset=%llu error=%s", hex, place->object, (unsigned long long)place->block.offset, err_name(err));
         return -EBADMSG;
 }
@@ -279,6 +286,7 @@ static int writer_ask(struct content_writer *w) {
 int content_writer_flush(struct content_writer *w) {
         char name[STORE_NAME_BYTES + 1];
         struct store *store = w->s->store;
+        struct service_object busy;
         int r;
 
         if (w->n > 0 && !w->known_missing) {
@@ -289,17 +297,22 @@ int content_writer_flush(struct content_writer *w) {
         if (w->n == 0)
                 return 0;
         store_name_new(w->s->rng, name);
+        service_object_begin(w->s, &busy, name);
         r = store->put(store, name, w->object.data, w->object.bytes);
-        if (r < 0)
+        if (r < 0) {
+                service_object_end(w->s, &busy);
                 return r;
+        }
         r = meta_blocks_record(w->s->meta, w->who, w->ws, w->session, name, w->object.bytes, w->blocks, w->n);
         if (r < 0) {
                 int q = store->remove(store, name);
 
                 if (q < 0)
                         log_warn("event=object_left object=%s error=%s", name, err_name(q));
-                return r;
         }
+        service_object_end(w->s, &busy);
+        if (r < 0)
+                return r;
         w->stored_bytes += w->object.bytes;
         w->n = 0;
         buf_reset(&w->object);

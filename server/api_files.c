@@ -8,8 +8,9 @@
  * ranges or a malformed header are answered with the whole file, as RFC 9110 permits; one that lies beyond the end is 416. If-Range with another tag
  * gives the whole file.
  *
- * The body is pulled block by block: one block is read, checked against its hash and handed on; memory is one block however large the file is. If a block turns
- * out damaged in the middle the connection is cut: a short transfer is visible to the client, wrong bytes would not be.
+ * The body is pulled block by block: one block is read, checked against its hash and handed on; memory is one block however large the file is. The first is read before
+ * the status is chosen, so that damage there (and in any file of one block) is an error that says so. If a later block turns out damaged the connection is
+ * cut: a short transfer is visible to the client, wrong bytes would not be.
  *
  * A directory answers its list as JSON. ?version=ID reads an older version of the file. */
 #include "api_content.h"
@@ -26,12 +27,14 @@
 struct reader {
         struct content_walk walk;
         uint64_t from, bytes;            /* the range */
+        uint8_t *first; size_t first_bytes; /* its first piece, read before the answer began; NULL once it was given */
 };
 
 static void reader_close(void *arg) {
         struct reader *rd = arg;
 
         content_walk_close(&rd->walk);
+        free(rd->first);
         free(rd);
 }
 
@@ -46,6 +49,13 @@ static int64_t reader_pull(void *arg, uint64_t off, void *p, size_t n) {
 
         if (off >= rd->bytes || n < SERVICE_PULL_BYTES)
                 return -EINVAL;
+        if (rd->first && off == 0) {
+                memcpy(p, rd->first, rd->first_bytes);
+                m = rd->first_bytes;
+                free(rd->first);
+                rd->first = NULL;
+                return (int64_t)m;
+        }
         left = rd->bytes - off;
         off += rd->from;
         r = content_walk_find(&rd->walk, off, &ref, &start);
@@ -172,6 +182,24 @@ static int answer_content(struct call *c, const struct meta_workspace *w, const 
         }
         rd->from = from;
         rd->bytes = bytes;
+        if (strcmp(c->req->method, "HEAD") != 0) {
+                int64_t n = -ENOMEM;
+                uint8_t *first = malloc(SERVICE_PULL_BYTES);
+
+                if (first)
+                        n = reader_pull(rd, 0, first, SERVICE_PULL_BYTES);
+                if (n < 0) {
+                        free(first);
+                        reader_close(rd);
+                        ans->etag[0] = ans->version[0] = ans->content_range[0] = 0;
+                        ans->accept_ranges = false;
+                        ans->last_modified_ns = 0;
+                        return n == -ENODATA ? -EBADMSG : (int)n;
+                }
+                rd->first = realloc(first, (size_t)n);
+                rd->first = rd->first ? rd->first : first;
+                rd->first_bytes = (size_t)n;
+        }
         ans->pull = reader_pull;
         ans->pull_close = reader_close;
         ans->pull_arg = rd;

@@ -5,6 +5,11 @@
  *   tarn-server user add NAME [--password-stdin] --data DIR
  *   tarn-server workspace add NAME --owner USER --data DIR
  *   tarn-server token add --user NAME --data DIR
+ *   tarn-server fsck --data DIR [--repair] [--json]
+ *   tarn-server scrub --data DIR [--rate BYTES] [--json]
+ *   tarn-server gc --data DIR [--dry-run] [--min-age DURATION] [--json]
+ *   tarn-server backup --to DIR --data DIR [--json]
+ *   tarn-server restore --from DIR --data DIR
  *   tarn-server serve --data DIR [--listen HOST:PORT] [--tls-cert F --tls-key F]
  *
  * Administration opens the data directory itself; if a server has it (-EBUSY) the same command goes to that server through its socket. A password
@@ -32,13 +37,15 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "http.h"
+#include "maintain.h"
 #include "router.h"
 
 #define PROGRAM "tarn-server"
 #define PASSWORD_BYTES_MAX 1024u
 #define STOP_GRACE_MS 10000
+#define TEXT_BYTES_MAX (256u << 10)
 
-enum exit_code { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_NOT_FOUND = 3, EXIT_EXISTS = 4, EXIT_IN_USE = 5, EXIT_NEWER = 6 };
+enum exit_code { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_NOT_FOUND = 3, EXIT_EXISTS = 4, EXIT_IN_USE = 5, EXIT_NEWER = 6, EXIT_DAMAGED = 7 };
 
 static const char help_text[] =
         "usage: tarn-server COMMAND ... --data DIR\n"
@@ -48,11 +55,16 @@ static const char help_text[] =
         "  workspace add NAME --owner USER add a workspace\n"
         "  token add --user NAME           make a token for scripts and print it once\n"
         "  serve                           run the server; COMMAND --help lists the options\n"
+        "  fsck                            check the database and that all objects are there; --repair repairs what can be (needs a stopped server)\n"
+        "  scrub                           read and check every stored byte\n"
+        "  gc                              give back the space of what nobody needs\n"
+        "  backup --to DIR                 copy everything as of one moment; again into the same DIR: what is new\n"
+        "  restore --from DIR              make a new data directory from a backup\n"
         "\n"
-        "While a server runs, the other commands go through it.\n"
+        "While a server runs, the other commands (but restore) go through it.\n"
         "\n"
         "exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found (data directory, user), 4 there already, 5 in use (data directory, address),\n"
-        "            6 the data directory was made by a newer version\n";
+        "            6 the data directory was made by a newer version, 7 fsck, scrub or backup found something that is lost or damaged\n";
 
 static int fail(int code, const char *fmt, ...) _printf_(2, 3);
 static int fail(int code, const char *fmt, ...) {
@@ -82,6 +94,8 @@ static int exit_code(int err) {
                 return EXIT_IN_USE;
         case EPROTONOSUPPORT:
                 return EXIT_NEWER;
+        case EUCLEAN:
+                return EXIT_DAMAGED;
         default:
                 return EXIT_FAILED;
         }
@@ -105,7 +119,7 @@ static int parse(const char *program, const struct arg *table, int argc, char **
 
 /* Runs the words on the data directory, or through the server that has it. */
 static int administrate(const char *data, const char *const *words, size_t n, const char *password) {
-        _cleanup_buf_ struct buf text = BUF_INIT(65536);
+        _cleanup_buf_ struct buf text = BUF_INIT(TEXT_BYTES_MAX);
         struct service_config config = {.data_dir = data};
         struct service *s;
         char why[400];
@@ -125,10 +139,10 @@ static int administrate(const char *data, const char *const *words, size_t n, co
         }
         if (!buf_text(&text))
                 return fail(EXIT_FAILED, "no memory");
-        if (r < 0)
+        if (r < 0 && r != -EUCLEAN)
                 return fail(exit_code(r), "%s", (const char *)text.data);
         (void)printf("%s\n", (const char *)text.data);
-        return EXIT_OK;
+        return exit_code(r);
 }
 
 /* One line from fd, without its end. */
@@ -260,6 +274,90 @@ static int cmd_token_add(int argc, char **argv) {
                 return fail(EXIT_USAGE, "--user NAME is missing: whose token");
         const char *words[] = {"token", "add", "--user", user};
         return administrate(data, words, ARRAY_SIZE(words), NULL);
+}
+
+/* ---- looking after the data directory ---- */
+
+/* A path as a server elsewhere understands it. */
+static int absolute(const char *path, char **ret) {
+        _cleanup_free_ char *here = NULL;
+
+        if (path[0] == '/') {
+                *ret = strdup(path);
+        } else {
+                here = getcwd(NULL, 0);
+                *ret = here ? path_join(here, path) : NULL;
+        }
+        return *ret ? 0 : -ENOMEM;
+}
+
+static int cmd_maintain(int argc, char **argv) {
+        const char *data = NULL, *to = NULL, *min_age = NULL, *rate = NULL, *word = argv[0], *words[12];
+        bool json = false, repair = false, dry_run = false;
+        const struct arg common[] = {{"data", 'd', ARG_STR, &data, "the server's data directory"}, {"json", 0, ARG_FLAG, &json, "report as JSON"}};
+        const struct arg more[] = {{"repair", 0, ARG_FLAG, &repair, "repair what can be repaired (the server must be stopped)"},
+                                   {"rate", 0, ARG_STR, &rate, "read at most so many bytes per second (no limit)"},
+                                   {"dry-run", 0, ARG_FLAG, &dry_run, "only count"},
+                                   {"min-age", 0, ARG_STR, &min_age, "leave what is younger (1d)"},
+                                   {"to", 0, ARG_STR, &to, "the directory of the backup"},
+                                   {"rate", 0, ARG_STR, &rate, "copy at most so many bytes per second (no limit)"}};
+        static const struct { const char *word; size_t from, to; } own[] = {{"fsck", 0, 1}, {"scrub", 1, 2}, {"gc", 2, 4}, {"backup", 4, 6}};
+        struct arg table[8] = {common[0], common[1]};
+        _cleanup_free_ char *to_absolute = NULL;
+        char program[40];
+        size_t n = 2, k = 0;
+        int code;
+
+        for (size_t i = 0; i < ARRAY_SIZE(own); i++)
+                for (size_t at = own[i].from; strcmp(own[i].word, word) == 0 && at < own[i].to; at++)
+                        table[n++] = more[at];
+        table[n] = (struct arg){NULL, 0, ARG_FLAG, NULL, NULL};
+        (void)snprintf(program, sizeof program, PROGRAM " %s", word);
+        if (parse(program, table, argc, argv, &data, &code) < 0)
+                return code;
+        words[k++] = word;
+        if (json)
+                words[k++] = "--json";
+        if (repair)
+                words[k++] = "--repair";
+        if (dry_run)
+                words[k++] = "--dry-run";
+        if (min_age) {
+                words[k++] = "--min-age";
+                words[k++] = min_age;
+        }
+        if (rate) {
+                words[k++] = "--rate";
+                words[k++] = rate;
+        }
+        if (strcmp(word, "backup") == 0 && !to)
+                return fail(EXIT_USAGE, "--to DIR is missing: where the backup goes");
+        if (to) {
+                if (absolute(to, &to_absolute) < 0)
+                        return fail(EXIT_FAILED, "no memory");
+                words[k++] = "--to";
+                words[k++] = to_absolute;
+        }
+        return administrate(data, words, k, NULL);
+}
+
+static int cmd_restore(int argc, char **argv) {
+        const char *data = NULL, *from = NULL;
+        const struct arg table[] = {{"data", 'd', ARG_STR, &data, "the data directory to make"}, {"from", 0, ARG_STR, &from, "the directory of the backup"}, {NULL, 0, ARG_FLAG, NULL, NULL}};
+        _cleanup_buf_ struct buf text = BUF_INIT(TEXT_BYTES_MAX);
+        int r, code;
+
+        if (parse("tarn-server restore", table, argc, argv, &data, &code) < 0)
+                return code;
+        if (!from)
+                return fail(EXIT_USAGE, "--from DIR is missing: the directory of the backup");
+        r = maintain_restore(from, data, &text);
+        if (!buf_text(&text))
+                return fail(EXIT_FAILED, "no memory");
+        if (r < 0 && r != -EUCLEAN)
+                return fail(exit_code(r), "%s", (const char *)text.data);
+        (void)printf("%s\n%s is ready; clients load anew and bring back what only they have\n", (const char *)text.data, data);
+        return exit_code(r);
 }
 
 static int cmd_routes(int argc, char **argv) {
@@ -401,7 +499,8 @@ static void print_point(void *arg, const char *name, uint64_t hits) {
 int main(int argc, char **argv) {
         static const struct { const char *noun, *verb; int (*run)(int argc, char **argv); } commands[] = {
                 {"init", NULL, cmd_init}, {"user", "add", cmd_user_add}, {"workspace", "add", cmd_workspace_add},
-                {"token", "add", cmd_token_add}, {"serve", NULL, cmd_serve}, {"routes", NULL, cmd_routes},
+                {"token", "add", cmd_token_add}, {"serve", NULL, cmd_serve}, {"fsck", NULL, cmd_maintain},
+                {"scrub", NULL, cmd_maintain}, {"gc", NULL, cmd_maintain}, {"backup", NULL, cmd_maintain}, {"restore", NULL, cmd_restore}, {"routes", NULL, cmd_routes},
         };
 
         (void)signal(SIGPIPE, SIG_IGN);

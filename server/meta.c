@@ -34,7 +34,7 @@ static int txn_begin(void *arg) {
         return r;
 }
 
-static int space_write(struct txn *t, struct space *s) {
+int space_write(struct txn *t, struct space *s) {
         int r = sql_run(t->db,
                         "UPDATE workspace SET seq = ?2, mark = ?3, entry_next = ?4, time_ns = ?5, used = ?6, reserved = ?7, nodes = ?8, quota = ?9 WHERE id = ?1",
                         "iibiiiiii", (int64_t)s->ws, (int64_t)s->at.seq, s->at.mark, (size_t)8, (int64_t)s->entry_next, s->time_ns, (int64_t)s->used,
@@ -236,10 +236,11 @@ int meta_open(const struct meta_config *c, struct meta **ret, char *ret_why, siz
         const char *path = c->path ? c->path : ":memory:";
         m->in_memory = strcmp(path, ":memory:") == 0;
         m->scratch = (struct buf)BUF_INIT(64u << 20);
+        m->path = strdup(path);
         lock_init(&m->db_lock, "meta db", RANK_TREE);
         lock_init(&m->views_lock, "meta views", RANK_QUEUE);
         cond_init(&m->views_free);
-        r = open_database(m, path, ret_why, n);
+        r = m->path ? open_database(m, path, ret_why, n) : -ENOMEM;
         if (r == 0) {
                 m->txn.m = m;
                 m->txn.db = m->writer;
@@ -266,6 +267,7 @@ void meta_close(struct meta *m) {
                 sql_close(m->all_views[i]);
         sql_close(m->writer);
         buf_free(&m->scratch);
+        free(m->path);
         cond_destroy(&m->views_free);
         lock_destroy(&m->views_lock);
         lock_destroy(&m->db_lock);

@@ -15,7 +15,7 @@
 #include "base/err.h"
 #include "base/model.h"
 
-#define META_SCHEMA_VERSION 1
+#define META_SCHEMA_VERSION 2
 #define META_NAME_MAX 64u            /* of users, devices and workspaces */
 #define META_LINKS_MAX 1024u         /* names of one node */
 #define META_ACCESS_TOKEN_S 3600
@@ -110,15 +110,15 @@ struct meta_block {              /* where a block's bytes lie inside an object *
         struct digest base;      /* ENC_ZSTD_PATCH */
         uint64_t offset; uint32_t stored_bytes;
 };
-struct meta_place { bool found; struct meta_block block; const char *object; }; /* object in the arena */
+struct meta_place { bool found, bad; struct meta_block block; const char *object; }; /* object in the arena; bad: was found damaged, new bytes are wanted */
 
 /* The object is durable and its blocks are hash-checked: maps them (a block that has a live mapping keeps the old one) and gives the subject a claim on each:
  * META_CLAIM_S, or as long as the upload session if session is not NULL (renewed by every use; made by its first). Claims reserve quota.
  * -EACCES below editor; -EDQUOT: nothing recorded, the object may be removed. */
 int meta_blocks_record(struct meta *m, const struct meta_subject *subject, uint64_t ws, const struct id *session,
                        const char *object, uint64_t object_bytes, const struct meta_block *blocks, size_t n) _must_check_;
-/* Which of these are missing for this workspace and subject (ret_missing[n]): not referenced by a kept version here and not claimed by the subject with bytes
- * present. Claims all of them (so that gc leaves them, and bytes that come reserve quota). -EACCES below editor; -EDQUOT.
+/* Which of these are missing for this workspace and subject (ret_missing[n]): not referenced by a kept version here and not claimed by the subject with good bytes
+ * present; one that is known to be damaged is missing for everybody who may name it. Claims all of them (so that gc leaves them, and bytes that come reserve quota). -EACCES below editor; -EDQUOT.
  * Cost: one transaction, a few index look-ups per hash. */
 int meta_blocks_missing(struct meta *m, const struct meta_subject *subject, uint64_t ws, const struct id *session,
                         const struct digest *hashes, size_t n, bool *ret_missing) _must_check_;
@@ -182,7 +182,8 @@ int meta_version_restore(struct meta *m, const struct meta_restore *r, struct ar
 /* ---- reading ---- */
 
 /* Events after a cursor, oldest first, as packed by wire_pack_event (the payload of an EVENT frame). At most max_events, and as many as fit in max_bytes (always
- * one). ret_upto: where they lead (the newest, if none). -EIDRM: wrong epoch or mark, below the horizon or from the future: ret_ws tells epoch, predecessor, fork. */
+ * one). ret_upto: where they lead (the newest, if none). -EIDRM: wrong epoch or mark, below the horizon or from the future: ret_ws tells epoch; its predecessor is the cursor's epoch then, and its
+ * fork_seq the seq up to which that line is also the present one (0: not known). */
 struct meta_event { uint64_t seq; const void *bytes; size_t n; };
 int meta_events(struct meta *m, uint64_t ws, const struct cursor *after, size_t max_events, size_t max_bytes, struct arena *a,
                 struct meta_event **ret, size_t *ret_n, struct cursor *ret_upto, struct meta_workspace *ret_ws) _must_check_;

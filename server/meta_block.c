@@ -9,7 +9,10 @@
  *
  * A claim reserves quota by the block's length as soon as that is known to this subject (at put, or when the block is here already); a commit turns it into use. A
  * claim ends 7 days after its last use, or with its upload session (30 days after the session's last use). A dead block (marked by gc) counts as missing
- * everywhere; new bytes bring it back with a new mapping. */
+ * everywhere; new bytes bring it back with a new mapping.
+ *
+ * A bad block (bytes found damaged) is wanted: "missing?" and the commit ask for it again, even where a kept version refers to it, and the first new bytes
+ * replace its mapping. Until then it is still given to readers, who check its hash: a disk that failed once may read well the next time, and then the mark goes. */
 #include <string.h>
 
 #include "meta_int.h"
@@ -25,16 +28,19 @@ int block_right(struct sql *db, uint64_t ws, uint64_t account, const struct dige
                 *ret_raw = (uint32_t)sql_int(db, st, 0);
                 *ret_reserved = 0;
                 sql_reset(db, st);
-                return 1;
+                r = sql_first(db, &st, "SELECT 1 FROM block WHERE hash = ?1 AND dead_ns IS NULL AND bad_ns IS NULL", "d", hash);
+                if (r > 0)
+                        sql_reset(db, st);
+                return r < 0 ? r : r ? RIGHT_KEPT : RIGHT_WANTED;
         }
         r = sql_first(db, &st, "SELECT b.raw, c.raw FROM claim c JOIN block b ON b.hash = c.hash WHERE c.workspace = ?1 AND c.account = ?2 AND c.hash = ?3 AND b.dead_ns IS NULL"
-                               " AND c.raw > 0", "iid", (int64_t)ws, (int64_t)account, hash);
+                               " AND b.bad_ns IS NULL AND c.raw > 0", "iid", (int64_t)ws, (int64_t)account, hash);
         if (r <= 0)
                 return r;
         *ret_raw = (uint32_t)sql_int(db, st, 0);
         *ret_reserved = (uint32_t)sql_int(db, st, 1);
         sql_reset(db, st);
-        return 2;
+        return RIGHT_CLAIM;
 }
 
 /* Editors only; a session is made or renewed. *ret_refusal set: stop. */
@@ -98,7 +104,7 @@ static int record_write(struct txn *t, void *arg, int *ret_refusal) {
                 r = block_right(t->db, g->ws, g->subject->account, &g->blocks[i].hash, &raw, &reserved);
                 if (r < 0)
                         return r;
-                if (r == 0)
+                if (r == RIGHT_NONE)
                         more += g->blocks[i].raw_bytes;
         }
         if (over_quota(s, more)) {
@@ -115,7 +121,7 @@ static int record_write(struct txn *t, void *arg, int *ret_refusal) {
                 r = block_right(t->db, g->ws, g->subject->account, &b->hash, &raw, &reserved);
                 if (r < 0)
                         return r;
-                if (r == 1)
+                if (r == RIGHT_KEPT)
                         continue; /* in use here: no claim is needed */
                 int64_t had = claim_raw(t, g->ws, g->subject->account, &b->hash);
                 if (had < -1)
@@ -133,7 +139,7 @@ static int record_write(struct txn *t, void *arg, int *ret_refusal) {
 
 int block_map(struct txn *t, const char *object, uint64_t object_bytes, const struct meta_block *b, int64_t *object_id) {
         struct sql_stmt *st;
-        int r = sql_first(t->db, &st, "SELECT 1 FROM block WHERE hash = ?1 AND dead_ns IS NULL", "d", &b->hash);
+        int r = sql_first(t->db, &st, "SELECT 1 FROM block WHERE hash = ?1 AND dead_ns IS NULL AND bad_ns IS NULL", "d", &b->hash);
         if (r != 0) {
                 if (r > 0)
                         sql_reset(t->db, st);
@@ -151,7 +157,7 @@ int block_map(struct txn *t, const char *object, uint64_t object_bytes, const st
         return sql_run(t->db,
                        "INSERT INTO block(hash, object, offset, stored, raw, encoding, base, dead_ns) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL) ON CONFLICT(hash) DO UPDATE SET"
                        " object = excluded.object, offset = excluded.offset, stored = excluded.stored, raw = excluded.raw, encoding = excluded.encoding, base = excluded.base,"
-                       " dead_ns = NULL",
+                       " dead_ns = NULL, bad_ns = NULL",
                        "diiiiib", &b->hash, *object_id, (int64_t)b->offset, (int64_t)b->stored_bytes, (int64_t)b->raw_bytes, (int64_t)b->encoding,
                        digest_is_zero(&b->base) ? NULL : (const void *)b->base.b, (size_t)DIGEST_BYTES);
 }
@@ -182,8 +188,8 @@ static int missing_write(struct txn *t, void *arg, int *ret_refusal) {
                 r = block_right(t->db, g->ws, g->subject->account, &g->hashes[i], &raw, &reserved);
                 if (r < 0)
                         return r;
-                g->missing[i] = r == 0;
-                if (r == 1)
+                g->missing[i] = r == RIGHT_NONE || r == RIGHT_WANTED;
+                if (r == RIGHT_KEPT || r == RIGHT_WANTED)
                         continue;
                 r = claim_put(t, g->ws, g->subject->account, &g->hashes[i], 0, g->session);
                 if (r < 0)
@@ -197,6 +203,29 @@ int meta_blocks_missing(struct meta *m, const struct meta_subject *subject, uint
         return meta_write(m, missing_write, &g);
 }
 
+int place_get(struct sql *db, const struct digest *hash, struct arena *a, const char *near, struct meta_place *ret) {
+        struct sql_stmt *st;
+        struct meta_place p = { .found = false };
+        int r = sql_first(db, &st, "SELECT b.offset, b.stored, b.raw, b.encoding, b.base, o.name, b.bad_ns IS NOT NULL FROM block b JOIN object o ON o.id = b.object WHERE b.hash = ?1"
+                                   " AND b.dead_ns IS NULL", "d", hash);
+        if (r < 0)
+                return r;
+        if (r > 0) {
+                p.block = (struct meta_block){ .hash = *hash, .offset = (uint64_t)sql_int(db, st, 0), .stored_bytes = (uint32_t)sql_int(db, st, 1),
+                                               .raw_bytes = (uint32_t)sql_int(db, st, 2), .encoding = (uint8_t)sql_int(db, st, 3) };
+                sql_get_digest(db, st, 4, &p.block.base);
+                const char *name = sql_text(db, st, 5);
+                p.object = near && strcmp(near, name) == 0 ? near : arena_strndup(a, name, strlen(name));
+                p.bad = sql_int(db, st, 6) != 0;
+                p.found = true;
+                sql_reset(db, st);
+                if (!p.object)
+                        return -ENOMEM;
+        }
+        *ret = p;
+        return 0;
+}
+
 int meta_blocks_find(struct meta *m, const struct meta_subject *subject, uint64_t ws, const struct digest *hashes, size_t n, struct arena *a, struct meta_place *ret) {
         _cleanup_view_ struct view v = { m, NULL };
         int r = view_begin(m, &v.db);
@@ -207,29 +236,12 @@ int meta_blocks_find(struct meta *m, const struct meta_subject *subject, uint64_
                 ret[i] = (struct meta_place){ .found = false };
                 uint32_t raw, reserved;
                 r = block_right(v.db, ws, subject->account, &hashes[i], &raw, &reserved);
+                if (r > 0)
+                        r = place_get(v.db, &hashes[i], a, last, &ret[i]);
                 if (r < 0)
                         return r;
-                if (r == 0)
-                        continue;
-                struct sql_stmt *st;
-                r = sql_first(v.db, &st, "SELECT b.offset, b.stored, b.raw, b.encoding, b.base, o.name FROM block b JOIN object o ON o.id = b.object WHERE b.hash = ?1 AND b.dead_ns IS NULL",
-                              "d", &hashes[i]);
-                if (r < 0)
-                        return r;
-                if (r == 0)
-                        continue;
-                struct meta_place *p = &ret[i];
-                p->block = (struct meta_block){ .hash = hashes[i], .offset = (uint64_t)sql_int(v.db, st, 0), .stored_bytes = (uint32_t)sql_int(v.db, st, 1),
-                                                .raw_bytes = (uint32_t)sql_int(v.db, st, 2), .encoding = (uint8_t)sql_int(v.db, st, 3) };
-                sql_get_digest(v.db, st, 4, &p->block.base);
-                const char *name = sql_text(v.db, st, 5);
-                if (!last || strcmp(last, name) != 0)
-                        last = arena_strndup(a, name, strlen(name));
-                p->object = last;
-                p->found = true;
-                sql_reset(v.db, st);
-                if (!last)
-                        return -ENOMEM;
+                if (ret[i].found)
+                        last = ret[i].object;
         }
         return 0;
 }

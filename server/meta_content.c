@@ -17,6 +17,7 @@
 #include "base/chunk.h"
 #include "base/digest.h"
 #include "base/log.h"
+#include "meta_maintain.h"
 #include "meta_op.h"
 
 struct set { struct blockref *refs; size_t n, room; };
@@ -79,7 +80,7 @@ static int load(struct loader *l, const struct digest *hash, uint8_t level, uint
         size_t n = 0;
         if (r > 0) {
                 r = l->pages->page(l->pages, hash, &p, &n);
-                if (r == -ENODATA || r == -ENOENT)
+                if (r == -ENODATA || r == -ENOENT || r == -EBADMSG)
                         r = page_missing(l, hash);
                 else if (r == 0)
                         r = 1;
@@ -131,6 +132,27 @@ static int load_set(struct loader *l, const struct content *c) {
                 l->set.refs[k++] = l->set.refs[i];
         }
         l->set.n = k;
+        return 0;
+}
+
+int meta_content_set(const struct content *content, struct page_get *pages, struct blockref **ret, size_t *ret_n) {
+        struct loader l = { .pages = pages, .free_of_rights = true };
+        int r = 0;
+        if (content->depth == 0 && content->size > 0)
+                r = set_add(&l, &content->root, content->size);
+        else if (content->depth > 0)
+                r = load_set(&l, content);
+        if (r == 0 && l.code != RES_OK)
+                r = -EBADMSG;
+        if (r == 0 && l.n_missing > 0)
+                r = -ENODATA;
+        free(l.missing);
+        if (r < 0) {
+                free(l.set.refs);
+                return r;
+        }
+        *ret = l.set.refs;
+        *ret_n = l.set.n;
         return 0;
 }
 
@@ -220,12 +242,16 @@ static int look_up(struct opx *x, const struct blockref *ref, struct run *run) {
         int r = block_right(x->db, x->s->ws, x->subject->account, &ref->hash, &run->raw, &run->reserved);
         if (r < 0)
                 return r;
-        if (r > 0) {
-                run->state = r == 1 ? RUN_KNOWN : RUN_CLAIMED;
+        if (r == RIGHT_KEPT || r == RIGHT_CLAIM) {
+                run->state = r == RIGHT_KEPT ? RUN_KNOWN : RUN_CLAIMED;
                 return 1;
         }
         if (!run->fresh)
                 return 0;
+        if (r == RIGHT_WANTED) {
+                run->state = RUN_HEALED;
+                return 1;
+        }
         run->raw = run->fresh->raw_bytes;
         run->state = RUN_FRESH;
         return 1;
@@ -258,7 +284,7 @@ static int check_runs(struct opx *x, const struct blockref *set, size_t n, const
                 if (run->raw != set[i].bytes)
                         return RES_CORRUPT;
                 x->n_runs++;
-                x->bytes_more += run->state == RUN_KNOWN ? 0 : run->raw;
+                x->bytes_more += run->state == RUN_KNOWN || run->state == RUN_HEALED ? 0 : run->raw;
                 x->bytes_released += run->reserved;
         }
         if (n_missing > 0) {
@@ -313,7 +339,7 @@ int content_apply(struct opx *x) {
         for (size_t i = 0; i < x->n_runs; i++) {
                 struct run *run = &x->runs[i];
                 int r = 0;
-                if (run->state == RUN_FRESH)
+                if (run->state == RUN_FRESH || run->state == RUN_HEALED)
                         r = block_map(x->t, x->fresh->object, x->fresh->object_bytes, run->fresh, &x->fresh->object_id);
                 if (r == 0 && run->state == RUN_CLAIMED)
                         r = sql_run(x->db, "DELETE FROM claim WHERE workspace = ?1 AND account = ?2 AND hash = ?3", "iid", (int64_t)x->s->ws, (int64_t)x->subject->account, &run->hash);

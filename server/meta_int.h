@@ -31,6 +31,7 @@ struct meta {
         struct lock db_lock;
         struct sql *writer;
         bool in_memory;
+        char *path;
         struct txn txn;
         struct buf scratch;      /* packing of events */
         struct commit_queue *queue;
@@ -54,6 +55,7 @@ static inline void cleanup_view_p(struct view *v) { if (v->db) view_end(v->m, v-
 int meta_write(struct meta *m, int (*fn)(struct txn *t, void *arg, int *ret_refusal), void *arg) _must_check_;
 /* The workspace row, locked. 1, 0 no such workspace, -errno. */
 int txn_space(struct txn *t, uint64_t ws, struct space **ret) _must_check_;
+int space_write(struct txn *t, struct space *s) _must_check_; /* writes a cached row back */
 /* Role of an account: ROLE_NONE if none; -errno. */
 int role_get(struct sql *db, uint64_t ws, uint64_t account) _must_check_;
 
@@ -75,6 +77,8 @@ int xattrs_pack(const struct xattr *x, size_t n, struct arena *a, const void **r
 int change_get(struct sql *db, uint64_t ws, const struct id *node, struct arena *a, struct change *ret) _must_check_;
 /* Account, device and time of the event at seq; strings "" if it is forgotten. */
 int event_origin(struct sql *db, uint64_t ws, uint64_t seq, struct arena *a, const char **ret_actor, const char **ret_device, int64_t *ret_time_ns) _must_check_;
+/* A new epoch, forking at the seq that the row has; epochs before it share no more than that with the present line. Not for a row that is cached in the transaction. */
+int epoch_change(struct sql *db, uint64_t ws, const struct id *epoch) _must_check_;
 int names_valid(const char *name); /* of users, workspaces: 0, -EINVAL */
 /* A path split at slashes, empty components dropped. -EILSEQ, -ENAMETOOLONG, -EINVAL as name_check. */
 struct path { const char **names; size_t n; };
@@ -82,7 +86,15 @@ int path_split(const char *path, struct arena *a, struct path *ret) _must_check_
 /* Walks as far as it can: ret_row is the last node found, ret_depth how many names led to it. -ENOTDIR: names are left but it is no directory. */
 int path_walk(struct sql *db, uint64_t ws, const struct path *p, struct arena *a, struct node_row *ret_row, size_t *ret_depth) _must_check_;
 int space_read(struct sql *db, uint64_t ws, struct meta_workspace *ret) _must_check_; /* 1, 0, -errno; role is not set */
-/* Whether `hash` may be named by this account here: 1 a kept version refers to it, 2 an own claim with bytes present, 0 no. Its length, and what the claim has reserved. */
+/* Whether `hash` may be named by this account here, and what the claim has reserved. */
+enum block_right {
+        RIGHT_NONE = 0,
+        RIGHT_KEPT = 1,          /* a kept version refers to it, its bytes are here */
+        RIGHT_CLAIM = 2,         /* an own claim, its bytes are here */
+        RIGHT_WANTED = 3,        /* a kept version refers to it, but its bytes are gone or known to be damaged: new ones cost no quota */
+};
 int block_right(struct sql *db, uint64_t ws, uint64_t account, const struct digest *hash, uint32_t *ret_raw, uint32_t *ret_reserved) _must_check_;
+/* Where a live block lies, whoever may read it. near: an object's name that ret may borrow if it is the same. -errno. */
+int place_get(struct sql *db, const struct digest *hash, struct arena *a, const char *near, struct meta_place *ret) _must_check_;
 /* Gives the block a mapping into the object, unless it has a live one. *object_id: 0 until the object's row is known in this transaction. */
 int block_map(struct txn *t, const char *object, uint64_t object_bytes, const struct meta_block *b, int64_t *object_id) _must_check_;

@@ -29,6 +29,22 @@ static int cursor_valid(struct sql *db, const struct meta_workspace *w, const st
         return r;
 }
 
+/* Up to which seq the line of a cursor that is not valid is also ours: 0 if nothing is known. Below the horizon: all of it. */
+static int fork_of(struct sql *db, const struct meta_workspace *w, const struct cursor *c, uint64_t *ret) {
+        *ret = 0;
+        if (id_equal(&c->epoch, &w->at.epoch)) {
+                *ret = c->seq < w->horizon ? c->seq : 0;
+                return 0;
+        }
+        struct sql_stmt *st;
+        int r = sql_first(db, &st, "SELECT fork_seq FROM epoch WHERE workspace = ?1 AND id = ?2", "iD", (int64_t)w->ws, &c->epoch);
+        if (r <= 0)
+                return r;
+        *ret = MIN((uint64_t)sql_int(db, st, 0), c->seq);
+        sql_reset(db, st);
+        return 0;
+}
+
 int meta_events(struct meta *m, uint64_t ws, const struct cursor *after, size_t max_events, size_t max_bytes, struct arena *a, struct meta_event **ret, size_t *ret_n,
                 struct cursor *ret_upto, struct meta_workspace *ret_ws) {
         _cleanup_view_ struct view v = { m, NULL };
@@ -40,8 +56,13 @@ int meta_events(struct meta *m, uint64_t ws, const struct cursor *after, size_t 
                 return r < 0 ? r : -ENOENT;
         *ret_ws = w;
         r = cursor_valid(v.db, &w, after);
-        if (r <= 0)
+        if (r == 0) {
+                ret_ws->predecessor = after->epoch;
+                r = fork_of(v.db, &w, after, &ret_ws->fork_seq);
                 return r < 0 ? r : -EIDRM;
+        }
+        if (r < 0)
+                return r;
         size_t room = (size_t)MIN((uint64_t)max_events, w.at.seq - after->seq), n = 0, bytes = 0;
         struct meta_event *list = room ? arena_alloc(a, room * sizeof *list) : NULL;
         struct cursor upto = *after;

@@ -283,6 +283,14 @@ int meta_member_set(struct meta *m, const struct meta_subject *by, uint64_t ws, 
         return role > ROLE_OWNER ? -EINVAL : meta_write(m, member_write, &g);
 }
 
+int epoch_change(struct sql *db, uint64_t ws, const struct id *epoch) {
+        int r = sql_run(db, "INSERT INTO epoch(workspace, id, fork_seq) SELECT id, epoch, seq FROM workspace WHERE id = ?1", "i", (int64_t)ws);
+        if (r == 0)
+                r = sql_run(db, "UPDATE epoch SET fork_seq = (SELECT seq FROM workspace w WHERE w.id = ?1) WHERE workspace = ?1 AND fork_seq > (SELECT seq FROM workspace w WHERE w.id = ?1)", "i",
+                            (int64_t)ws);
+        return r < 0 ? r : sql_run(db, "UPDATE workspace SET predecessor = epoch, fork_seq = seq, epoch = ?2 WHERE id = ?1", "iD", (int64_t)ws, epoch);
+}
+
 static int epoch_write(struct txn *t, void *arg, int *ret_refusal) {
         struct set_arg *e = arg;
         struct space *s;
@@ -291,7 +299,9 @@ static int epoch_write(struct txn *t, void *arg, int *ret_refusal) {
                 *ret_refusal = -ENOENT;
                 return r;
         }
-        r = sql_run(t->db, "UPDATE workspace SET predecessor = epoch, fork_seq = ?2, epoch = ?3 WHERE id = ?1", "iiD", (int64_t)e->ws, (int64_t)s->at.seq, &e->epoch);
+        r = s->dirty ? space_write(t, s) : 0;
+        if (r == 0)
+                r = epoch_change(t->db, e->ws, &e->epoch);
         if (r == 0) {
                 s->at.epoch = e->epoch;
                 s->news = true;

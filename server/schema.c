@@ -12,9 +12,12 @@
  *   block       bytes -> object, offset, length, encoding; dead_ns: gc has marked it (dead counts as missing)
  *   block_ref   which blocks a workspace's kept versions refer to. refs counts runs: +1 when a version of a node holds a block that the version before it (of
  *               that node) does not hold. A commit therefore touches only what changed, and removing any version can be worked out from its two neighbours.
+ *               bad_ns: its bytes were found damaged: still read (and checked), but wanted anew: who has them is asked to send them
+ *   epoch       epochs before the present one and up to which seq the present line shares theirs
  *   claim       uploads not yet committed: per workspace, subject and block; with expiry of their own or that of an upload session
  *
- * A newer schema is refused before anything is written. */
+ * Schema 2 adds block.bad_ns and epoch; a database of schema 1 is brought up in one transaction when it is opened. A newer schema is refused before
+ * anything is written. */
 #include "schema.h"
 
 #include <errno.h>
@@ -75,6 +78,32 @@ static const char schema_1[] =
         " PRIMARY KEY(workspace, account, id)) WITHOUT ROWID;"
         "INSERT INTO meta(key, value) VALUES('schema', 1);";
 
+static const char schema_2[] =
+        "ALTER TABLE block ADD COLUMN bad_ns INTEGER;"
+        "CREATE INDEX block_dead ON block(dead_ns) WHERE dead_ns IS NOT NULL;"
+        "CREATE INDEX block_bad ON block(bad_ns) WHERE bad_ns IS NOT NULL;"
+        "CREATE TABLE epoch(workspace INTEGER NOT NULL, id BLOB NOT NULL, fork_seq INTEGER NOT NULL, PRIMARY KEY(workspace, id)) WITHOUT ROWID;"
+        "INSERT INTO epoch(workspace, id, fork_seq) SELECT id, predecessor, fork_seq FROM workspace WHERE predecessor IS NOT NULL;"
+        "UPDATE meta SET value = 2 WHERE key = 'schema';";
+
+/* Runs what leads from `version` (0: nothing there) to the present schema, in one transaction. */
+static int upgrade(struct sql *db, int64_t version) {
+        int r = sql_begin(db, true);
+        if (r < 0)
+                return r;
+        if (version < 1)
+                r = db->ops->exec(db, schema_1);
+        if (r == 0 && version < 2)
+                r = db->ops->exec(db, schema_2);
+        if (r == 0)
+                r = FAILPOINT("server.schema");
+        if (r == 0)
+                r = sql_commit(db);
+        if (r < 0)
+                sql_rollback(db);
+        return r;
+}
+
 int schema_open(struct sql *db) {
         struct sql_stmt *st;
         bool any, ours;
@@ -91,19 +120,11 @@ int schema_open(struct sql *db) {
                 sql_reset(db, st);
                 if (version > META_SCHEMA_VERSION)
                         return -EPROTONOSUPPORT;
-                return version == META_SCHEMA_VERSION ? db->ops->start(db) : -EBADMSG;
+                if (version < 1)
+                        return -EBADMSG;
+                r = db->ops->start(db);
+                return r < 0 || version == META_SCHEMA_VERSION ? r : upgrade(db, version);
         }
         r = db->ops->start(db);
-        if (r == 0)
-                r = sql_begin(db, true);
-        if (r < 0)
-                return r;
-        r = db->ops->exec(db, schema_1);
-        if (r == 0)
-                r = FAILPOINT("server.schema");
-        if (r == 0)
-                r = sql_commit(db);
-        if (r < 0)
-                sql_rollback(db);
-        return r;
+        return r < 0 ? r : upgrade(db, 0);
 }

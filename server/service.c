@@ -31,6 +31,7 @@
 #define FORMAT_TEXT "tarn-server 1\n"
 #define MEM_STORE_BYTES ((size_t)4 << 30)
 #define RANK_WAITERS (RANK_QUEUE - 4)
+#define RANK_OBJECTS (RANK_QUEUE - 6) /* above the database: gc asks inside its transaction */
 #define TIDY_MS (5 * 60 * 1000)
 
 static int why(char *ret_why, size_t n, int err, const char *fmt, ...) _printf_(4, 5);
@@ -173,7 +174,16 @@ int service_open(const struct service_config *c, struct service **ret, char *ret
         s->counters = c->counters ? c->counters : &s->own_counters;
         s->lock_fd = -1;
         lock_init(&s->waiters_lock, "waiters", RANK_WAITERS);
+        lock_init(&s->objects_lock, "objects", RANK_OBJECTS);
+        lock_init(&s->job_lock, "job", RANK_WAITERS);
+        cond_init(&s->job_changed);
+        s->serving = c->workers > 0;
         if (c->data_dir) {
+                s->data_dir = strdup(c->data_dir);
+                if (!s->data_dir)
+                        r = -ENOMEM;
+        }
+        if (r >= 0 && c->data_dir) {
                 r = path_in(c->data_dir, "meta.db", &db);
                 if (r >= 0)
                         r = dir_open(s, c->data_dir, ret_why, n);
@@ -201,6 +211,10 @@ void service_close(struct service *s) {
         meta_close(s->meta);
         store_close(s->store);
         lock_destroy(&s->waiters_lock);
+        lock_destroy(&s->objects_lock);
+        lock_destroy(&s->job_lock);
+        cond_destroy(&s->job_changed);
+        free(s->data_dir);
         if (s->lock_fd >= 0)
                 (void)close(s->lock_fd);
         free(s);
@@ -211,6 +225,35 @@ void service_answer_free(struct service_answer *a) {
                 a->pull_close(a->pull_arg);
         buf_free(&a->body);
         *a = (struct service_answer){0};
+}
+
+void service_object_begin(struct service *s, struct service_object *o, const char *name) {
+        *o = (struct service_object){.name = name};
+        LOCK_SCOPE(&s->objects_lock);
+        o->next = s->objects;
+        if (o->next)
+                o->next->prev = o;
+        s->objects = o;
+}
+
+void service_object_end(struct service *s, struct service_object *o) {
+        LOCK_SCOPE(&s->objects_lock);
+        if (o->prev)
+                o->prev->next = o->next;
+        else
+                s->objects = o->next;
+        if (o->next)
+                o->next->prev = o->prev;
+}
+
+bool service_object_busy(void *service, const char *name) {
+        struct service *s = service;
+
+        LOCK_SCOPE(&s->objects_lock);
+        for (struct service_object *o = s->objects; o; o = o->next)
+                if (strcmp(o->name, name) == 0)
+                        return true;
+        return false;
 }
 
 static void answer_init(struct service *s, struct service_answer *a) {

@@ -36,6 +36,8 @@ struct sql_ops {
         int (*now_ns)(struct sql *db, int64_t *ret);                          /* the database's clock: the one for expiry and event times */
         int (*tables)(struct sql *db, const char *name, bool *ret_any, bool *ret_named); /* whether there is any table, and this one */
         int64_t (*changes)(struct sql *db);                                   /* rows changed by the last statement */
+        int (*copy)(struct sql *db, const char *path);                        /* the whole database as of one moment into a new file; no transaction may be open */
+        int (*verify)(struct sql *db, void (*each)(void *arg, const char *problem), void *arg); /* the file's own structure */
         void (*close)(struct sql *db);
 };
 /* Statements are prepared once per connection and found again by the address of their text: a string literal. */

@@ -19,6 +19,7 @@ struct sqlite {
         struct sql sql;
         sqlite3 *db;
         struct clock *clock;
+        bool writer;
 };
 struct sql_stmt {
         sqlite3_stmt *st;
@@ -138,6 +139,31 @@ static void op_close(struct sql *db) {
         free(up(db));
 }
 
+static int op_copy(struct sql *db, const char *path) {
+        struct sql_stmt *st;
+        int r = op_exec(db, "PRAGMA query_only=0;"); /* it would forbid writing the new file too */
+        if (r == 0)
+                r = sql_first(db, &st, "VACUUM INTO ?1", "t", path);
+        if (!up(db)->writer)
+                (void)op_exec(db, "PRAGMA query_only=1;");
+        return r < 0 ? r : 0;
+}
+
+static int op_verify(struct sql *db, void (*each)(void *arg, const char *problem), void *arg) {
+        struct sql_stmt *st;
+        int r = sql_stmt(db, &st, "PRAGMA integrity_check(100)", "");
+        if (r < 0)
+                return r;
+        while ((r = op_step(st)) > 0) {
+                const char *text = op_col_text(st, 0);
+                /* 3.40.1 looks for NULLs in the wrong columns of WITHOUT ROWID tables whose key is not in the order of its columns */
+                if (text && strcmp(text, "ok") != 0 && strncmp(text, "NULL value in ", 14) != 0)
+                        each(arg, text);
+        }
+        op_reset(st);
+        return r;
+}
+
 static int op_start(struct sql *db) {
         int r = fail(up(db), sqlite3_db_config(up(db)->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0, NULL));
         return r < 0 ? r : op_exec(db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=4000; PRAGMA journal_size_limit=67108864;");
@@ -146,7 +172,7 @@ static int op_start(struct sql *db) {
 static const struct sql_ops sqlite_ops = {
         .start = op_start, .exec = op_exec, .prepare = op_prepare, .finalize = op_finalize, .bind_int = op_bind_int, .bind_blob = op_bind_blob, .bind_text = op_bind_text,
         .step = op_step, .reset = op_reset, .col_int = op_col_int, .col_blob = op_col_blob, .col_text = op_col_text, .begin = op_begin,
-        .commit = op_commit, .rollback = op_rollback, .now_ns = op_now_ns, .tables = op_tables, .changes = op_changes, .close = op_close,
+        .commit = op_commit, .rollback = op_rollback, .now_ns = op_now_ns, .tables = op_tables, .changes = op_changes, .copy = op_copy, .verify = op_verify, .close = op_close,
 };
 
 int sql_sqlite_open(const char *path, const char *vfs, bool writer, struct clock *clock, struct sql **ret) {
@@ -156,6 +182,7 @@ int sql_sqlite_open(const char *path, const char *vfs, bool writer, struct clock
                 return -ENOMEM;
         q->sql.ops = &sqlite_ops;
         q->clock = clock;
+        q->writer = writer;
         int rc = sqlite3_open_v2(path, &q->db, SQLITE_OPEN_READWRITE | (writer ? SQLITE_OPEN_CREATE : 0) | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, vfs);
         int r = fail(q, rc);
         if (r == 0) {

@@ -24,8 +24,9 @@ struct store {
         int (*get)(struct store *s, const char *object, uint64_t off, void *p, size_t n);
         int (*stat)(struct store *s, const char *object, uint64_t *ret_bytes);  /* -ENOENT */
         int (*remove)(struct store *s, const char *object);                     /* -ENOENT */
-        /* Names after `after` (NULL or "": from the start) in rising order. Stops when each returns non-zero and returns that. */
-        int (*list)(struct store *s, const char *after, int (*each)(void *arg, const char *object, uint64_t bytes), void *arg);
+        /* Names after `after` (NULL or "": from the start) in rising order, with when they were put (since the epoch; 0: not known). Stops when each returns non-zero
+         * and returns that. */
+        int (*list)(struct store *s, const char *after, int (*each)(void *arg, const char *object, uint64_t bytes, int64_t put_ns), void *arg);
         void (*close)(struct store *s); /* of a layer: its inner store too */
 };
 static inline void store_close(struct store *s) {

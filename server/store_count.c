@@ -51,7 +51,7 @@ static int count_remove(struct store *s, const char *object) {
         return counted(c, c->inner->remove(c->inner, object));
 }
 
-static int count_list(struct store *s, const char *after, int (*each)(void *arg, const char *object, uint64_t bytes), void *arg) {
+static int count_list(struct store *s, const char *after, int (*each)(void *arg, const char *object, uint64_t bytes, int64_t put_ns), void *arg) {
         struct store_count *c = container_of(s, struct store_count, store);
 
         return c->inner->list(c->inner, after, each, arg);

@@ -213,26 +213,28 @@ static int names_read(int base, const char *path, size_t length, struct names *r
         return r;
 }
 
-static int list_leaf(struct store_dir *d, const char *path, const char *after, struct names *leaf, int (*each)(void *, const char *, uint64_t), void *arg) {
+static int list_leaf(struct store_dir *d, const char *path, const char *after, struct names *leaf, int (*each)(void *, const char *, uint64_t, int64_t), void *arg) {
         int r = names_read(d->dir_fd, path, STORE_NAME_BYTES, leaf);
 
         for (size_t i = 0; r == 0 && i < leaf->n; i++) {
-                uint64_t bytes = 0;
+                char object[STORE_NAME_BYTES + 8];
+                struct stat st;
 
                 if (strcmp(leaf->name[i], after) <= 0)
                         continue;
-                r = dir_stat(&d->store, leaf->name[i], &bytes);
-                if (r == -ENOENT) {
-                        r = 0; /* removed meanwhile */
+                object_path(leaf->name[i], object);
+                if (fstatat(d->dir_fd, object, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+                        if (errno != ENOENT) /* else removed meanwhile */
+                                r = -errno;
                         continue;
                 }
-                if (r == 0)
-                        r = each(arg, leaf->name[i], bytes);
+                if (S_ISREG(st.st_mode))
+                        r = each(arg, leaf->name[i], (uint64_t)st.st_size, (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec);
         }
         return r;
 }
 
-static int dir_list(struct store *s, const char *after, int (*each)(void *arg, const char *object, uint64_t bytes), void *arg) {
+static int dir_list(struct store *s, const char *after, int (*each)(void *arg, const char *object, uint64_t bytes, int64_t put_ns), void *arg) {
         struct store_dir *d = container_of(s, struct store_dir, store);
         struct names top = {0}, mid = {0}, leaf = {0};
         int r;
@@ -247,6 +249,8 @@ static int dir_list(struct store *s, const char *after, int (*each)(void *arg, c
                 for (size_t j = 0; r == 0 && j < mid.n; j++) {
                         char path[8];
 
+                        if (strncmp(top.name[i], after, 1) == 0 && strncmp(mid.name[j], after + 1, 2) < 0)
+                                continue;
                         (void)snprintf(path, sizeof path, "%.1s/%.2s", top.name[i], mid.name[j]);
                         r = list_leaf(d, path, after, &leaf, each, arg);
                 }

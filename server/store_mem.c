@@ -128,7 +128,7 @@ static int mem_remove(struct store *s, const char *object) {
         return 0;
 }
 
-static int mem_list(struct store *s, const char *after, int (*each)(void *arg, const char *object, uint64_t bytes), void *arg) {
+static int mem_list(struct store *s, const char *after, int (*each)(void *arg, const char *object, uint64_t bytes, int64_t put_ns), void *arg) {
         struct store_mem *m = container_of(s, struct store_mem, store);
         bool equal = false;
         size_t at;
@@ -139,7 +139,7 @@ static int mem_list(struct store *s, const char *after, int (*each)(void *arg, c
         if (equal)
                 at++;
         for (; r == 0 && at < m->n; at++)
-                r = each(arg, m->objects[at]->name, m->objects[at]->bytes);
+                r = each(arg, m->objects[at]->name, m->objects[at]->bytes, 0);
         return r;
 }
 

@@ -77,7 +77,7 @@ static int verify_remove(struct store *s, const char *object) {
         return v->inner->remove(v->inner, object);
 }
 
-static int verify_list(struct store *s, const char *after, int (*each)(void *arg, const char *object, uint64_t bytes), void *arg) {
+static int verify_list(struct store *s, const char *after, int (*each)(void *arg, const char *object, uint64_t bytes, int64_t put_ns), void *arg) {
         struct store_verify *v = container_of(s, struct store_verify, store);
 
         return v->inner->list(v->inner, after, each, arg);

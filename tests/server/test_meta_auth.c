@@ -215,13 +215,13 @@ static void schema_versions(void **state) {
                 return;
         kit_open(&k);
         meta_close(k.m);
-        (void)pragma_of(k.path, "UPDATE meta SET value = 2 WHERE key = 'schema'");
+        (void)pragma_of(k.path, "UPDATE meta SET value = 3 WHERE key = 'schema'");
         int64_t before = pragma_of(k.path, "PRAGMA data_version");
         assert_int_equal(open_file(&k, k.path, why, sizeof why), -EPROTONOSUPPORT);
         assert_non_null(strstr(why, "newer"));
-        assert_int_equal(pragma_of(k.path, "SELECT value FROM meta WHERE key = 'schema'"), 2);
+        assert_int_equal(pragma_of(k.path, "SELECT value FROM meta WHERE key = 'schema'"), 3);
         assert_int_equal(pragma_of(k.path, "PRAGMA data_version"), before);
-        (void)pragma_of(k.path, "UPDATE meta SET value = 1 WHERE key = 'schema'");
+        (void)pragma_of(k.path, "UPDATE meta SET value = 2 WHERE key = 'schema'");
         assert_int_equal(open_file(&k, k.path, why, sizeof why), 0);
         char other[128];
         (void)snprintf(other, sizeof other, "%s/other.db", k.dir);

@@ -544,7 +544,6 @@ static void test_damage_never_leaves(void **state) {
         struct meta_subject who;
         struct meta_workspace w;
         struct store *store = k->s->store;
-        uint8_t page[SERVICE_PULL_BYTES];
         size_t n;
         char *object;
 
@@ -558,8 +557,7 @@ static void test_damage_never_leaves(void **state) {
         assert_int_equal(store->remove(store, object), 0);
         assert_int_equal(store->put(store, object, "precious bytEs", 14), 0); /* one bit rots */
         free(object);
-        assert_int_equal(call(k, "GET", "/v1/workspaces/w/files/rot", NULL, 0), 200);
-        assert_int_equal(k->a.pull(k->a.pull_arg, 0, page, sizeof page), -EBADMSG);
+        assert_int_equal(call(k, "GET", "/v1/workspaces/w/files/rot", NULL, 0), 500); /* the first block is read before the status is chosen */
         status = read_items(k, &item, 1, blocks, &n);
         assert_int_equal(n, 0);
         assert_int_equal(status.n_not_found, 1);

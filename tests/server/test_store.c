@@ -57,7 +57,7 @@ static int home_mem(void **state) {
 
 struct seen { char last[STORE_NAME_BYTES + 1]; size_t n; uint64_t bytes; size_t stop_at; };
 
-static int see(void *arg, const char *object, uint64_t bytes) {
+static int see(void *arg, const char *object, uint64_t bytes, int64_t put_ns) {
         struct seen *s = arg;
 
         assert_true(strcmp(s->last, object) < 0); /* rising, each once */
@@ -180,7 +180,7 @@ static int liar_remove(struct store *s, const char *object) {
 
         return l->inner->remove(l->inner, object);
 }
-static int liar_list(struct store *s, const char *after, int (*each)(void *, const char *, uint64_t), void *arg) {
+static int liar_list(struct store *s, const char *after, int (*each)(void *, const char *, uint64_t, int64_t), void *arg) {
         struct liar *l = container_of(s, struct liar, store);
 
         return l->inner->list(l->inner, after, each, arg);

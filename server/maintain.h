@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* maintain.h: looking after a data directory: fsck, scrub, gc, backup. Each runs on the directory itself or inside the server that has it; one at a time. */
+#pragma once
+#include "api_call.h"
+#include "meta_maintain.h"
+
+/* Whether `word` names one of these commands (they may take hours). */
+bool maintain_knows(const char *word);
+/* words: {"fsck", "--repair", "--json"}, {"scrub", "--rate", BYTES, "--json"}, {"gc", "--dry-run", "--min-age", SECONDS, "--json"}, {"backup", "--to", DIR, "--json"}.
+ * 0; -EUCLEAN: done, and something is wrong (ret_text is the report); -EBUSY: another one is under way, or needs a stopped server; -ECANCELED: the server is stopping; -EINVAL. */
+int maintain_run(struct service *s, const char *const *words, size_t n, struct buf *ret_text) _must_check_;
+/* Asks the one under way to end soon. Any thread. */
+void maintain_stop(struct service *s);
+
+/* ---- among the files of maintain ---- */
+
+struct maintain {
+        struct service *s;
+        bool json, repair, dry_run;
+        uint64_t min_age_s, rate_bytes;
+        const char *to;
+        struct buf *out;                 /* text for people */
+        json_t *report;                  /* with json: filled instead */
+        int64_t paced_ms;                /* when the bytes of maintain_pace are through */
+};
+bool maintain_stopped(struct maintain *m);
+/* Takes as long as `bytes` may take at rate_bytes. -ECANCELED. */
+int maintain_pace(struct maintain *m, uint64_t bytes) _must_check_;
+/* A number of the report: "name: value" or a member. */
+int maintain_say(struct maintain *m, const char *name, uint64_t value) _must_check_;
+
+int maintain_fsck(struct maintain *m) _must_check_;
+int maintain_scrub(struct maintain *m) _must_check_;
+int maintain_gc(struct maintain *m) _must_check_;
+int maintain_backup(struct maintain *m) _must_check_;
+
+/* A new data directory from a backup. No service: nobody may use either. ret_text: what was done, or why not. */
+int maintain_restore(const char *from, const char *data_dir, struct buf *ret_text) _must_check_;
