@@ -346,9 +346,8 @@ void blobs_drop_hint(struct blobs *b, const struct content *content) {
 
 /* ---- scrub ---- */
 
-int blobs_scrub(struct blobs *b, uint64_t *ret_checked, uint64_t *ret_bad) {
+int blobs_scrub(struct blobs *b, struct blobs_scrub *s) {
         size_t n;
-        uint64_t checked = 0, bad = 0;
         {
                 LOCK_SCOPE(&b->lru_lock);
                 n = lru_count(b->lru);
@@ -363,11 +362,13 @@ int blobs_scrub(struct blobs *b, uint64_t *ret_checked, uint64_t *ret_bad) {
                 n = lru_order(b->lru, all, is_protected, n);
         }
         for (size_t k = 0; k < n; k++) {
+                if (s->stop && atomic_load(s->stop))
+                        return -ECANCELED;
                 _cleanup_blob_ struct blob *blob = blob_by_id(b, all[k].blob);
                 size_t i = all[k].index;
                 if (!blob)
                         continue;
-                bool pinned = false;
+                bool pinned = false, bad = false;
                 {
                         LOCK_SCOPE(&blob->lock);
                         if (blob->list_known && i < blob->list.n && blob->state[i] & BS_PRESENT && blob->pins[i] < UINT16_MAX) {
@@ -382,14 +383,16 @@ int blobs_scrub(struct blobs *b, uint64_t *ret_checked, uint64_t *ret_bad) {
                 int r = block_read(blob, i, 0, ref->bytes, buf);
                 if (r == 0)
                         sha256(buf, ref->bytes, &got);
-                checked++;
+                atomic_fetch_add(&s->checked, 1);
                 if (r == -EBADMSG || (r == 0 && !digest_equal(&got, &ref->hash))) {
-                        bad++;
+                        atomic_fetch_add(&s->bad, 1);
+                        bad = true;
                         block_damaged(blob, i);
                 }
+                uint64_t off = blob->starts[i], bytes = ref->bytes;
                 blocks_unpin(blob, i, i);
+                if (bad && s->heal_ms > 0 && blob_pread_exact(blob, off, buf, bytes, clock_mono_ms(b->clock) + s->heal_ms) == (ssize_t)bytes)
+                        atomic_fetch_add(&s->healed, 1);
         }
-        *ret_checked = checked;
-        *ret_bad = bad;
         return 0;
 }

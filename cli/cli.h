@@ -29,6 +29,8 @@ int cmd_mount_helper(int argc, char **argv); /* called as mount.tarn by mount(8)
 int cmd_umount(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_wait(int argc, char **argv);
+int cmd_doctor(int argc, char **argv);
+int cmd_scrub(int argc, char **argv);
 
 /* One line on stderr, "tarn COMMAND: ...", and the code back. */
 int cli_fail(const char *program, int code, const char *fmt, ...) _printf_(3, 4);
@@ -47,10 +49,19 @@ struct mount_info { char *place_dir, *mountpoint, *url; pid_t pid; };
 int mount_info_write(const struct place *p, const char *mountpoint, const char *url) _must_check_;
 void mount_infos_free(struct mount_info *m, size_t n);
 int mount_infos_list(const char *state, struct mount_info **ret, size_t *ret_n) _must_check_;
+/* What is known of a place also when nothing is mounted: place.json, written at each start. Sizes 0: unknown. */
+struct place_note { char *place_dir, *mountpoint, *url, *base_url, *workspace, *cache_dir, *ca_file; uint64_t limit_bytes, floor_bytes; };
+int place_note_write(const struct place *p, const struct place_note *note) _must_check_;
+void place_notes_free(struct place_note *v, size_t n);
+int place_notes_list(const char *state, struct place_note **ret, size_t *ret_n) _must_check_;
 /* The mount that `dir` is or lies in; NULL if none. Does not touch dir itself as long as its text tells: a mount that hangs must not hang us. */
 const struct mount_info *mount_infos_find(const struct mount_info *m, size_t n, const char *dir);
 /* Absolute path of a mount point whose last part is not looked at. */
 int mountpoint_path(const char *dir, char **ret) _must_check_;
+
+/* ---- umount.c ---- */
+bool mount_is_listed(const char *path);             /* a FUSE mount is there, by the kernel's own list; never touches the path */
+int mount_detach(const char *path) _must_check_;    /* lazily, with fusermount3 or umount */
 
 /* ---- ask.c: the client's side of the control socket ---- */
 int control_connect(const char *place_dir, int *ret_fd) _must_check_; /* -ECONNREFUSED, -ENOENT: no daemon */

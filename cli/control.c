@@ -8,15 +8,17 @@
  *   {"cmd": "nudge"}                        -> {"ok": true}: try the server now
  *   {"cmd": "failpoint", "arm": TEXT}       -> {"ok": true} or {"error": ...}, then
  *   {"cmd": "failpoints"}                   -> {"points": {NAME: HITS, ...}}: for tests, see base/failpoint.h; there are none in a release build
+ *   {"cmd": "scrub"}                        -> later: the object that scrub.c makes. Who asks while one goes on gets the result of that
  *   anything else                           -> {"error": "unknown command"}
  *
  * Connection:  READING --line--> ANSWERING --written--> READING
  *                      --wait--> WAITING --drained, deadline, hopeless--> ANSWERING
+ *                      --scrub--> SCRUBBING, the scrub has ended--> ANSWERING
  *                      --umount--> HELD, written to at the end
  *
  * Threads: "tarn-control" does everything that is quick: poll over the socket, the signals (signalfd: SIGTERM, SIGINT end the mount, SIGUSR1 nudges, SIGHUP is
  * ignored) and up to CONNS_MAX connections. It never waits for server or mount, so that `status` is answered in milliseconds whatever they do. "tarn-drain" sits in
- * cache_wait_drained while somebody waits and tells the other through an eventfd. `lock` guards what they share: asked, drained, stop. Who asks
+ * cache_wait_drained while somebody waits and tells the other through an eventfd. "tarn-scrub" lives as long as a scrub does. `lock` guards what they share: asked, drained, scrubbed, stop. Who asks
  * after a wait has begun belongs to the next one.
  *
  * The socket is private (its directory is 0700, itself 0600), so that whoever can connect is the owner or root. Lines and answers are bounded; a client that neither
@@ -44,7 +46,7 @@
 #define IDLE_MS 10000
 #define DRAIN_SLICE_MS 500
 
-enum peer_state { PEER_NONE = 0, PEER_READING, PEER_ANSWERING, PEER_WAITING, PEER_HELD };
+enum peer_state { PEER_NONE = 0, PEER_READING, PEER_ANSWERING, PEER_WAITING, PEER_SCRUBBING, PEER_HELD };
 struct conn {
         enum peer_state state; /* NONE: free */
         int fd;
@@ -68,6 +70,11 @@ struct control {
         uint64_t asked, drained;      /* lock */
         unsigned waiters;             /* lock */
         bool stop;                    /* lock */
+        pthread_t scrub_thread;
+        bool scrubbing;               /* the control thread's: scrub_thread is to be joined */
+        bool scrub_over;              /* lock */
+        json_t *scrubbed;             /* lock */
+        _Atomic bool scrub_stop;
 };
 
 static int64_t now_ms(void) {
@@ -146,6 +153,47 @@ static void add_point(void *arg, const char *name, uint64_t hits) {
         (void)json_object_set_new(points, name, json_integer((json_int_t)hits + json_integer_value(json_object_get(points, name))));
 }
 
+static void *run_scrub(void *arg) {
+        struct control *c = arg;
+        json_t *j = c->c.scrub(c->c.arg, &c->scrub_stop);
+        {
+                LOCK_SCOPE(&c->lock);
+                c->scrubbed = j;
+                c->scrub_over = true;
+        }
+        wake(c);
+        return NULL;
+}
+
+static void start_scrub(struct control *c, struct conn *k) {
+        k->state = PEER_SCRUBBING;
+        k->deadline_ms = INT64_MAX;
+        if (c->scrubbing)
+                return;
+        c->scrub_over = false; /* no thread of it runs */
+        if (thread_start(&c->scrub_thread, "tarn-scrub", run_scrub, c) < 0)
+                conn_answer(c, k, json_pack("{s:s}", "error", "no thread"));
+        else
+                c->scrubbing = true;
+}
+
+static void look_at_scrub(struct control *c) {
+        _cleanup_json_ json_t *j = NULL;
+        if (!c->scrubbing)
+                return;
+        {
+                LOCK_SCOPE(&c->lock);
+                if (!c->scrub_over)
+                        return;
+                j = steal_ptr(c->scrubbed);
+        }
+        pthread_join(c->scrub_thread, NULL);
+        c->scrubbing = false;
+        for (size_t i = 0; i < CONNS_MAX; i++)
+                if (c->conns[i].state == PEER_SCRUBBING)
+                        conn_answer(c, &c->conns[i], json_incref(j));
+}
+
 static void command(struct control *c, struct conn *k) {
         _cleanup_json_ json_t *j = NULL;
         const char *cmd = "";
@@ -159,6 +207,8 @@ static void command(struct control *c, struct conn *k) {
         } else if (strcmp(cmd, "nudge") == 0) {
                 c->c.nudge(c->c.arg);
                 conn_answer(c, k, json_pack("{s:b}", "ok", 1));
+        } else if (strcmp(cmd, "scrub") == 0) {
+                start_scrub(c, k);
         } else if (strcmp(cmd, "wait") == 0) {
                 if (json_get_int(j, "timeout_ms", 0, INT64_MAX, &timeout_ms) < 0)
                         timeout_ms = INT64_MAX;
@@ -316,6 +366,7 @@ static void *run(void *arg) {
                         }
                 if (p[0].revents)
                         conn_accept(c);
+                look_at_scrub(c);
                 look_at_waiters(c);
         }
 }
@@ -427,13 +478,18 @@ void control_stop(struct control *c, json_t *last) {
                 c->stop = true;
                 cond_broadcast(&c->cond);
         }
+        atomic_store(&c->scrub_stop, true);
         wake(c);
         pthread_join(c->thread, NULL);
         pthread_join(c->drain_thread, NULL);
+        if (c->scrubbing) {
+                pthread_join(c->scrub_thread, NULL);
+                json_decref(c->scrubbed);
+        }
         (void)unlinkat(c->dir_fd, "control.sock", 0);
         for (size_t i = 0; i < CONNS_MAX; i++) {
                 struct conn *k = &c->conns[i];
-                json_t *j = k->hold ? last : k->state == PEER_WAITING ? ending : NULL;
+                json_t *j = k->hold ? last : k->state == PEER_WAITING || k->state == PEER_SCRUBBING ? ending : NULL;
                 if (k->state == PEER_NONE || !j)
                         continue;
                 k->out.max_bytes = ANSWER_MAX_BYTES;

@@ -225,6 +225,11 @@ static void terminate(void *arg) {
                 log_warn("unmount err=%s", err_name(r));
 }
 
+static json_t *scrub(void *arg, _Atomic bool *stop) {
+        struct daemon *d = arg;
+        return scrub_cache(d->cache, stop);
+}
+
 static const char *hopeless(void *arg) {
         struct daemon *d = arg;
         struct engine_status e = { 0 };
@@ -272,6 +277,11 @@ static int open_cache(struct daemon *d) {
                 .limit_bytes = o->cache_size_bytes ? o->cache_size_bytes : MIN(CACHE_DEFAULT_BYTES, disk / 2),
                 .free_floor_bytes = o->free_floor_bytes ? o->free_floor_bytes : MIN(FLOOR_DEFAULT_BYTES, disk / 50),
         };
+        struct place_note known = { .mountpoint = (char *)d->c->mountpoint, .url = (char *)d->c->url, .base_url = (char *)d->c->base_url, .workspace = (char *)d->c->workspace, .cache_dir = d->cache_dir,
+                                    .ca_file = (char *)(o->ca_file ? o->ca_file : session_ca_file(d->session)), .limit_bytes = c.limit_bytes, .floor_bytes = c.free_floor_bytes };
+        r = place_note_write(d->c->place, &known);
+        if (r < 0)
+                return local_error(d, r, d->c->place->dir);
         r = cache_open(&c, &d->cache, note, sizeof note);
         if (r < 0)
                 return local_error(d, r, d->cache_dir);
@@ -393,7 +403,7 @@ static int wire(struct daemon *d) {
                 LOCK_SCOPE(&d->lock);
                 d->mount = m;
         }
-        r = control_start(&(struct control_config){ .place_dir = d->c->place->dir, .cache = d->cache, .status = status, .unmount = unmount, .nudge = nudge, .terminate = terminate, .hopeless = hopeless, .arg = d },
+        r = control_start(&(struct control_config){ .place_dir = d->c->place->dir, .cache = d->cache, .status = status, .unmount = unmount, .nudge = nudge, .terminate = terminate, .scrub = scrub, .hopeless = hopeless, .arg = d },
                           &d->control);
         return r < 0 ? report(d, EXIT_DISK, "cannot make the control socket in %s: %s", d->c->place->dir, strerror(-r)) : 0;
 }

@@ -2,6 +2,7 @@
 /* daemon.h: one mount from wiring to end. */
 #pragma once
 #include <signal.h>
+#include <stdatomic.h>
 
 #include "cache/file.h"
 #include "cli.h"
@@ -25,6 +26,9 @@ struct daemon_config {
 /* Runs a mount to its end on the calling thread; no other thread may exist yet. Returns an exit code. */
 int daemon_run(const struct daemon_config *c);
 
+/* ---- scrub.c: on a thread of its own, minutes for a large cache. NULL: no memory. ---- */
+json_t *scrub_cache(struct cache *cache, _Atomic bool *stop);
+
 /* ---- control.c ---- */
 struct control;
 struct control_config {
@@ -35,6 +39,7 @@ struct control_config {
         int (*unmount)(void *arg, bool lazy);         /* 0, -EBUSY, -EAGAIN (not mounted yet) */
         void (*nudge)(void *arg);
         void (*terminate)(void *arg);                 /* SIGTERM, SIGINT */
+        json_t *(*scrub)(void *arg, _Atomic bool *stop); /* on a thread of its own: may take minutes; ends soon after *stop; NULL: no memory */
         const char *(*hopeless)(void *arg);           /* why waiting is pointless ("signed_out", "upgrade_needed"), or NULL */
         void *arg;
 };

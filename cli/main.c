@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* main.c: the `tarn` program: one word chooses the subcommand, one file per subcommand. Called as mount.tarn it is mount(8)'s helper.
  *
- *   login.c   mount.c (options, fork) -> daemon.c (wires a mount together) + control.c (answers the others)   umount.c   status.c   wait.c
+ *   login.c   mount.c (options, fork) -> daemon.c (wires a mount together) + control.c (answers the others)   umount.c   status.c   wait.c   doctor.c   scrub.c
  *
  * Each command ends with a code of enum exit_code; each failure says one line on stderr that tells what to do. */
 #include <stdarg.h>
@@ -18,6 +18,8 @@ static const struct command { const char *name; int (*run)(int argc, char **argv
         { "umount", cmd_umount, "umount DIR                                      unmount; what is not on the server yet goes on at the next mount" },
         { "status", cmd_status, "status [DIR] [--json]                           is it online, what is pending, what is in the cache" },
         { "wait", cmd_wait, "wait [DIR] [--timeout S]                        until all local changes are on the server" },
+        { "doctor", cmd_doctor, "doctor [DIR] [--json] [--repair]                look for what is wrong, also with the daemon dead; say what to do" },
+        { "scrub", cmd_scrub, "scrub [DIR] [--json]                            read everything that is cached or pending; heal what the server has" },
 };
 
 static const struct { int code; const char *what; } exit_codes[] = {

@@ -5,6 +5,7 @@
  *   STATE/mounts/NAME/            one per (server, workspace); NAME = workspace, host and 8 digits of a hash of both
  *       lock                      held by the daemon as long as it lives: one daemon for one state
  *       mount.json                {"version", "pid", "mountpoint", "url"}: for `status`, `wait`, `umount`; may be left over by a killed daemon
+ *       place.json                the same and where the cache is, its limits and the server: written at each start and never removed, for `doctor` and `scrub`
  *       control.sock              answers while the daemon lives
  *       log                       the daemon's log; log.1 is the one before
  *       cache/                    (unless -o cache_dir) tree, outbox, blobs, stages: holds data that the server may not have yet, so it is state,
@@ -116,6 +117,72 @@ int mount_info_write(const struct place *p, const char *mountpoint, const char *
         _cleanup_json_ json_t *j = json_pack("{s:i, s:i, s:s, s:s}", "version", 1, "pid", (int)getpid(), "mountpoint", mountpoint, "url", url);
         int r = j ? json_to_buf(j, &b) : -EILSEQ;
         return r < 0 ? r : file_replace(p->info, b.data, b.bytes, 0600);
+}
+
+int place_note_write(const struct place *p, const struct place_note *n) {
+        _cleanup_buf_ struct buf b = BUF_INIT(INFO_BYTES_MAX);
+        _cleanup_free_ char *path = path_join(p->dir, "place.json");
+        _cleanup_json_ json_t *j = json_pack("{s:i, s:s, s:s, s:s, s:s, s:s, s:s?, s:I, s:I}", "version", 1, "mountpoint", n->mountpoint, "url", n->url, "base_url", n->base_url, "workspace", n->workspace,
+                                             "cache_dir", n->cache_dir, "ca_file", n->ca_file, "limit_bytes", (json_int_t)n->limit_bytes, "floor_bytes", (json_int_t)n->floor_bytes);
+        if (!path)
+                return -ENOMEM;
+        int r = j ? json_to_buf(j, &b) : -EILSEQ;
+        return r < 0 ? r : file_replace(path, b.data, b.bytes, 0600);
+}
+
+void place_notes_free(struct place_note *v, size_t n) {
+        for (size_t i = 0; v && i < n; i++) {
+                char *all[] = { v[i].place_dir, v[i].mountpoint, v[i].url, v[i].base_url, v[i].workspace, v[i].cache_dir, v[i].ca_file };
+                for (size_t k = 0; k < ARRAY_SIZE(all); k++)
+                        free(all[k]);
+        }
+        free(v);
+}
+
+static char *copy_of(const json_t *j, const char *key) {
+        const char *s;
+        return json_get_str(j, key, &s) == 0 ? strdup(s) : NULL;
+}
+
+/* 1: filled in; 0: nothing (readable) there. */
+static int read_note(const char *mounts, const char *name, struct place_note *ret) {
+        _cleanup_buf_ struct buf b = BUF_INIT(INFO_BYTES_MAX);
+        _cleanup_json_ json_t *j = NULL;
+        _cleanup_free_ char *dir = path_join(mounts, name), *path = dir ? path_join(dir, "place.json") : NULL;
+        int64_t limit = 0, floor = 0;
+        if (!path)
+                return -ENOMEM;
+        if (file_load(path, INFO_BYTES_MAX, &b) < 0 || json_parse(b.data, b.bytes, &j) < 0)
+                return 0;
+        (void)(json_get_int(j, "limit_bytes", 0, INT64_MAX, &limit) + json_get_int(j, "floor_bytes", 0, INT64_MAX, &floor));
+        struct place_note n = { .place_dir = steal_ptr(dir), .mountpoint = copy_of(j, "mountpoint"), .url = copy_of(j, "url"), .base_url = copy_of(j, "base_url"), .workspace = copy_of(j, "workspace"),
+                                .cache_dir = copy_of(j, "cache_dir"), .ca_file = copy_of(j, "ca_file"), .limit_bytes = (uint64_t)limit, .floor_bytes = (uint64_t)floor };
+        *ret = n;
+        return n.mountpoint && n.url && n.base_url && n.workspace && n.cache_dir ? 1 : -EINVAL;
+}
+
+int place_notes_list(const char *state, struct place_note **ret, size_t *ret_n) {
+        _cleanup_free_ char *mounts = path_join(state, "mounts");
+        struct place_note *all = calloc(MOUNTS_MAX, sizeof *all);
+        size_t n = 0;
+        DIR *d = mounts ? opendir(mounts) : NULL;
+        int r = mounts && all ? 0 : -ENOMEM;
+        for (struct dirent *e; d && r != -ENOMEM && n < MOUNTS_MAX && (e = readdir(d));) {
+                if (e->d_name[0] == '.')
+                        continue;
+                r = read_note(mounts, e->d_name, &all[n]);
+                if (r > 0)
+                        n++;
+        }
+        if (d)
+                (void)closedir(d);
+        if (r == -ENOMEM) {
+                place_notes_free(all, n);
+                return r;
+        }
+        *ret = all;
+        *ret_n = n;
+        return 0;
 }
 
 void mount_infos_free(struct mount_info *m, size_t n) {

@@ -15,7 +15,7 @@
 #define UNMOUNT_MS 20000
 #define END_MS (10 * 60 * 1000)
 
-static int run_fusermount(const char *dir) {
+int mount_detach(const char *dir) {
         pid_t pid = fork();
         int status = 0;
         if (pid < 0)
@@ -32,7 +32,7 @@ static int run_fusermount(const char *dir) {
 }
 
 /* Is there a FUSE mount of ours at this path, by the kernel's own list? */
-static bool is_listed(const char *path) {
+bool mount_is_listed(const char *path) {
         FILE *f = fopen("/proc/self/mountinfo", "re");
         char line[8192], where[4096];
         bool found = false;
@@ -46,9 +46,9 @@ static bool is_listed(const char *path) {
 
 static int detach_stale(const char *dir) {
         _cleanup_free_ char *path = NULL;
-        if (mountpoint_path(dir, &path) < 0 || !is_listed(path))
+        if (mountpoint_path(dir, &path) < 0 || !mount_is_listed(path))
                 return cli_fail(PROGRAM, EXIT_NOT_MOUNTED, "nothing is mounted at %s", dir);
-        if (run_fusermount(path) < 0)
+        if (mount_detach(path) < 0)
                 return cli_fail(PROGRAM, EXIT_MOUNT_POINT, "cannot detach %s: try `fusermount3 -uz %s`", dir, path);
         (void)printf("%s detached; its daemon was gone, what it had not sent goes on at the next mount\n", path);
         return EXIT_OK;

@@ -166,23 +166,33 @@ static void test_flipped_bits_never_reach_a_reader(void **state) {
 static void test_scrub_finds_and_drops(void **state) {
         struct world *w = world_new(64 * MIB);
         struct known *k[N_KNOWN];
-        uint64_t checked, bad;
+        struct blobs_scrub s = { 0 };
         know_some(w, k);
         read_all(w, k);
         struct blobs_totals t;
         blobs_totals(w->blobs, &t);
-        assert_int_equal(blobs_scrub(w->blobs, &checked, &bad), 0);
-        assert_int_equal(checked, t.blocks);
-        assert_int_equal(bad, 0);
+        assert_int_equal(blobs_scrub(w->blobs, &s), 0);
+        assert_int_equal(s.checked, t.blocks);
+        assert_int_equal(s.bad, 0);
         assert_true(flip_bits(w, &w->rng.rng, FLIP_DATA, 1) > 0);
-        assert_int_equal(blobs_scrub(w->blobs, &checked, &bad), 0);
-        assert_true(bad > 0);
+        assert_int_equal(blobs_scrub(w->blobs, &s), 0);
+        assert_true(s.bad > 0 && s.healed == 0);
         struct blobs_totals after;
         blobs_totals(w->blobs, &after);
-        assert_int_equal(after.blocks, t.blocks - bad);
-        assert_int_equal(blobs_scrub(w->blobs, &checked, &bad), 0);
-        assert_int_equal(bad, 0);
+        assert_int_equal(after.blocks, t.blocks - s.bad);
+        s = (struct blobs_scrub) { 0 };
+        assert_int_equal(blobs_scrub(w->blobs, &s), 0);
+        assert_int_equal(s.bad, 0);
         read_all(w, k);
+        assert_true(flip_bits(w, &w->rng.rng, FLIP_DATA, 1) > 0);
+        s = (struct blobs_scrub) { .heal_ms = WAIT_MS };
+        assert_int_equal(blobs_scrub(w->blobs, &s), 0);
+        assert_true(s.bad > 0 && s.healed == s.bad);
+        blobs_totals(w->blobs, &after);
+        assert_int_equal(after.blocks, t.blocks);
+        _Atomic bool stop = true;
+        s = (struct blobs_scrub) { .stop = &stop };
+        assert_int_equal(blobs_scrub(w->blobs, &s), -ECANCELED);
         world_free(w);
 }
 

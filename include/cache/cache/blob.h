@@ -78,5 +78,10 @@ void blobs_totals(struct blobs *b, struct blobs_totals *ret);
 int blobs_set_limit(struct blobs *b, uint64_t limit_bytes) _must_check_;  /* evicts down to it */
 int blobs_evict_all(struct blobs *b) _must_check_;                        /* clean, unpinned */
 int blobs_sync(struct blobs *b) _must_check_;                             /* index (LRU order) to disk, at close and every minute */
-/* Background check of everything present against SHA-256; heals by dropping. Counts. */
-int blobs_scrub(struct blobs *b, uint64_t *ret_checked, uint64_t *ret_bad) _must_check_;
+/* Everything present against SHA-256. A bad block is dropped, so that a read fetches it again; with heal_ms it is fetched here, each for that long at most. -ECANCELED: *stop was set. */
+struct blobs_scrub {
+        int64_t heal_ms;              /* 0: drop only */
+        _Atomic bool *stop;           /* or NULL */
+        _Atomic uint64_t checked, bad, healed; /* may be read while it goes on */
+};
+int blobs_scrub(struct blobs *b, struct blobs_scrub *s) _must_check_;
