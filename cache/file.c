@@ -604,6 +604,19 @@ bool file_overlay(struct cache *c, uint64_t ino, uint64_t *ret_size, int64_t *re
         return shown;
 }
 
+bool file_shown_size(struct cache *c, uint64_t ino, uint16_t incarnation, uint64_t *ret_size) {
+        struct file *f = file_find(c->files, ino, incarnation);
+        if (!f)
+                return false;
+        lock_take(&f->lock);
+        bool shown = f->loaded && f->ino == ino;
+        if (shown)
+                *ret_size = file_size_locked(f);
+        lock_drop(&f->lock);
+        file_put(f);
+        return shown;
+}
+
 uint64_t file_seals(struct cache *c) {
         return atomic_load(&c->files->seals);
 }

@@ -263,7 +263,8 @@ static void drop_untrusted(struct file *f) {
         f->error = 0;
 }
 
-int file_resize(struct file *f, uint64_t size) {
+int file_set_size(struct file *f, uint64_t size) {
+        lock_assert_none();
         if (size > INT64_MAX)
                 return -EFBIG;
         if (size == 0)
@@ -287,7 +288,7 @@ int file_truncate(struct cache *c, uint64_t ino, uint64_t size) {
         r = file_open(c, ino, node.incarnation, true, false, &f);
         if (r < 0)
                 return r;
-        r = file_resize(f, size);
+        r = file_set_size(f, size);
         file_release(f, true); /* the only handle: a commit point */
         return r;
 }

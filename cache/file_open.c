@@ -96,7 +96,7 @@ int file_open(struct cache *c, uint64_t ino, uint16_t incarnation, bool write, b
                         log_debug("file ino=%llu reconcile failed", (unsigned long long)ino);
                 lock_drop(&f->lock);
                 if (r == 0 && truncate) {
-                        r = file_resize(f, 0);
+                        r = file_set_size(f, 0);
                         if (r < 0) {
                                 file_release(f, write);
                                 return r;

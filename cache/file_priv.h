@@ -79,7 +79,6 @@ void file_drop_stack(struct file *f, const struct node *now);          /* f->loc
 void stack_set_ino(struct stage *top, uint64_t ino);                   /* where file_commit.c looks for the stack */
 void files_queue_again(struct files *fs);
 /* file_io.c */
-int file_resize(struct file *f, uint64_t size) _must_check_;
 void file_write_failed(struct file_write *w, int err);
 /* file_room.c */
 int files_start(struct files *fs) _must_check_;

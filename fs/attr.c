@@ -7,8 +7,9 @@
  * no atime: it shows the mtime, setting it succeeds and is not kept (the mount behaves as with noatime). In one-owner mode (the default)
  * everything belongs to the mounting user and chown to anybody else is EPERM; with owner_stored it is as stored.
  *
- * A nodeid of an older incarnation (remote content replaced that of an open node) shows the row with the size and times that it had when it was opened;
- * without an open handle it is ESTALE, upon which the kernel looks the path up again.
+ * A nodeid of an older incarnation (remote content replaced that of an open node) shows what its handles have: the size of the bytes that they read and the times as opened, or,
+ * once one of them has written, the conflict copy that they are now (the kernel names no handle in fstat, so this goes by the nodeid: all its handles are one file).
+ * ftruncate goes by the handle, as a write does. Without an open handle it is ESTALE, upon which the kernel looks the path up again.
  *
  * suid and sgid go away on a write, truncate or chown by somebody without privilege. The kernel leaves that to us (HANDLE_KILLPRIV_V2), which spares one
  * xattr request per write. */
@@ -112,8 +113,18 @@ int node_row(struct mount *m, uint64_t nodeid, struct node *ret, bool *ret_super
         if (r < 0)
                 return r;
         if (n.incarnation != nodeid_incarnation(nodeid)) {
-                if (!nodes_view(m, nodeid, &n.size, &n.mtime_ns, &n.ctime_ns))
+                uint64_t ino;
+                struct node copy;
+                if (!nodes_view(m, nodeid, &ino, &n.mtime_ns, &n.ctime_ns))
                         return -ESTALE;
+                seals = file_seals(m->cfg.cache);
+                if (ino != n.ino && tree_get(m->cfg.cache->tree, ino, &copy) == 0) {
+                        node_overlay(m, &copy, seals);
+                        copy.ino = n.ino;
+                        n = copy;
+                } else if (!file_shown_size(m->cfg.cache, n.ino, nodeid_incarnation(nodeid), &n.size)) {
+                        return -ESTALE;
+                }
                 superseded = true;
         } else {
                 node_overlay(m, &n, seals);
@@ -130,12 +141,7 @@ void op_getattr(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi) {
         call_begin(&c, req);
         counter_add(c.m->cfg.counters, fuse_getattr, 1);
         bool superseded = false;
-        struct handle *h = fi_handle(fi);
         int r = node_row(c.m, nodeid, &n, &superseded);
-        if (superseded && h && file_ino(h->file) != n.ino) { /* written after it was superseded: the handle is the conflict copy */
-                r = node_row(c.m, file_ino(h->file), &n, &superseded);
-                n.ino = nodeid_ino(nodeid);
-        }
         if (r < 0) {
                 reply_fail(req, r);
         } else {
@@ -181,7 +187,7 @@ static int owner_wanted(struct mount *m, fuse_req_t req, const struct node *n, c
         return 0;
 }
 
-static int setattr(struct mount *m, fuse_req_t req, uint64_t nodeid, const struct stat *attr, int valid, struct node *ret, bool *ret_superseded) {
+static int setattr(struct mount *m, fuse_req_t req, uint64_t nodeid, const struct stat *attr, int valid, struct handle *h, struct node *ret, bool *ret_superseded) {
         struct cache *c = m->cfg.cache;
         uint64_t ino = nodeid_ino(nodeid);
         struct tree_attrs a = { 0 };
@@ -197,9 +203,14 @@ static int setattr(struct mount *m, fuse_req_t req, uint64_t nodeid, const struc
         if (valid & FUSE_SET_ATTR_SIZE) {
                 if (attr->st_size < 0)
                         return -EINVAL;
-                r = file_truncate(c, ino, (uint64_t)attr->st_size);
+                r = h ? file_set_size(h->file, (uint64_t)attr->st_size) : *ret_superseded ? -ESTALE : file_truncate(c, ino, (uint64_t)attr->st_size);
                 if (r < 0)
                         return r;
+        }
+        if (*ret_superseded) { /* its handles may be a conflict copy by now */
+                int64_t unused;
+                if (!nodes_view(m, nodeid, &ino, &unused, &unused))
+                        return -ESTALE;
         }
         if (valid & FUSE_SET_ATTR_MODE) {
                 a.mask |= ATTR_MODE;
@@ -232,7 +243,7 @@ void op_setattr(fuse_req_t req, fuse_ino_t nodeid, struct stat *attr, int valid,
         struct stat st;
         call_begin(&c, req);
         bool superseded = false;
-        int r = setattr(c.m, req, nodeid, attr, valid, &n, &superseded);
+        int r = setattr(c.m, req, nodeid, attr, valid, fi_handle(fi), &n, &superseded);
         if (r < 0) {
                 reply_fail(req, r);
         } else {

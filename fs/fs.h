@@ -47,13 +47,13 @@ struct noted {                       /* a note on its way to the kernel */
 struct hot {
         uint64_t nodeid;
         unsigned opens, writers;
+        struct file *file; unsigned files; /* of its handles (all have the same) and how many of these have not begun to go */
         unsigned parked;             /* requests that wait for the network or for room: the kernel holds pages locked for them */
         struct noted *waiting, **waiting_last;
         bool unlinked;               /* no name left: the row goes with the last handle */
         bool kill_priv;              /* has suid or sgid bits that a write must take away */
         uint64_t entry_notes;        /* m->n_entry_notes at the first open: a name may have gone by a remote change if it grew */
-        uint64_t size;               /* as opened: what stat shows of a superseded incarnation */
-        int64_t mtime_ns, ctime_ns;
+        int64_t mtime_ns, ctime_ns;  /* as opened: what stat shows of a superseded incarnation */
         struct node *ghost;          /* without a name and without a row, but the kernel still has it (a working directory, O_PATH): what stat shows until FORGET */
 };
 
@@ -127,8 +127,11 @@ void nodes_free(struct mount *m);
 int nodes_ref(struct mount *m, uint64_t nodeid) _must_check_;     /* the kernel is about to learn of it. -ENOMEM */
 void nodes_forget(struct mount *m, uint64_t nodeid, uint64_t n);
 bool nodes_kept(void *mount, uint64_t ino);                       /* tree's question; may be asked under the tree lock */
-/* A handle is about to be made; view may be NULL. -ENOMEM. ret_keep: no note is pending, cached pages are those of this content. */
-int nodes_open(struct mount *m, uint64_t nodeid, bool write, const struct node *view, bool *ret_keep) _must_check_;
+/* A handle is about to be made: counted before the cache reads the row. -ENOMEM. */
+int nodes_open(struct mount *m, uint64_t nodeid, bool write) _must_check_;
+/* It was made: the row that it belongs to (NULL: not known any more) and its file. True: no note is pending, cached pages are those of this content. */
+bool nodes_opened(struct mount *m, uint64_t nodeid, const struct node *view, struct file *file);
+void nodes_closing(struct mount *m, uint64_t nodeid);             /* before the file of a handle is released */
 /* True: it was the last handle of the ino and the row must be looked at, because its last name may have gone. */
 bool nodes_close(struct mount *m, uint64_t nodeid, bool write);
 void nodes_unlinked(struct mount *m, uint64_t ino);
@@ -136,7 +139,8 @@ void nodes_ghost(struct mount *m, const struct node *n);          /* n lost its 
 bool nodes_ghost_get(struct mount *m, uint64_t nodeid, struct node *ret);
 void nodes_set_kill(struct mount *m, uint64_t nodeid, bool kill);
 bool nodes_take_kill(struct mount *m, uint64_t nodeid);           /* true at most once after it was set */
-bool nodes_view(struct mount *m, uint64_t nodeid, uint64_t *ret_size, int64_t *ret_mtime_ns, int64_t *ret_ctime_ns); /* of an open one */
+/* Of an open one: the times as opened, and the ino of the file of its handles: another one if a write made a conflict copy of it. */
+bool nodes_view(struct mount *m, uint64_t nodeid, uint64_t *ret_ino, int64_t *ret_mtime_ns, int64_t *ret_ctime_ns);
 int nodes_park(struct mount *m, uint64_t nodeid) _must_check_;    /* -ENOMEM */
 void nodes_unpark(struct mount *m, uint64_t nodeid);
 struct slot *slot_find_locked(struct mount *m, uint64_t nodeid);
@@ -157,7 +161,8 @@ void note_requeue_locked(struct mount *m, struct noted *first);   /* parked requ
 void node_overlay(struct mount *m, struct node *n, uint64_t seals);
 void attr_fill(struct mount *m, const struct node *n, struct stat *ret); /* n: with its overlay */
 void entry_fill(struct mount *m, const struct node *n, struct fuse_entry_param *ret);
-/* The row behind a nodeid, with its overlay; for a superseded incarnation its row with the size and times of the open handle, or -ESTALE if nobody has it open. */
+/* The row behind a nodeid, with its overlay. A superseded incarnation: what its open handles show (their conflict copy, if one was made), always under the nodeid's ino; -ESTALE if nobody
+ * has it open. */
 int node_row(struct mount *m, uint64_t nodeid, struct node *ret, bool *ret_superseded) _must_check_;
 int drop_priv(struct mount *m, uint64_t ino) _must_check_;        /* suid, and sgid with group execution, go */
 bool may_keep_priv(fuse_req_t req);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* handle.c: open files. A handle is the kernel's fh: the cache's file, the nodeid it was opened under and whether it may write.
  *
- * Order at open: count the handle (nodes_open) before the cache opens the file, so that an unlink that runs beside it either finds the node kept or has
- * removed the row before file_open looks. At release the other way round: file_release first (a commit point if it was the last writer), then the
+ * Order at open: count the handle (nodes_open), then the cache opens the file (it counts, waits for a transaction that asks about this very node, then reads the row), so that an
+ * unlink or a remote change that runs beside it either finds the handle or is seen by it. Only then is it known which content the handle has, so only then the row is read
+ * that stat shows of it and asked whether the kernel's pages are of this content. At release the other way round: file_release first (a commit point if it was the last writer), then the
  * count; with the last handle of a node without a name its row goes too (tree_forget). Whether the name may have gone is known without a query for local
  * unlinks; after any remote change of names since the open the row is looked at.
  *
@@ -48,6 +49,7 @@ static void handle_end(struct mount *m, struct handle *h) {
         if (h->next)
                 h->next->prev = h->prev;
         lock_drop(&m->lock);
+        nodes_closing(m, h->nodeid);
         file_release(h->file, h->write);
         if (nodes_close(m, h->nodeid, h->write))
                 node_drop(m, nodeid_ino(h->nodeid));
@@ -59,33 +61,39 @@ void handles_end(struct mount *m) {
                 handle_end(m, m->handles);
 }
 
-/* Opens the row n (with its overlay) under its nodeid, which the kernel knows. flags: of open(2). */
-static int handle_begin(struct call *c, const struct node *n, int flags, struct fuse_file_info *fi, struct handle **ret) {
+/* Opens a nodeid that the kernel knows. flags: of open(2). */
+static int handle_begin(struct call *c, uint64_t nodeid, int flags, struct fuse_file_info *fi, struct handle **ret) {
         struct mount *m = c->m;
-        bool write = (flags & O_ACCMODE) != O_RDONLY, keep = false;
-        if (n->kind != NODE_FILE)
-                return n->kind == NODE_DIR ? -EISDIR : -EINVAL;
+        struct node n;
+        uint64_t ino = nodeid_ino(nodeid);
+        bool write = (flags & O_ACCMODE) != O_RDONLY;
         _cleanup_free_ struct handle *h = calloc(1, sizeof *h);
         if (!h)
                 return -ENOMEM;
-        h->nodeid = nodeid_of(n);
+        h->nodeid = nodeid;
         h->write = write;
-        int r = nodes_open(m, h->nodeid, write, n, &keep);
+        int r = nodes_open(m, nodeid, write);
         if (r < 0)
                 return r;
-        r = file_open(m->cfg.cache, n->ino, n->incarnation, write, write && (flags & O_TRUNC), &h->file);
-        if (r == 0 && (flags & O_TRUNC)) {
-                if (!write) /* O_RDONLY | O_TRUNC truncates too */
-                        r = file_truncate(m->cfg.cache, n->ino, 0);
-                if (r == 0 && !may_keep_priv(c->req) && nodes_take_kill(m, h->nodeid))
-                        r = drop_priv(m, n->ino);
-                if (r < 0)
-                        file_release(h->file, write);
-        }
+        r = file_open(m->cfg.cache, ino, nodeid_incarnation(nodeid), write, write && (flags & O_TRUNC), &h->file);
         if (r < 0) {
-                if (nodes_close(m, h->nodeid, write))
-                        node_drop(m, n->ino);
+                if (nodes_close(m, nodeid, write))
+                        node_drop(m, ino);
                 return r;
+        }
+        bool known = tree_get(m->cfg.cache->tree, ino, &n) == 0, keep = nodes_opened(m, nodeid, known ? &n : NULL, h->file);
+        if (flags & O_TRUNC) {
+                if (!write) /* O_RDONLY | O_TRUNC truncates too */
+                        r = file_truncate(m->cfg.cache, ino, 0);
+                if (r == 0 && !may_keep_priv(c->req) && nodes_take_kill(m, nodeid))
+                        r = drop_priv(m, ino);
+                if (r < 0) {
+                        nodes_closing(m, nodeid);
+                        file_release(h->file, write);
+                        if (nodes_close(m, nodeid, write))
+                                node_drop(m, ino);
+                        return r;
+                }
         }
         handle_add(m, h);
         fi->fh = (uint64_t)(uintptr_t)h;
@@ -97,18 +105,10 @@ static int handle_begin(struct call *c, const struct node *n, int flags, struct 
 
 void op_open(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi) {
         struct call c;
-        struct node n;
         struct handle *h = NULL;
         call_begin(&c, req);
         counter_add(c.m->cfg.counters, fuse_open, 1);
-        uint64_t seals = file_seals(c.m->cfg.cache);
-        int r = tree_get(c.m->cfg.cache->tree, nodeid_ino(nodeid), &n);
-        if (r == 0 && n.incarnation != nodeid_incarnation(nodeid))
-                r = -ESTALE;
-        if (r == 0)
-                node_overlay(c.m, &n, seals);
-        if (r == 0)
-                r = handle_begin(&c, &n, fi->flags, fi, &h);
+        int r = handle_begin(&c, nodeid, fi->flags, fi, &h);
         if (r < 0)
                 reply_fail(req, r);
         else if (fuse_reply_open(req, fi) < 0)
@@ -131,7 +131,7 @@ static int create(struct call *c, uint64_t parent, const char *name, uint32_t mo
         r = nodes_ref(c->m, nodeid_of(&n));
         if (r < 0)
                 return r;
-        r = handle_begin(c, &n, flags, fi, ret);
+        r = n.kind != NODE_FILE ? (n.kind == NODE_DIR ? -EISDIR : -EINVAL) : handle_begin(c, nodeid_of(&n), flags, fi, ret);
         if (r < 0) {
                 nodes_forget(c->m, nodeid_of(&n), 1);
                 return r;

@@ -180,7 +180,7 @@ bool nodes_kept(void *mount, uint64_t ino) {
         return false;
 }
 
-int nodes_open(struct mount *m, uint64_t nodeid, bool write, const struct node *view, bool *ret_keep) {
+int nodes_open(struct mount *m, uint64_t nodeid, bool write) {
         LOCK_SCOPE(&m->lock);
         struct hot *h = hot_of_locked(m, nodeid);
         if (!h)
@@ -188,15 +188,31 @@ int nodes_open(struct mount *m, uint64_t nodeid, bool write, const struct node *
         if (h->opens++ == 0)
                 h->entry_notes = m->n_entry_notes;
         h->writers += write;
+        return 0;
+}
+
+bool nodes_opened(struct mount *m, uint64_t nodeid, const struct node *view, struct file *file) {
+        LOCK_SCOPE(&m->lock);
+        struct slot *s = slot_find_locked(m, nodeid);
+        assert(s && s->hot && s->hot->opens > s->hot->files);
+        struct hot *h = s->hot;
+        h->file = file;
+        h->files++;
         if (view) {
-                h->size = view->size;
                 h->mtime_ns = view->mtime_ns;
                 h->ctime_ns = view->ctime_ns;
                 h->kill_priv = (view->mode & 04000) || (view->mode & 02010) == 02010;
                 h->unlinked |= view->unlinked;
         }
-        *ret_keep = slot_find_locked(m, nodeid)->pending == 0 && !m->flood;
-        return 0;
+        return s->pending == 0 && !m->flood;
+}
+
+void nodes_closing(struct mount *m, uint64_t nodeid) {
+        LOCK_SCOPE(&m->lock);
+        struct slot *s = slot_find_locked(m, nodeid);
+        assert(s && s->hot && s->hot->files > 0);
+        if (--s->hot->files == 0)
+                s->hot->file = NULL;
 }
 
 bool nodes_close(struct mount *m, uint64_t nodeid, bool write) {
@@ -258,12 +274,12 @@ bool nodes_take_kill(struct mount *m, uint64_t nodeid) {
         return kill;
 }
 
-bool nodes_view(struct mount *m, uint64_t nodeid, uint64_t *ret_size, int64_t *ret_mtime_ns, int64_t *ret_ctime_ns) {
+bool nodes_view(struct mount *m, uint64_t nodeid, uint64_t *ret_ino, int64_t *ret_mtime_ns, int64_t *ret_ctime_ns) {
         LOCK_SCOPE(&m->lock);
         struct slot *s = slot_find_locked(m, nodeid);
-        if (!s || !s->hot || s->hot->opens == 0)
+        if (!s || !s->hot || !s->hot->file)
                 return false;
-        *ret_size = s->hot->size;
+        *ret_ino = file_ino(s->hot->file);
         *ret_mtime_ns = s->hot->mtime_ns;
         *ret_ctime_ns = s->hot->ctime_ns;
         return true;

@@ -124,6 +124,105 @@ def test_content_of_an_open_file(mount):
     assert read(mount / "f")[100:101] == b"b"
 
 
+def copies(mount):
+    return [n for n in os.listdir(mount.path) if "(conflict " in n]
+
+
+def test_a_write_through_a_superseded_handle_makes_the_conflict_copy(mount):
+    """What is written belongs to the handle's version: a copy beside the file, which all handles of that version are from then on; st_ino stays for who asks the handle."""
+    mount.do("create", "f", "/", "f", "@300000:a")
+    writer, reader = os.open(mount / "f", os.O_RDWR), os.open(mount / "f", os.O_RDONLY)
+    old, ino = os.pread(writer, 300000, 0), os.fstat(writer).st_ino
+    mount.do("content", "f", "@200000:b")
+    shown(mount, lambda: os.stat(mount / "f").st_size == 200000)
+    new = read(mount / "f")
+    assert copies(mount) == []
+    assert os.pwrite(writer, b"mine", 300000) == 4
+    assert read(mount / "f") == new and os.fstat(writer).st_size == 300004 and os.fstat(reader).st_ino == ino
+    shown(mount, lambda: os.fstat(reader).st_size == 300004)
+    assert os.pread(reader, 10, 299998) == old[299998:] + b"mine"
+    os.fchmod(writer, 0o600)
+    os.utime(writer, ns=(5_000_000_000, 7_000_000_000))
+    assert os.fstat(writer).st_mtime_ns == 7_000_000_000 and os.stat(mount / "f").st_mtime_ns != 7_000_000_000
+    os.close(writer)
+    [name] = copies(mount)
+    st = os.stat(mount / name)
+    assert read(mount / name) == old + b"mine" and st.st_mode & 0o777 == 0o600 and st.st_mtime_ns == 7_000_000_000 and st.st_ino != ino
+    assert os.pread(reader, 10, 299998) == old[299998:] + b"mine"
+    os.close(reader)
+    assert read(mount / "f") == new and os.stat(mount / "f").st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("size", [0, 1000, 400000])
+def test_ftruncate_goes_by_the_handle(mount, size):
+    mount.do("create", "f", "/", "f", "@300000:a")
+    fd = os.open(mount / "f", os.O_RDWR)
+    old = os.pread(fd, 300000, 0)
+    mount.do("content", "f", "@200000:b")
+    shown(mount, lambda: os.stat(mount / "f").st_size == 200000)
+    new = read(mount / "f")
+    os.ftruncate(fd, size)
+    assert os.fstat(fd).st_size == size and read(mount / "f") == new and os.stat(mount / "f").st_size == 200000
+    want = old[:size] + bytes(max(0, size - 300000))
+    assert os.pread(fd, 1 << 20, 0) == want
+    os.close(fd)
+    [name] = copies(mount)
+    assert read(mount / name) == want and read(mount / "f") == new
+
+
+def test_truncate_by_path_is_about_the_new_version(mount):
+    mount.do("create", "f", "/", "f", "@300000:a")
+    fd = os.open(mount / "f", os.O_RDONLY)
+    os.pread(fd, 10, 0)
+    mount.do("content", "f", "@200000:b")
+    shown(mount, lambda: os.stat(mount / "f").st_size == 200000)
+    os.truncate(mount / "f", 150000)
+    assert read(mount / "f")[100:101] == b"b" and os.stat(mount / "f").st_size == 150000 and copies(mount) == []
+    assert os.fstat(fd).st_size == 300000 and os.pread(fd, 10, 250000)[:1] == b"a"
+    os.close(fd)
+
+
+def test_each_open_handle_keeps_its_own_version(mount):
+    """One handle per version, and all of them read their own to the end, whatever comes; the pages of one never show up in another."""
+    mount.do("create", "f", "/", "f", "@100000:a")
+    fds = []
+    for k, letter in enumerate("abcdefgh"):
+        if k:
+            mount.do("content", "f", f"@{100000 + 1000 * k}:{letter}")
+            shown(mount, lambda: os.stat(mount / "f").st_size == 100000 + 1000 * k)
+        fds.append(os.open(mount / "f", os.O_RDONLY))
+        assert os.pread(fds[-1], 1, 100) == letter.encode()
+    for k, fd in enumerate(fds):
+        letter = "abcdefgh"[k].encode()
+        assert os.fstat(fd).st_size == 100000 + 1000 * k
+        data = os.pread(fd, 1 << 20, 0)
+        assert len(data) == 100000 + 1000 * k and set(data[20:4096]) == set(letter)
+        os.close(fd)
+
+
+@pytest.mark.options("cache=2000000")
+def test_old_bytes_stay_readable_when_the_cache_is_full(mount):
+    """The old version may lose its blocks like any clean data; then they are fetched again. Offline those that are here are read, and what is not is an error, never other bytes."""
+    mount.do("create", "f", "/", "f", "@400000:a")
+    fd = os.open(mount / "f", os.O_RDONLY)
+    first = os.pread(fd, 400000, 0)
+    mount.do("content", "f", "@400000:b")
+    shown(mount, lambda: read(mount / "f")[100:101] == b"b")
+    for i in range(12):
+        mount.do("create", f"g{i}", "/", f"g{i}", f"@400000:{chr(ord('c') + i)}")
+        read(mount / f"g{i}")
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert os.pread(fd, 400000, 0) == first
+    mount.do("offline")
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        assert os.pread(fd, 400000, 0) == first
+    except OSError as e:
+        assert e.errno == errno.EHOSTDOWN
+    mount.do("online")
+    os.close(fd)
+
+
 def test_attributes(mount):
     mount.do("create", "f", "/", "f", "x")
     assert os.stat(mount / "f").st_mode & 0o777 == 0o644

@@ -46,6 +46,8 @@ bool file_is_open_for_write(struct cache *c, uint64_t ino);
 void file_forget(struct cache *c, uint64_t ino);
 /* The size and mtime that stat must show, if an open stage knows better than the row. */
 bool file_overlay(struct cache *c, uint64_t ino, uint64_t *ret_size, int64_t *ret_mtime_ns, int64_t *ret_ctime_ns);
+/* The size of what the handles of this incarnation read. False: it has no file (any more, or under this number). */
+bool file_shown_size(struct cache *c, uint64_t ino, uint16_t incarnation, uint64_t *ret_size);
 /* Counts contents that moved from a stage to the row. A row read before and an overlay asked after: if there is none but the count has grown in between, the row may be from
  * before the move: read it again. */
 uint64_t file_seals(struct cache *c);
@@ -66,6 +68,7 @@ struct file_write {
 };
 ssize_t file_write(struct file_write *w) _must_check_;
 void file_write_cancel(struct file_write *w);
+int file_set_size(struct file *f, uint64_t size) _must_check_;                 /* ftruncate: by the handle, as a write: a superseded one becomes the conflict copy */
 int file_truncate(struct cache *c, uint64_t ino, uint64_t size) _must_check_;  /* also without a handle: then it is a commit point */
 enum file_alloc { FILE_ALLOC_EXTEND = 1, FILE_ALLOC_KEEP = 2, FILE_ALLOC_PUNCH = 3, FILE_ALLOC_ZERO = 4, FILE_ALLOC_ZERO_KEEP = 5 };
 int file_allocate(struct file *f, enum file_alloc how, uint64_t off, uint64_t n) _must_check_;
