@@ -2,7 +2,7 @@
 /* file_open.c: handles come and go.
  *
  * An opener and a transaction that changes the content of the same node (a version from elsewhere, a conflict that ends) can meet at any moment. The opener counts itself
- * (f->opening), then reads the row by tree_get_open; the transaction notes the ino, then asks file_is_open, and lets those go that have noticed the note when it has ended:
+ * (f->opening), then, under f->lock, reads the row by tree_get_open; the transaction notes the ino, then asks file_is_open, and lets those go that have noticed the note when it has ended:
  *
  *      counted before the question    the incarnation grows; the opener is -ESTALE if it reads the new row, else its handle is of the old incarnation and keeps its bytes
  *      counted after the question     the opener waits for the end and reads the new row
@@ -73,12 +73,12 @@ int file_open(struct cache *c, uint64_t ino, uint16_t incarnation, bool write, b
                 lock_take(&fs->lock);
                 f->opening++; /* before the row is read: see tree_get_open */
                 lock_drop(&fs->lock);
+                lock_take(&f->lock); /* and the row under it: a release that seals meanwhile would make the row older than the file */
                 int r = tree_get_open(c->tree, ino, &node);
                 if (r == 0 && node.kind != NODE_FILE)
                         r = node.kind == NODE_DIR ? -EISDIR : -EINVAL;
                 if (r == 0 && node.incarnation != incarnation)
                         r = -ESTALE;
-                lock_take(&f->lock);
                 lock_take(&fs->lock);
                 bool held = f->handles > 0;
                 lock_drop(&fs->lock);

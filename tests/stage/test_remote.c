@@ -204,6 +204,40 @@ static void test_many(void **state) {
         cw_free(w);
 }
 
+/* The last writer closes while others open: they see what was closed before they came. */
+static void *grow_run(void *arg) {
+        struct storm *s = arg;
+        char *buf = malloc(4096);
+        while (!s->over) {
+                struct file *f;
+                int from = s->newest;
+                if (file_open(s->w->cache, s->ino, 0, false, false, &f) < 0 || read_at(f, 0, buf, 4096) < from)
+                        abort();
+                file_release(f, false);
+        }
+        free(buf);
+        return NULL;
+}
+static void test_closing(void **state) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        cw_open(w);
+        struct node n = cw_create(w, INO_ROOT, "f");
+        struct storm s = { .w = w, .ino = n.ino };
+        pthread_t t;
+        assert_int_equal(thread_start(&t, "grow", grow_run, &s), 0); /* one: else another's handle keeps the file as it is */
+        for (int i = 1; i <= 1500; i++) {
+                struct file *f = cw_file(w, n.ino, true, false);
+                assert_int_equal(write_at(f, 0, "x", 1, true, WAIT_MS), 1);
+                file_release(f, true);
+                s.newest = i;
+                if (i % 100 == 0)
+                        cw_accept_all(w);
+        }
+        s.over = true;
+        (void)pthread_join(t, NULL);
+        cw_free(w);
+}
+
 /* An unlink asks whether somebody has the file open, and somebody opens it then: it is kept, or the opener finds it gone. */
 static void test_unlink(void **state) {
         struct cw *w = cw_new(256 * MIB, 1);
@@ -230,6 +264,7 @@ static void test_unlink(void **state) {
 }
 
 int main(void) {
-        const struct CMUnitTest tests[] = { cmocka_unit_test(test_after_commit), cmocka_unit_test(test_race), cmocka_unit_test(test_many), cmocka_unit_test(test_unlink) };
+        const struct CMUnitTest tests[] = { cmocka_unit_test(test_after_commit), cmocka_unit_test(test_race), cmocka_unit_test(test_many), cmocka_unit_test(test_closing),
+                                            cmocka_unit_test(test_unlink) };
         return cmocka_run_group_tests_name("remote", tests, NULL, NULL);
 }

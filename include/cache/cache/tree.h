@@ -57,7 +57,7 @@ struct node {
 };
 int tree_get(struct tree *t, uint64_t ino, struct node *ret) _must_check_;                                    /* -ENOENT. 1 SELECT */
 /* The row for an opener that has counted its handle already: if a transaction has asked whether ino is open (below), waits for its end. -ENOENT also for a node without a name that
- * nobody has kept. No lock held. 1 SELECT */
+ * nobody has kept. Locks of the file layer may be held. 1 SELECT */
 int tree_get_open(struct tree *t, uint64_t ino, struct node *ret) _must_check_;
 int tree_lookup(struct tree *t, uint64_t dir, const char *name, size_t n, struct node *ret) _must_check_;     /* -ENOENT, -ENOTDIR, -EHOSTDOWN (not loaded). 1 SELECT */
 int tree_find_id(struct tree *t, const struct id *id, uint64_t *ret_ino) _must_check_;
