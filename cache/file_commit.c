@@ -6,8 +6,7 @@
  *   1. the layer above (if any) logs REBASE: its base is this content now       later: it no longer needs the stage to be recovered
  *   2. the next flush syncs that log and the tree                                 (a power cut must not bring back an outbox row whose stage is gone)
  *   3. a worker: DONE in the stage's log; bytes to the blobs (below 1 MiB copied into a pack, else the file itself changes hands); blocks that are partly base bytes are completed
- *      while the file changes hands, before the blobs may touch a byte of it, readers are sent to the blob (struct blobs_handover); those under way notice by the stage's epoch
- *   4. the stack closes: whoever was above sits on the blob
+ *   4. the stack closes: whoever was above sits on the blob; readers under way notice by the stage's epoch
  *   5. log and file go back to their pools, the room is discharged
  *
  * Bytes of the base that the stage does not have are found by their hash in the old blob when somebody reads them (blob.c). If anything fails in 3 only cached bytes are lost.
@@ -33,26 +32,19 @@
 #define CHUNK_LATE_MS 10000
 #define BASE_LATE_MS 5000 /* bytes of the base that complete a block */
 
-/* The file whose stack holds st, locked and referenced; ret_above: the layer on it, referenced, or NULL if it is the top (or there is no file). */
+/* The file whose stack holds st, locked and referenced; ret_above: the layer on it, or NULL if it is the top. */
 static struct file *file_of_stage(struct files *fs, struct stage *st, struct stage **ret_above) {
-        *ret_above = NULL;
         for (int incarnation = -1;;) {
                 struct file *f = file_find(fs, stage_ino(st), incarnation);
                 if (!f)
                         return NULL;
                 lock_take(&f->lock);
-                struct stage *above = NULL, *x = f->top ? stage_ref(f->top) : NULL;
-                while (x && x != st) {
-                        stage_put(above);
-                        above = x;
-                        x = stage_below(above);
-                }
-                stage_put(x);
-                if (x) {
-                        *ret_above = above;
-                        return f;
-                }
-                stage_put(above);
+                struct stage *above = NULL;
+                for (struct stage *x = f->top; x; above = x, x = x->below)
+                        if (x == st) {
+                                *ret_above = above;
+                                return f;
+                        }
                 unsigned found = f->incarnation;
                 lock_drop(&f->lock);
                 file_put(f);
@@ -95,9 +87,8 @@ void files_retire_add(struct files *fs, struct stage *st, const struct content *
                 stage_put(st);
                 return;
         }
-        *re = (struct retire) { .stage = st, .content = *content, .version = *version };
+        *re = (struct retire) { .fs = fs, .stage = st, .content = *content, .version = *version };
         LOCK_SCOPE(&fs->lock);
-        re->n = ++fs->retire_added;
         if (fs->retire_last)
                 fs->retire_last->next = re;
         else
@@ -243,14 +234,14 @@ static void committed(struct files *fs, const struct tree_done *d) {
                 files_retire_add(fs, stage_ref(st), &d->content, &d->version);
                 if (above)
                         note_rebase(above, &d->content, &d->version);
+                stage_put(above);
         }
-        stage_put(above);
         stage_put(st);
 }
 
 int file_reassign(struct cache *c, uint64_t gen, uint64_t new_ino) {
         struct files *fs = c->files;
-        struct stage *st, *above = NULL;
+        struct stage *st, *above;
         struct node node;
         int r = tree_get(c->tree, new_ino, &node);
         if (r == 0)
@@ -261,9 +252,9 @@ int file_reassign(struct cache *c, uint64_t gen, uint64_t new_ino) {
         if (f) {
                 file_rekey(f, new_ino, node.incarnation);
                 f->version = node.version;
-                for (struct stage *x = f->top ? stage_ref(f->top) : NULL, *next; x; x = next) {
+                for (struct stage *x = f->top; x; x = x->below) {
                         atomic_store(&x->ino, new_ino);
-                        lock_take(&x->io);
+                        LOCK_SCOPE(&x->io);
                         x->head.ino = new_ino;
                         x->head.node = node.id;
                         if (x == above || !above)
@@ -275,14 +266,10 @@ int file_reassign(struct cache *c, uint64_t gen, uint64_t new_ino) {
                                 if (k < 0)
                                         r = k;
                         }
-                        lock_drop(&x->io);
-                        next = stage_below(x);
-                        stage_put(x);
                 }
                 lock_drop(&f->lock);
                 file_put(f);
         }
-        stage_put(above);
         stage_put(st);
         return r;
 }
@@ -302,7 +289,6 @@ static void dropped(struct files *fs, const struct tree_done *d) {
                 lock_drop(&f->lock);
                 file_put(f);
         }
-        stage_put(above);
         stage_put(st);
 }
 
@@ -327,9 +313,10 @@ void file_committed(struct cache *c, const struct tree_done *done, size_t n) {
 
 /* ---- retirement, on a worker ---- */
 
-/* Is every byte of [off, off + n) in the stage's own file (or a hole of it that is a zero)? */
-static bool all_here(struct stage *st, uint64_t off, uint32_t n) {
+/* Is every byte of [off, off + n) in the stage's own file (or a hole of it that is a zero)? ret_some: at least one is. */
+static bool all_here(struct stage *st, uint64_t off, uint32_t n, bool *ret_some) {
         uint64_t here = 0;
+        *ret_some = false;
         for (uint64_t at = off; at < off + n;) {
                 struct piece p;
                 if (view_find(st, at, off + n - at, &p) < 0 || p.kind == PIECE_END)
@@ -338,6 +325,7 @@ static bool all_here(struct stage *st, uint64_t off, uint32_t n) {
                 bool own = p.kind == PIECE_DISK && p.stage == st && p.fd == st->fd;
                 if (own || p.kind == PIECE_ZERO)
                         here += bytes;
+                *ret_some |= own;
                 piece_end(&p);
                 at += bytes;
         }
@@ -355,12 +343,6 @@ static void become(struct stage *st, struct blob *blob) {
                 st->epoch++;
         }
         lock_drop(&st->lock);
-}
-
-struct adoption { struct blobs_handover handover; struct stage *st; struct blob *blob; };
-static void adoption_now(struct blobs_handover *h) {
-        struct adoption *a = container_of(h, struct adoption, handover);
-        become(a->st, a->blob);
 }
 
 static int adopt_file(struct stage *st, const struct content *content, const struct blocklist *list, struct blob *blob, bool *ret_taken) {
@@ -384,14 +366,17 @@ static int adopt_file(struct stage *st, const struct content *content, const str
         if (r < 0)
                 return r;
         uint64_t off = 0;
+        bool torn = false; /* a block stays half ours, half missing: the pool will cut our half off */
         for (size_t i = 0; i < list->n; off += list->refs[i++].bytes) {
                 uint32_t n = list->refs[i].bytes;
-                bool have = all_here(st, off, n) && large;
+                bool some, have = all_here(st, off, n, &some) && large;
                 /* cut anew, partly of base bytes: nobody else has this block. One that was taken over from a list is found by its hash. */
                 if (!have && !stage_block_reused(st, i))
                         have = stage_pread(st, off, buf, n, clock_mono_ms(st->owner->cfg.clock) + BASE_LATE_MS) == (ssize_t)n && pwrite_full(fd, buf, n, off) == 0;
                 if (have)
                         present[i / 8] |= (uint8_t)(1u << (i % 8));
+                else
+                        torn |= some;
         }
         if (large) {
                 lock_take(&st->io);
@@ -407,9 +392,10 @@ static int adopt_file(struct stage *st, const struct content *content, const str
                 if (r < 0)
                         return r;
                 *ret_taken = true;
+                if (torn)
+                        become(st, blob);
         }
-        struct adoption a = { { adoption_now }, st, blob };
-        r = blobs_adopt_file(blobs, content, list, path, present, large ? &a.handover : NULL);
+        r = blobs_adopt_file(blobs, content, list, path, present);
         if (r < 0) {
                 become(st, blob);
                 (void)!blobs_file_return(blobs, path); /* if it is still there */
@@ -442,10 +428,11 @@ static void close_stack(struct files *fs, struct stage *st, struct blob *blob, c
         struct stage *above;
         struct file *f = file_of_stage(fs, st, &above);
         struct blob *old = NULL;
+        struct stage *loose = f ? NULL : loose_above(fs, st);
         bool held = false;
-        if (!f)
-                above = loose_above(fs, st);
-        if (above) {
+        if (loose)
+                above = loose;
+        if ((f && above) || loose) {
                 LOCK_SCOPE(&above->lock);
                 LOCK_SCOPE(&fs->lock);
                 held = above->below == st; /* a loose one may have gone meanwhile */
@@ -467,7 +454,7 @@ static void close_stack(struct files *fs, struct stage *st, struct blob *blob, c
         if (f)
                 lock_drop(&f->lock);
         file_put(f);
-        stage_put(above);
+        stage_put(loose);
         blob_put(old);
         if (held)
                 stage_put(st);
@@ -489,8 +476,8 @@ static void retire_one(struct files *fs, struct retire *re) {
                         log_debug("file gen=%llu adopt error=%s", (unsigned long long)st->gen, err_name(r));
                 FAILPOINT_HERE("retire.adopted");
                 become(st, blob);
-                close_stack(fs, st, blob, re);
                 struct stage *below = take_below(fs, st);
+                close_stack(fs, st, blob, re);
                 if (below)
                         files_discard(fs, below);
                 stage_release_disk(st, taken);
@@ -500,40 +487,43 @@ static void retire_one(struct files *fs, struct retire *re) {
         free(re);
 }
 
-/* One worker at a time takes what was synced from the head of the list. */
 static void retire_run(struct job *j) {
-        struct files *fs = container_of(j, struct files, retire_job);
-        for (;;) {
-                lock_take(&fs->lock);
-                struct retire *re = fs->retire_first;
-                if (!re || re->n > fs->retire_upto)
-                        break;
-                fs->retire_first = re->next;
-                if (!re->next)
-                        fs->retire_last = NULL;
-                lock_drop(&fs->lock);
+        struct retire *re = container_of(j, struct retire, job);
+        struct files *fs = re->fs;
+        while (re) {
+                struct retire *next = re->next;
                 retire_one(fs, re);
+                re = next;
         }
+        LOCK_SCOPE(&fs->lock);
         fs->jobs--;
+        if (fs->retire_first)
+                fs->kicked = true;
         cond_broadcast(&fs->idle);
         cond_broadcast(&fs->work);
         cond_broadcast(&fs->drained);
-        lock_drop(&fs->lock);
 }
 
-void files_retire(struct files *fs, uint64_t upto) {
+void files_retire(struct files *fs, struct retire *last) {
         lock_take(&fs->lock);
-        fs->retire_upto = MAX(fs->retire_upto, upto);
-        bool start = fs->jobs == 0 && fs->retire_first && fs->retire_first->n <= fs->retire_upto;
-        fs->jobs += start;
+        struct retire *first = fs->jobs == 0 ? fs->retire_first : NULL; /* one chain at a time */
+        if (first) {
+                fs->retire_first = last->next;
+                if (!fs->retire_first)
+                        fs->retire_last = NULL;
+                last->next = NULL;
+                fs->jobs++;
+        } else if (fs->retire_first) {
+                fs->dirty = true; /* again after that one */
+        }
         lock_drop(&fs->lock);
-        if (!start)
+        if (!first)
                 return;
-        fs->retire_job = (struct job) { .run = retire_run };
+        first->job.run = retire_run;
         if (fs->cfg.workers)
-                executor_submit(fs->cfg.workers, &fs->retire_job);
+                executor_submit(fs->cfg.workers, &first->job);
         else
-                retire_run(&fs->retire_job);
+                retire_run(&first->job);
 }
 
 /* ---- totals ---- */

@@ -117,7 +117,7 @@ static int move_create(struct tree *t, struct rename *m) {
         int r = m->s.seq == 0 && m->s.pend ? outbox_create_of(t, m->s.ino, &o) : -ENOENT;
         if (r < 0)
                 return r == -ENOENT ? 0 : r;
-        if (!outbox_soft(&o) || o.p1 != m->dir || o.op.name_bytes != m->n || memcmp(o.op.name, m->name, m->n) != 0)
+        if (!outbox_soft(&o) || o.p1 != m->dir || o.op.name_bytes != m->n || memcmp(o.op.name, m->name, m->n) != 0 || !id_equal(&m->at.placement, &o.op.id))
                 return 0;
         r = outbox_last_at(t, m->dir2, m->name2, m->n2, INT64_MAX, &at);
         if (r == 0 && at == o.ord) /* back to where it was */

@@ -7,7 +7,8 @@
  *   REBASE         the place from the server's rows, new operation id
  *   CONFLICT_COPY  all pending contents of the node go, the newest becomes the content of a new node beside it; the temporary of a REPLACE is unlinked
  *   NEW_NAME       same node, conflict name, new operation id; later soft rows follow the name. Why this ends: conflict.c
- *   REVIVE         OPF_REVIVE, new operation id
+ *   DIR_NAME       our new directory wants the name of a file: as NEW_NAME, and behind it an exchange of the two names: the directory gets the name
+ *   REVIVE         OPF_REVIVE, new operation id; content also takes the deleted version as its base
  *   MERGED         the server's node takes the place of ours: our ino gets its id; if that node is here under another ino, its children and pending
  *                  operations move over and its row goes
  *
@@ -100,9 +101,18 @@ static int rebase_followers(struct tree *t, const struct orow *dropped, const st
                                 o->op.placement = k ? from->replaced_placement : from->placement;
                                 any = true;
                         }
-                        if (any)
-                                r = outbox_change(t, o);
-                        if (any && r == 0 && o->ino2)
+                        if (!any)
+                                continue;
+                        if (o->op.kind == OP_RENAME && o->p1 == o->p2 && o->op.name_bytes == o->op.name2_bytes && memcmp(o->op.name, o->op.name2, o->op.name_bytes) == 0) {
+                                r = outbox_remove(t, o); /* from its name to its name: nothing is left of it */
+                                if (r == 0)
+                                        r = rebase_followers(t, o, side);
+                                if (r == 0 && o->ino2)
+                                        r = tree_settle_later(t, o->ino2);
+                                return r < 0 ? r : rebase_followers(t, dropped, side); /* the list has changed */
+                        }
+                        r = outbox_change(t, o);
+                        if (r == 0 && o->ino2)
                                 r = tree_settle_later(t, o->ino2);
                 }
         }
@@ -299,6 +309,59 @@ static int resolve_new_name(struct tree *t, struct orow *own, const struct serve
                 }
         }
         return r < 0 ? r : settle_both(t, own);
+}
+
+/* The node that the server has under that name, hidden behind ours. -ENOENT */
+static int server_occupant(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t not_ino, struct nrow *ret) {
+        int64_t ino;
+        int r = db_int(t->w, &ino, "SELECT s.ino FROM shadow_name s JOIN node n ON n.ino=s.ino WHERE s.parent=? AND s.name=? AND s.ino<>? AND n.bits & 8 = 0", "iti", (int64_t)parent, name, n,
+                       (int64_t)not_ino);
+        return r < 0 ? r : row_get(t, t->w, (uint64_t)ino, ret);
+}
+
+/* The directory that we made is now called (parent, conflict name); if nothing moves it away from there, it changes names with the file. */
+static int exchange_with_file(struct tree *t, const struct orow *own, const char *name, size_t n) {
+        struct server_side there = { 0 };
+        struct nrow row, other, dir;
+        struct orow *list;
+        size_t count = 0;
+        int r = outbox_of_node(t, own->ino, &list, &count);
+        for (size_t i = 0; i < count && r == 0; i++)
+                if (list[i].ord > own->ord && (list[i].op.kind == OP_RENAME || list[i].op.kind == OP_UNLINK))
+                        return 0;
+        if (r == 0)
+                r = server_occupant(t, own->p1, name, n, own->ino, &other);
+        if (r == 0)
+                r = shadow_get(t, &other, &there);
+        if (r < 0 || other.v.kind == NODE_DIR || there.deleted)
+                return r == -ENOENT ? 0 : r;
+        struct orow o = { .ino = own->ino, .ino2 = other.ino, .p1 = own->p1, .p2 = own->p1, .bits = OB_DIRMOVE,
+                          .op = { .kind = OP_RENAME, .flags = OPF_EXCHANGE, .node = own->op.node, .name = own->op.name, .name_bytes = own->op.name_bytes, .name2 = name, .name2_bytes = n,
+                                  .placement = own->op.id, .replaced = other.id, .replaced_version = there.v.version } };
+        o.op.attrs.kind = NODE_DIR;
+        for (size_t i = 0; i < there.names.n; i++)
+                if (there.names.v[i].parent == own->p1 && there.names.v[i].n == n && memcmp(there.names.v[i].name, name, n) == 0)
+                        o.op.replaced_placement = there.names.v[i].placement;
+        r = row_get(t, t->w, own->p1, &dir);
+        if (r == 0)
+                r = row_get(t, t->w, own->ino, &row);
+        o.op.parent = o.op.parent2 = dir.id;
+        if (r == 0)
+                r = shadow_ensure(t, &other);
+        if (r == 0)
+                r = row_write(t, &other);
+        if (r == 0)
+                r = outbox_add(t, &o);
+        return r < 0 ? r : settle_both(t, &o);
+}
+
+static int resolve_dir_name(struct tree *t, struct orow *own, const struct server_side *side, const char *host) {
+        const char *name = own->op.name;
+        const size_t n = own->op.name_bytes;
+        if (own->op.kind != OP_CREATE || own->op.attrs.kind != NODE_DIR)
+                return -EINVAL;
+        int r = resolve_new_name(t, own, side, host);
+        return r < 0 ? r : exchange_with_file(t, own, name, n);
 }
 
 /* ---- merge ---- */
@@ -520,10 +583,15 @@ static int resolve_in(struct tree *t, const struct op_result *res, const struct 
                 if (own.op.kind == OP_RENAME && !source_name(&own, &side)) /* another rename was first */
                         return resolve_drop(t, &own, &row, &side);
                 return resolve_new_name(t, &own, &side, how->host ? how->host : "local");
+        case RESOLVE_DIR_NAME:
+                return resolve_dir_name(t, &own, &side, how->host ? how->host : "local");
         case RESOLVE_REVIVE:
                 if (own.op.kind == OP_RENAME && side.deleted) /* content brings a node back, a rename does not; the one behind it will */
                         return resolve_drop(t, &own, &row, &side);
                 own.op.flags |= OPF_REVIVE;
+                for (size_t i = 0; i < res->n_current && is_content(&own); i++)
+                        if (id_equal(&res->current[i].node.id, &row.id) && res->current[i].node.deleted)
+                                own.op.version = res->current[i].node.version;
                 r = outbox_reidentify(t, &own);
                 return r < 0 ? r : settle_both(t, &own);
         case RESOLVE_MERGED:

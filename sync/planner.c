@@ -11,10 +11,11 @@
  *   any              QUOTA                       parked for a minute
  *   any              NAME_INVALID, FORBIDDEN, UNSUPPORTED, INVALID, TOO_LARGE, CORRUPT   parked, with the reason
  *   create           EXISTS, STALE               conflict name (the server merges what can be merged)
+ *   mkdir            EXISTS, a file              the directory gets the name, the file a conflict name
  *   create           parent deleted              revive it (a directory that has its name by now stands for it); if that is refused: parked
  *   content          STALE, same bytes           drop: both say the same
  *   content          STALE                       conflict copy; the server's version keeps the name
- *   content          deleted                     revive: edit wins; if that is refused: conflict copy
+ *   content          deleted, edited or not      revive: edit wins; if that is refused: conflict copy
  *   attributes       deleted                     drop
  *   link             EXISTS                      conflict name
  *   link             node deleted                drop; its new parent deleted: revive
@@ -45,6 +46,17 @@ static const struct change *current_of(const struct op_result *r, const struct i
 static bool is_deleted(const struct op_result *r, const struct id *node) {
         const struct change *c = current_of(r, node);
         return c && c->node.deleted;
+}
+
+/* What is told to have the name that a new directory wants is not a directory. */
+static bool file_has_name(const struct op *op, const struct op_result *r) {
+        for (size_t i = 0; i < r->n_current; i++)
+                for (size_t k = 0; k < r->current[i].n_entries; k++) {
+                        const struct entry_row *e = &r->current[i].entries[k];
+                        if (id_equal(&e->parent, &op->parent) && e->name_bytes == op->name_bytes && memcmp(e->name, op->name, op->name_bytes) == 0)
+                                return !r->current[i].node.deleted && r->current[i].node.kind != NODE_DIR;
+                }
+        return false;
 }
 
 /* The name that the operation wants to take away is still where it was. */
@@ -80,7 +92,7 @@ static void decide_create(const struct op *op, const struct op_result *r, struct
                 if (is_deleted(r, &op->parent) && !(op->flags & OPF_REVIVE))
                         revive_place(op, p);
                 else
-                        resolve(p, RESOLVE_NEW_NAME); /* also where another directory stands for the deleted one by now, and has that name */
+                        resolve(p, op->attrs.kind == NODE_DIR && file_has_name(op, r) ? RESOLVE_DIR_NAME : RESOLVE_NEW_NAME); /* also where another directory stands for the deleted one by now */
                 return;
         case RES_NOT_FOUND: case RES_DELETED: case RES_NOT_DIR:
                 revive_place(op, p);
@@ -98,7 +110,10 @@ static void decide_content(const struct op *op, const struct op_result *r, const
         }
         switch (r->code) {
         case RES_STALE: case RES_EXISTS:
-                resolve(p, facts->same_content ? RESOLVE_DROP : RESOLVE_CONFLICT_COPY);
+                if (is_deleted(r, &op->node) && !(op->flags & OPF_REVIVE))
+                        resolve(p, RESOLVE_REVIVE); /* edited, then deleted */
+                else
+                        resolve(p, facts->same_content ? RESOLVE_DROP : RESOLVE_CONFLICT_COPY);
                 return;
         case RES_NOT_FOUND: case RES_DELETED: /* edit wins; if the node cannot be brought back, its bytes become a new one */
                 resolve(p, op->flags & OPF_REVIVE ? RESOLVE_CONFLICT_COPY : RESOLVE_REVIVE);

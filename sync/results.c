@@ -25,13 +25,13 @@ static void gather_facts(struct engine *e, const struct outbox_item *item, const
 }
 
 static int do_resolve(struct engine *e, const struct outbox_item *item, const struct op_result *r, enum resolve_kind how, struct arena *a) {
-        static const char *const names[] = { "", "drop", "rebase", "conflict_copy", "new_name", "revive", "merged" };
+        static const char *const names[] = { "", "drop", "rebase", "conflict_copy", "new_name", "revive", "merged", "dir_name" };
         struct resolve resolve = { .kind = how, .host = e->c.host };
         struct tree_applied applied = { 0 };
         struct upload *u = upload_find(e, &r->op);
         if (how != RESOLVE_MERGED)
                 log_refusal(e, &item->op, r, names[how]);
-        if (how == RESOLVE_CONFLICT_COPY || how == RESOLVE_NEW_NAME)
+        if (how == RESOLVE_CONFLICT_COPY || how == RESOLVE_NEW_NAME || how == RESOLVE_DIR_NAME)
                 counter_add(e->c.counters, conflicts, 1);
         int k = tree_resolve(e->c.cache->tree, r, &resolve, engine_is_open, e->c.cache, a, &applied);
         if (k == -EINVAL) { /* the tree would lose something by it */

@@ -34,6 +34,8 @@ static const struct row table[] = {
         { "edit | edit, same bytes", OP_CONTENT, .code = RES_STALE, .node = { TOLD, .edited = true }, .same_content = true, RESOLVED(DROP) },
         { "edit | edit, other bytes", OP_CONTENT, .code = RES_STALE, .node = { TOLD, .edited = true }, RESOLVED(CONFLICT_COPY) },
         { "edit | delete", OP_CONTENT, .code = RES_DELETED, .node = { TOLD, .deleted = true }, RESOLVED(REVIVE) },
+        { "edit | edit and delete", OP_CONTENT, .code = RES_STALE, .node = { TOLD, .edited = true, .deleted = true }, RESOLVED(REVIVE) },
+        { "edit | edit and delete, cannot come back", OP_CONTENT, .flags = OPF_REVIVE, .code = RES_STALE, .node = { TOLD, .edited = true, .deleted = true }, RESOLVED(CONFLICT_COPY) },
         { "edit | delete, row gone", OP_CONTENT, .code = RES_NOT_FOUND, RESOLVED(REVIVE) },
         { "edit | delete of a parent", OP_CONTENT, .code = RES_DELETED, .node = { TOLD, .deleted = true }, .parent_deleted = true, RESOLVED(REVIVE) },
         { "delete | edit not seen", OP_UNLINK, .code = RES_STALE, .node = { TOLD, .edited = true }, RESOLVED(DROP) },
@@ -129,6 +131,31 @@ static void each_row(void **state) {
         }
 }
 
+/* Who has the name that we want: a file gives it to a directory, nothing else does. */
+static void name_of_directory(void **state) {
+        struct entry_row at = { .parent = DIR1, .node = OTHER, .name = "n", .name_bytes = 1, .placement = PLACE2 };
+        struct change current[2] = { { .node = { .id = DIR1, .kind = NODE_DIR } }, { .node = { .id = OTHER, .kind = NODE_FILE }, .has_entries = true, .entries = &at, .n_entries = 1 } };
+        struct op_result r = { .op = OP, .code = RES_EXISTS, .current = current, .n_current = 2 };
+        struct op op = { .id = OP, .kind = OP_CREATE, .node = NODE, .parent = DIR1, .name = "n", .name_bytes = 1, .attrs = { .kind = NODE_DIR } };
+        struct plan_facts facts = { 0 };
+        struct plan plan;
+        planner_decide(&op, &r, &facts, &plan);
+        assert_int_equal(plan.resolve, RESOLVE_DIR_NAME);
+        current[1].node.kind = NODE_DIR; /* a merge that did not come about */
+        planner_decide(&op, &r, &facts, &plan);
+        assert_int_equal(plan.resolve, RESOLVE_NEW_NAME);
+        current[1].node.kind = NODE_SYMLINK;
+        planner_decide(&op, &r, &facts, &plan);
+        assert_int_equal(plan.resolve, RESOLVE_DIR_NAME);
+        at.name = "m";
+        planner_decide(&op, &r, &facts, &plan);
+        assert_int_equal(plan.resolve, RESOLVE_NEW_NAME);
+        at.name = "n";
+        op.attrs.kind = NODE_FILE;
+        planner_decide(&op, &r, &facts, &plan);
+        assert_int_equal(plan.resolve, RESOLVE_NEW_NAME);
+}
+
 /* Whatever a server answers: there is a decision, it is the same each time, and an edit with bytes of its own is never dropped. */
 static void any_answer(void **state) {
         struct rng_seeded rng;
@@ -170,6 +197,6 @@ static void any_answer(void **state) {
 }
 
 int main(void) {
-        const struct CMUnitTest tests[] = { cmocka_unit_test(each_row), cmocka_unit_test(any_answer) };
+        const struct CMUnitTest tests[] = { cmocka_unit_test(each_row), cmocka_unit_test(name_of_directory), cmocka_unit_test(any_answer) };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

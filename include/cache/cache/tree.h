@@ -142,6 +142,7 @@ enum resolve_kind {
         RESOLVE_CONFLICT_COPY = 3, /* local content becomes a new node NAME (conflict HOST N).EXT beside it, with its own CREATE; the original shows the server's row */
         RESOLVE_NEW_NAME = 4,      /* the name is taken: same node, conflict name, new operation id */
         RESOLVE_REVIVE = 5,        /* content again with OPF_REVIVE, new operation id */
+        RESOLVE_DIR_NAME = 7,      /* a file has the name of our new directory: the directory gets it, the file the conflict name */
         RESOLVE_MERGED = 6,        /* r->merged_into stands for our node: children and handles move to it, our ino stays */
 };
 struct resolve { enum resolve_kind kind; const char *host; /* for conflict names */ };
