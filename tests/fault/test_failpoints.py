@@ -21,6 +21,7 @@ import pytest
 from support import PASSWORD, PATIENCE, SCALE, SERVER, TARN, alive, run, until
 from writer import Scene
 
+OPTIONS = "cache_size=24M,free_floor=1,drain_timeout=0"  # small, so that blocks are evicted
 ROUNDS = max(1, round(3 * SCALE))
 ONLY = os.environ.get("TARN_FAULT_POINT")
 FIRST = {"tree.schema", "index.schema", "load.page", "load.step"}         # with an empty cache directory
@@ -57,8 +58,6 @@ def hit_of(r, i):
     return (1, 2)[i] if i < 2 else r.randrange(3, 9)
 
 
-def server_options(world):
-    return "cache_size=8M,free_floor=1,drain_timeout=0"
 
 
 def mount_under(client, options, text):
@@ -71,14 +70,14 @@ def mount_under(client, options, text):
 
 def test_the_client_dies_at_each_of_its_places(world):
     r = random.Random(seed_of())
-    s = Scene(world, r.random(), server_options(world), size_max=1 << 20, reads=True)
+    s = Scene(world, r.random(), OPTIONS, size_max=1 << 20, reads=True)
     a, silent, hits = s.client, [], {}
     names = [n for n in points(TARN) if n not in FIRST | START]
     token = world.server.token("anna")
 
     def somebody_else(n):
         """Remote changes, so that there are events and reads that miss."""
-        data = r.randbytes(r.choice((1000, 300000)))
+        data = r.randbytes(r.choice((1000, 300000, 3000000)))
         run("curl", "-sf", "-X", "PUT", "-H", f"Authorization: Bearer {token}", "--data-binary", "@-", f"{world.server.url}/v1/workspaces/work/files/r{n % 3}", input=data, text=False)
         return f"r{n % 3}", data
 
@@ -110,7 +109,7 @@ def test_the_client_dies_at_each_of_its_places(world):
                 silent.append(f"{name}@{hit}")
                 continue
             hits[name] = hits.get(name, 0) + 1
-            s.died()
+            print(name, hit, round(time.monotonic() - end + 30 * PATIENCE, 1), flush=True); s.died()
             s.mount()
             s.settle(f"{name}, hit {hit}")
         s.compare(name)
