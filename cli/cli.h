@@ -27,6 +27,7 @@ int cmd_login(int argc, char **argv);
 int cmd_mount(int argc, char **argv);
 int cmd_mount_helper(int argc, char **argv); /* called as mount.tarn by mount(8) */
 int cmd_umount(int argc, char **argv);
+int cmd_undelete(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_wait(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);

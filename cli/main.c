@@ -16,6 +16,7 @@ static const struct command { const char *name; int (*run)(int argc, char **argv
         { "login", cmd_login, "login URL --user NAME [--password-stdin]        sign in; the login is kept in the state directory" },
         { "mount", cmd_mount, "mount URL/WORKSPACE DIR [-f] [-o OPT,...]       mount a workspace; returns when it answers" },
         { "umount", cmd_umount, "umount DIR                                      unmount; what is not on the server yet goes on at the next mount" },
+        { "undelete", cmd_undelete, "undelete [PATH] [--since TIME]                  bring back what was deleted, from the server's trash" },
         { "status", cmd_status, "status [DIR] [--json]                           is it online, what is pending, what is in the cache" },
         { "wait", cmd_wait, "wait [DIR] [--timeout S]                        until all local changes are on the server" },
         { "doctor", cmd_doctor, "doctor [DIR] [--json] [--repair]                look for what is wrong, also with the daemon dead; say what to do" },

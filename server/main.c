@@ -7,7 +7,7 @@
  *   tarn-server token add --user NAME --data DIR
  *   tarn-server fsck --data DIR [--repair] [--json]
  *   tarn-server scrub --data DIR [--rate BYTES] [--json]
- *   tarn-server gc --data DIR [--dry-run] [--min-age DURATION] [--json]
+ *   tarn-server gc --data DIR [--dry-run] [--min-age DURATION] [--trash-age DURATION] [--json]
  *   tarn-server backup --to DIR --data DIR [--json]
  *   tarn-server restore --from DIR --data DIR
  *   tarn-server serve --data DIR [--listen HOST:PORT] [--tls-cert F --tls-key F]
@@ -292,16 +292,17 @@ static int absolute(const char *path, char **ret) {
 }
 
 static int cmd_maintain(int argc, char **argv) {
-        const char *data = NULL, *to = NULL, *min_age = NULL, *rate = NULL, *word = argv[0], *words[12];
+        const char *data = NULL, *to = NULL, *min_age = NULL, *trash_age = NULL, *rate = NULL, *word = argv[0], *words[12];
         bool json = false, repair = false, dry_run = false;
         const struct arg common[] = {{"data", 'd', ARG_STR, &data, "the server's data directory"}, {"json", 0, ARG_FLAG, &json, "report as JSON"}};
         const struct arg more[] = {{"repair", 0, ARG_FLAG, &repair, "repair what can be repaired (the server must be stopped)"},
                                    {"rate", 0, ARG_STR, &rate, "read at most so many bytes per second (no limit)"},
                                    {"dry-run", 0, ARG_FLAG, &dry_run, "only count"},
                                    {"min-age", 0, ARG_STR, &min_age, "leave what is younger (1d)"},
+                                   {"trash-age", 0, ARG_STR, &trash_age, "forget what was deleted so long ago (never)"},
                                    {"to", 0, ARG_STR, &to, "the directory of the backup"},
                                    {"rate", 0, ARG_STR, &rate, "copy at most so many bytes per second (no limit)"}};
-        static const struct { const char *word; size_t from, to; } own[] = {{"fsck", 0, 1}, {"scrub", 1, 2}, {"gc", 2, 4}, {"backup", 4, 6}};
+        static const struct { const char *word; size_t from, to; } own[] = {{"fsck", 0, 1}, {"scrub", 1, 2}, {"gc", 2, 5}, {"backup", 5, 7}};
         struct arg table[8] = {common[0], common[1]};
         _cleanup_free_ char *to_absolute = NULL;
         char program[40];
@@ -325,6 +326,10 @@ static int cmd_maintain(int argc, char **argv) {
         if (min_age) {
                 words[k++] = "--min-age";
                 words[k++] = min_age;
+        }
+        if (trash_age) {
+                words[k++] = "--trash-age";
+                words[k++] = trash_age;
         }
         if (rate) {
                 words[k++] = "--rate";

@@ -79,6 +79,8 @@ static int options(struct maintain *m, const char *const *words, size_t n) {
                         m->to = value;
                 else if (strcmp(w, "--min-age") == 0)
                         r = parse_duration_s(value, &m->min_age_s);
+                else if (strcmp(w, "--trash-age") == 0)
+                        r = parse_duration_s(value, &m->trash_age_s);
                 else if (strcmp(w, "--rate") == 0)
                         r = parse_bytes(value, &m->rate_bytes);
                 else

@@ -6,7 +6,7 @@
 
 /* Whether `word` names one of these commands (they may take hours). */
 bool maintain_knows(const char *word);
-/* words: {"fsck", "--repair", "--json"}, {"scrub", "--rate", BYTES, "--json"}, {"gc", "--dry-run", "--min-age", SECONDS, "--json"}, {"backup", "--to", DIR, "--json"}.
+/* words: {"fsck", "--repair", "--json"}, {"scrub", "--rate", BYTES, "--json"}, {"gc", "--dry-run", "--min-age", SECONDS, "--trash-age", SECONDS, "--json"}, {"backup", "--to", DIR, "--json"}.
  * 0; -EUCLEAN: done, and something is wrong (ret_text is the report); -EBUSY: another one is under way, or needs a stopped server; -ECANCELED: the server is stopping; -EINVAL. */
 int maintain_run(struct service *s, const char *const *words, size_t n, struct buf *ret_text) _must_check_;
 /* Asks the one under way to end soon. Any thread. */
@@ -17,7 +17,7 @@ void maintain_stop(struct service *s);
 struct maintain {
         struct service *s;
         bool json, repair, dry_run;
-        uint64_t min_age_s, rate_bytes;
+        uint64_t min_age_s, rate_bytes, trash_age_s; /* trash_age_s 0: the trash is left alone */
         const char *to;
         struct buf *out;                 /* text for people */
         json_t *report;                  /* with json: filled instead */

@@ -159,30 +159,11 @@ static int pages_get(struct page_get *g, const struct digest *hash, const void *
         return 0;
 }
 
-struct set { struct content content; struct blockref *refs; size_t n; };
-
-/* Counts the runs of `now` after `prev`, as check_runs of meta_content.c does: one block after a list always begins a run. */
-static int count_runs(struct tally *t, const struct set *prev, const struct set *now) {
-        bool compare = prev && (now->content.depth > 0 || prev->content.depth == 0);
-        size_t k = 0;
-
-        for (size_t i = 0; i < now->n; i++) {
-                int c = 1;
-
-                while (compare && k < prev->n && (c = memcmp(prev->refs[k].hash.b, now->refs[i].hash.b, DIGEST_BYTES)) < 0)
-                        k++;
-                if (compare && k < prev->n && c == 0)
-                        continue;
-                int r = tally_add(t, &now->refs[i]);
-                if (r < 0)
-                        return r;
-        }
-        return 0;
-}
+static int tally_each(void *arg, const struct blockref *ref) { return tally_add(arg, ref); }
 
 /* 0 all lists were read; 1 some could not be. */
 static int count_space(struct fsck *f, uint64_t ws, struct tally *t, struct fsck_pages *pages) {
-        struct set prev = {.n = 0}, now = {.n = 0};
+        struct meta_set prev = {.n = 0}, now = {.n = 0};
         _cleanup_arena_ struct arena *a = NULL;
         struct id after = {{0}};
         bool end = false, lacking = false;
@@ -198,7 +179,7 @@ static int count_space(struct fsck *f, uint64_t ws, struct tally *t, struct fsck
                         bool first = list[i].first;
 
                         f->contents++;
-                        now = (struct set){.content = list[i].content};
+                        now = (struct meta_set){.content = list[i].content};
                         r = meta_content_set(&now.content, &pages->get, &now.refs, &now.n);
                         if (r == -ENODATA || r == -EBADMSG) {
                                 char text[200], hex[2 * ID_BYTES + 1];
@@ -210,7 +191,7 @@ static int count_space(struct fsck *f, uint64_t ws, struct tally *t, struct fsck
                                 r = 0;
                         }
                         if (r == 0)
-                                r = count_runs(t, first ? NULL : &prev, &now);
+                                r = meta_runs(first ? NULL : &prev, &now, tally_each, t);
                         free(prev.refs);
                         prev = now;
                 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* maintain_gc.c: `tarn-server gc`: gives back what nobody needs. meta_gc.c says why it is safe beside commits; here is the order:
  *
+ *   0. with --trash-age: what was deleted that long ago is forgotten (meta_trash.c)
  *   1. expired claims and upload sessions go (meta_tidy)
  *   2. blocks without reference and claim are marked dead             older than --min-age (a day)
  *   3. blocks that have been dead for --min-age are forgotten          so a first run frees nothing but old remains
@@ -13,6 +14,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "api_content.h"
 #include "base/failpoint.h"
 #include "base/log.h"
 #include "maintain.h"
@@ -20,7 +22,7 @@
 #define ROWS_PER_STEP 2000u
 #define NAMES_PER_STEP 500u
 
-struct gc { struct maintain *m; int64_t before_ns; uint64_t marked, marked_bytes, swept, swept_bytes, objects, object_bytes, orphans, orphan_bytes; };
+struct gc { struct maintain *m; int64_t before_ns; uint64_t marked, marked_bytes, swept, swept_bytes, objects, object_bytes, orphans, orphan_bytes, purged, purged_bytes; };
 
 static int gc_blocks(struct gc *g) {
         struct meta *meta = g->m->s->meta;
@@ -121,6 +123,57 @@ static int gc_orphans(struct gc *g, meta_object_name *names) {
         return 0;
 }
 
+/* One page of one workspace's trash. Reading stops at what is too young from above: the oldest are at the end, so all pages are gone through. */
+static int purge_page(struct gc *g, uint64_t ws, struct meta_trash_filter *f, bool *ret_end) {
+        _cleanup_arena_ struct arena *a = NULL;
+        struct content_pages pages;
+        struct meta_trash *list;
+        struct meta_subject nobody = {.account = 0};
+        size_t n;
+        int r = arena_new(16u << 20, &a);
+
+        if (r == 0)
+                r = meta_trash(g->m->s->meta, ws, f, NAMES_PER_STEP, a, &list, &n, &f->before_seq);
+        if (r == 0)
+                r = content_pages_open(g->m->s, &nobody, ws, &pages);
+        if (r < 0)
+                return r;
+        for (size_t i = 0; r == 0 && i < n; i++) {
+                uint64_t bytes = 0;
+
+                r = g->m->dry_run ? 0 : meta_trash_purge(g->m->s->meta, ws, &list[i], &pages.get, &bytes);
+                if (r == -EBADMSG || r == -ENODATA || r == -ESTALE) { /* damaged: it stays; or somebody took it out just now */
+                        r = 0;
+                        continue;
+                }
+                g->purged += r == 0;
+                g->purged_bytes += bytes;
+                if (r == 0)
+                        r = maintain_pace(g->m, 0);
+        }
+        content_pages_close(&pages);
+        *ret_end = f->before_seq == 0;
+        return r;
+}
+
+static int gc_trash(struct gc *g) {
+        _cleanup_arena_ struct arena *a = NULL;
+        struct meta_workspace *w;
+        size_t n = 0;
+        int r = g->m->trash_age_s ? arena_new(4u << 20, &a) : 0;
+
+        if (r == 0 && a)
+                r = meta_workspaces(g->m->s->meta, NULL, a, &w, &n);
+        for (size_t i = 0; r == 0 && i < n; i++) {
+                struct meta_trash_filter f = {.until_ns = meta_now_ns(g->m->s->meta) - (int64_t)MIN(g->m->trash_age_s, UINT64_C(1) << 32) * 1000000000};
+                bool end = false;
+
+                while (r == 0 && !end)
+                        r = purge_page(g, w[i].ws, &f, &end);
+        }
+        return r;
+}
+
 int maintain_gc(struct maintain *m) {
         _cleanup_free_ meta_object_name *names = calloc(NAMES_PER_STEP, sizeof *names);
         struct gc g = {.m = m, .before_ns = meta_now_ns(m->s->meta) - (int64_t)MIN(m->min_age_s, UINT64_C(1) << 32) * 1000000000};
@@ -130,6 +183,8 @@ int maintain_gc(struct maintain *m) {
                 return -ENOMEM;
         m->min_age_s = MIN(m->min_age_s, UINT64_C(1) << 32);
         r = m->dry_run ? 0 : meta_tidy(m->s->meta);
+        if (r == 0)
+                r = gc_trash(&g);
         if (r == 0)
                 r = gc_blocks(&g);
         if (r == 0)
@@ -143,6 +198,7 @@ int maintain_gc(struct maintain *m) {
         const struct { const char *name; uint64_t value; } lines[] = {
                 {"blocks_marked", g.marked}, {"bytes_marked", g.marked_bytes}, {"blocks_forgotten", g.swept}, {"bytes_forgotten", g.swept_bytes}, {"objects_removed", g.objects},
                 {"bytes_removed", g.object_bytes}, {"orphans_removed", g.orphans}, {"orphan_bytes_removed", g.orphan_bytes},
+                {"trash_purged", g.purged}, {"trash_bytes", g.purged_bytes},
         };
         for (size_t i = 0; r == 0 && i < ARRAY_SIZE(lines); i++)
                 r = maintain_say(m, lines[i].name, lines[i].value);

@@ -206,9 +206,26 @@ int meta_resolve(struct meta *m, uint64_t ws, const char *path, struct arena *a,
 struct meta_version { struct id version; struct content content; int64_t mtime_ns; uint64_t seq; int64_t time_ns; const char *actor, *device; bool latest; };
 /* Kept versions of a file, newest first. -ENOENT, -EISDIR and -EINVAL for what has none. */
 int meta_versions(struct meta *m, uint64_t ws, const struct id *node, size_t max, struct arena *a, struct meta_version **ret, size_t *ret_n) _must_check_;
-/* Trash: deleted nodes, newest first, with their last place. */
-struct meta_trash { struct node_row node; struct id parent; const char *name; int64_t time_ns; const char *actor; };
-int meta_trash(struct meta *m, uint64_t ws, size_t max, struct arena *a, struct meta_trash **ret, size_t *ret_n) _must_check_;
+
+/* ---- trash: meta_trash.c ---- */
+
+/* Deleted nodes, newest first, with their last place. path: as it was when the node was deleted. */
+struct meta_trash { struct node_row node; struct id parent; const char *name, *path; int64_t time_ns; const char *actor, *device; };
+struct meta_trash_filter {
+        uint64_t before_seq;             /* 0: from the newest */
+        int64_t since_ns, until_ns;      /* deleted in this time (database's clock); 0: open */
+        struct id node;                  /* only this one, unless zero */
+        const char *path;                /* only what was there or below; NULL or "": all */
+};
+/* ret_before: where the next page goes on (before_seq), 0 if nothing is left. */
+int meta_trash(struct meta *m, uint64_t ws, const struct meta_trash_filter *f, size_t max, struct arena *a, struct meta_trash **ret, size_t *ret_n, uint64_t *ret_before) _must_check_;
+/* Brings one node back under its last name, its directories with it; a name that somebody has by now gets " (restored N)". `op` makes it safe to repeat; `job` tags
+ * the event. RES_NOT_FOUND: not in the trash (any more). */
+struct meta_undelete { const struct meta_subject *subject; uint64_t ws; struct id op, job, node; };
+int meta_undelete(struct meta *m, const struct meta_undelete *u, struct arena *a, struct meta_put_result *ret) _must_check_;
+/* Forgets content and history of a deleted node; its id stays taken, and somebody's later edit of it still comes back to its place. -ESTALE: not in the trash as `t` says any more;
+ * -EBADMSG, -ENODATA: a block list cannot be read, nothing was changed. ret_bytes: quota given back. */
+int meta_trash_purge(struct meta *m, uint64_t ws, const struct meta_trash *t, struct page_get *pages, uint64_t *ret_bytes) _must_check_;
 
 struct meta_stats {
         uint64_t users, workspaces, nodes, events, operations, blocks, block_bytes, stored_bytes, objects, claims;

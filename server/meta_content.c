@@ -156,6 +156,22 @@ int meta_content_set(const struct content *content, struct page_get *pages, stru
         return 0;
 }
 
+int meta_runs(const struct meta_set *prev, const struct meta_set *now, int (*each)(void *arg, const struct blockref *ref), void *arg) {
+        bool compare = prev && (now->content.depth > 0 || prev->content.depth == 0); /* one block after a list always begins a run */
+        size_t k = 0;
+        for (size_t i = 0; i < now->n; i++) {
+                int c = 1;
+                while (compare && k < prev->n && (c = by_hash(&prev->refs[k], &now->refs[i])) < 0)
+                        k++;
+                if (compare && k < prev->n && c == 0)
+                        continue;
+                int r = each(arg, &now->refs[i]);
+                if (r != 0)
+                        return r;
+        }
+        return 0;
+}
+
 int content_plan_make(struct meta *m, const struct meta_subject *subject, uint64_t ws, const struct content *content, const struct content *prev, struct page_get *pages,
                       struct content_plan **ret) {
         struct content_plan *p = calloc(1, sizeof *p);

@@ -201,10 +201,11 @@ static int revive(struct opx *x, struct work **w, unsigned depth) {
                         r = opx_work(x, &e.node, &there);
                         if (r < 0)
                                 return r;
-                        if (node->row.kind != NODE_DIR)
+                        if (node->row.kind != NODE_DIR && !x->rename_taken)
                                 return RES_EXISTS;
-                        if (r > 0 && there->row.kind == NODE_DIR) { /* stays deleted: the other directory stands for it */
-                                *w = there;
+                        if (r > 0 && node->row.kind == there->row.kind &&
+                            (node->row.kind == NODE_DIR || (node->row.kind == NODE_FILE && content_equal(&node->row.content, &there->row.content)))) {
+                                *w = there; /* stays deleted: the other one stands for it */
                                 return RES_OK;
                         }
                         TRY(restored_name(x, &parent->row.id, &past[i], &name, &name_bytes));

@@ -56,6 +56,10 @@ int meta_check_place(struct meta_checker *k, const struct digest *hash, struct a
 /* All blocks of a content, pages included, distinct and sorted by hash; the caller frees it. -ENODATA a page is not there, -EBADMSG the list is wrong. */
 int meta_content_set(const struct content *content, struct page_get *pages, struct blockref **ret, size_t *ret_n) _must_check_;
 
+/* The blocks that begin a run with `now`, the version of a node after `prev` (NULL: its first), as a commit counts them. each: non-zero stops and is returned. */
+struct meta_set { struct content content; struct blockref *refs; size_t n; };
+int meta_runs(const struct meta_set *prev, const struct meta_set *now, int (*each)(void *arg, const struct blockref *ref), void *arg) _must_check_;
+
 /* Repairs, for a database that nobody else uses. */
 int meta_refs_set(struct meta *m, uint64_t ws, const struct meta_ref *refs, size_t n) _must_check_; /* refs 0 removes */
 int meta_object_lost(struct meta *m, const char *object) _must_check_; /* its blocks are wanted anew */

@@ -311,14 +311,14 @@ static int event_write(struct opx *x, const struct event *e) {
         int r = wire_pack_event(b, e);
         if (r < 0)
                 return r;
-        return sql_run(x->db, "INSERT INTO event(workspace, seq, mark, op, job, actor, device, time_ns, body) VALUES(?1, ?2, ?3, ?4, NULL, ?5, ?6, ?7, ?8)", "iibDiDib",
+        return sql_run(x->db, "INSERT INTO event(workspace, seq, mark, op, job, actor, device, time_ns, body) VALUES(?1, ?2, ?3, ?4, ?9, ?5, ?6, ?7, ?8)", "iibDiDibb",
                        (int64_t)x->s->ws, (int64_t)e->seq, (const void *)e->mark, (size_t)8, &e->op, (int64_t)x->subject->account, &x->subject->device, e->time_ns,
-                       (const void *)b->data, b->bytes);
+                       (const void *)b->data, b->bytes, id_is_zero(&e->job) ? NULL : (const void *)e->job.b, (size_t)ID_BYTES);
 }
 
 static int finish_accepted(struct opx *x, struct op_result *ret) {
         struct space *s = x->s;
-        struct event e = { .seq = s->at.seq + 1, .op = x->op->id, .actor = x->subject->account_name, .device = x->subject->device_name, .time_ns = x->now_ns };
+        struct event e = { .seq = s->at.seq + 1, .op = x->op->id, .job = x->job, .actor = x->subject->account_name, .device = x->subject->device_name, .time_ns = x->now_ns };
         do /* zero is the mark of seq 0 */
                 x->t->m->c.rng->fill(x->t->m->c.rng, e.mark, sizeof e.mark);
         while (memcmp(e.mark, (uint8_t[8]){ 0 }, 8) == 0);

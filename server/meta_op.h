@@ -52,6 +52,8 @@ struct opx {
         struct id main;               /* node that the operation is about (after aliases) */
         struct id replaced_version;   /* content version that it replaced */
         const struct digest *missing; size_t n_missing;
+        bool rename_taken;            /* reviving: a file whose name is taken gets another one too */
+        struct id job;                /* of the event */
 };
 
 /* ---- meta_op.c ---- */

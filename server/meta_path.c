@@ -154,11 +154,11 @@ static int decide_delete(struct solo *s, struct opx *x) {
 /* A kept version of a node: 1, 0, -errno. */
 static int version_get(struct sql *db, uint64_t ws, const struct id *node, const struct id *version, struct arena *a, struct node_row *ret) {
         struct sql_stmt *st;
-        int r = sql_first(db, &st, "SELECT " NODE_COLUMNS " FROM revision WHERE workspace = ?1 AND id = ?2 AND version = ?3 ORDER BY seq LIMIT 1", "iDD", (int64_t)ws, node, version);
+        int r = sql_first(db, &st, "SELECT " NODE_COLUMNS " FROM revision WHERE workspace = ?1 AND id = ?2 AND version = ?3 AND deleted < 2 ORDER BY seq LIMIT 1", "iDD", (int64_t)ws, node, version);
         if (r < 0)
                 return r;
         if (r == 0)
-                r = sql_first(db, &st, "SELECT " NODE_COLUMNS " FROM node WHERE workspace = ?1 AND id = ?2 AND version = ?3", "iDD", (int64_t)ws, node, version);
+                r = sql_first(db, &st, "SELECT " NODE_COLUMNS " FROM node WHERE workspace = ?1 AND id = ?2 AND version = ?3 AND deleted < 2", "iDD", (int64_t)ws, node, version);
         if (r <= 0)
                 return r;
         r = node_from(db, st, a, ret);

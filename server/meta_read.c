@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* meta_read.c: what clients read: events, snapshot pages, one directory, single nodes, paths, versions, trash. Each call is one consistent view.
+/* meta_read.c: what clients read: events, snapshot pages, one directory, single nodes, paths, versions. Each call is one consistent view.
  *
  * A cursor is believed only if epoch, seq and mark all fit: a server that was rolled back without saying so has other marks (or fewer events), and the client must
  * load anew instead of missing what it had. seq 0 has the mark zero. The horizon row keeps its mark after its event is gone.
@@ -288,7 +288,7 @@ int meta_versions(struct meta *m, uint64_t ws, const struct id *node, size_t max
                 return -ENOMEM;
         rows[n++] = c.node;
         struct sql_stmt *st;
-        r = sql_stmt(v.db, &st, "SELECT " NODE_COLUMNS " FROM revision WHERE workspace = ?1 AND id = ?2 ORDER BY seq DESC", "iD", (int64_t)ws, &c.node.id);
+        r = sql_stmt(v.db, &st, "SELECT " NODE_COLUMNS " FROM revision WHERE workspace = ?1 AND id = ?2 AND deleted < 2 ORDER BY seq DESC", "iD", (int64_t)ws, &c.node.id);
         if (r < 0)
                 return r;
         while ((r = sql_step(v.db, st)) > 0) {
@@ -313,50 +313,5 @@ int meta_versions(struct meta *m, uint64_t ws, const struct id *node, size_t max
                 return -ENOMEM;
         *ret = list;
         *ret_n = MIN(n, max);
-        return 0;
-}
-
-int meta_trash(struct meta *m, uint64_t ws, size_t max, struct arena *a, struct meta_trash **ret, size_t *ret_n) {
-        _cleanup_view_ struct view v = { m, NULL };
-        int r = view_begin(m, &v.db);
-        if (r < 0)
-                return r;
-        size_t n = 0, room = MIN(max, (size_t)10000);
-        struct meta_trash *list = arena_alloc(a, (room + 1) * sizeof *list);
-        if (!list)
-                return -ENOMEM;
-        struct sql_stmt *st;
-        r = sql_stmt(v.db, &st, "SELECT " NODE_COLUMNS " FROM node WHERE workspace = ?1 AND deleted = 1 ORDER BY seq DESC LIMIT ?2", "ii", (int64_t)ws, (int64_t)room);
-        if (r < 0)
-                return r;
-        while (n < room && (r = sql_step(v.db, st)) > 0) {
-                r = node_from(v.db, st, a, &list[n].node);
-                if (r < 0)
-                        break;
-                n++;
-        }
-        sql_reset(v.db, st);
-        for (size_t i = 0; r >= 0 && i < n; i++) {
-                struct meta_trash *t = &list[i];
-                const char *device;
-                r = event_origin(v.db, ws, t->node.seq, a, &t->actor, &device, &t->time_ns);
-                if (r == 0)
-                        r = sql_first(v.db, &st, "SELECT " ENTRY_COLUMNS " FROM entry_past WHERE workspace = ?1 AND node = ?2 AND until_seq = ?3 ORDER BY id LIMIT 1", "iDi",
-                                      (int64_t)ws, &t->node.id, (int64_t)t->node.seq);
-                t->name = "";
-                if (r > 0) {
-                        struct entry_row e;
-                        r = entry_from(v.db, st, a, &e);
-                        sql_reset(v.db, st);
-                        if (r == 0) {
-                                t->parent = e.parent;
-                                t->name = e.name;
-                        }
-                }
-        }
-        if (r < 0)
-                return r;
-        *ret = list;
-        *ret_n = n;
         return 0;
 }

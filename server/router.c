@@ -47,6 +47,12 @@ const struct route routes[] = {
         {"POST", WS "/restore", AUTH_TOKEN, CLASS_METADATA, CALL_JSON_BYTES_MAX, false, api_restore_path, "an older version becomes the newest, by path"},
         {"GET", WS "/nodes/{node}/versions", AUTH_TOKEN, CLASS_METADATA, 0, false, api_versions_node, "versions of a file by node"},
         {"POST", WS "/nodes/{node}/restore", AUTH_TOKEN, CLASS_METADATA, CALL_JSON_BYTES_MAX, false, api_restore_node, "an older version becomes the newest"},
+        {"GET", WS "/trash", AUTH_TOKEN, CLASS_METADATA, 0, false, api_trash, "what was deleted, newest first"},
+        {"DELETE", WS "/trash", AUTH_TOKEN, CLASS_METADATA, 0, false, api_trash_purge, "forget what was deleted"},
+        {"POST", WS "/trash/restore", AUTH_TOKEN, CLASS_METADATA, CALL_JSON_BYTES_MAX, false, api_trash_restore, "bring back what was deleted"},
+        {"GET", WS "/members", AUTH_TOKEN, CLASS_CONTROL, 0, false, api_members, "who may do what here"},
+        {"PUT", WS "/members/{user}", AUTH_TOKEN, CLASS_CONTROL, CALL_JSON_BYTES_MAX, false, api_member_set, "give a user a role"},
+        {"DELETE", WS "/members/{user}", AUTH_TOKEN, CLASS_CONTROL, 0, false, api_member_remove, "take a user's access"},
         {NULL, NULL, AUTH_NONE, CLASS_CONTROL, 0, false, NULL, NULL},
 };
 

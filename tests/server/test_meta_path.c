@@ -178,7 +178,8 @@ static void versions_and_restore(void **state) {
         struct id none = { { 0 } };
         assert_int_equal(del(&k, "f", false, none, none).code, RES_OK);
         struct meta_trash *trash;
-        assert_int_equal(meta_trash(k.m, k.ws, 10, k.a, &trash, &n), 0);
+        uint64_t before;
+        assert_int_equal(meta_trash(k.m, k.ws, &(struct meta_trash_filter){ 0 }, 10, k.a, &trash, &n, &before), 0);
         assert_int_equal(n, 1);
         assert_string_equal(trash[0].name, "f");
         assert_true(id_equal(&trash[0].parent, &id_root));

@@ -180,9 +180,27 @@ add("POST", WS + "/nodes/{node}/restore", 200, lambda s: post_json(s, restore(s)
 add("POST", WS + "/nodes/{node}/restore", 400, lambda s: post_json(s, restore(s), {"version": "x"}))
 add("POST", WS + "/nodes/{node}/restore", 404, lambda s: post_json(s, restore(s), {"version": "9" * 32}))
 
+TRASH = WS + "/trash"
+add("GET", TRASH, 200, lambda s: s.call("GET", "/v1/workspaces/w/trash"), lambda s: s.call("GET", "/v1/workspaces/w/trash?limit=1&path=none&since_s=60&until_s=1"))
+add("GET", TRASH, 400, lambda s: s.call("GET", "/v1/workspaces/w/trash?limit=0"), lambda s: s.call("GET", "/v1/workspaces/w/trash?since_s=x"), lambda s: s.call("GET", "/v1/workspaces/w/trash?before=x"))
+add("DELETE", TRASH, 200, lambda s: s.call("DELETE", "/v1/workspaces/w/trash?path=none"))
+add("DELETE", TRASH, 400, lambda s: s.call("DELETE", "/v1/workspaces/w/trash?until_s=x"))
+add("POST", TRASH + "/restore", 200, lambda s: post_json(s, "/v1/workspaces/w/trash/restore", {"path": "none", "since_s": 60}))
+add("POST", TRASH + "/restore", 400, lambda s: post_json(s, "/v1/workspaces/w/trash/restore", {}), lambda s: post_json(s, "/v1/workspaces/w/trash/restore", {"node": "x"}),
+    lambda s: post_json(s, "/v1/workspaces/w/trash/restore", {"since_s": "x"}))
+MEMBERS = WS + "/members"
+add("GET", MEMBERS, 200, lambda s: s.call("GET", "/v1/workspaces/w/members"))
+add("PUT", MEMBERS + "/{user}", 200, lambda s: s.call("PUT", "/v1/workspaces/w/members/bob", body=b'{"role": "viewer"}'))
+add("PUT", MEMBERS + "/{user}", 400, lambda s: s.call("PUT", "/v1/workspaces/w/members/bob", body=b'{"role": "none"}'))
+add("PUT", MEMBERS + "/{user}", 404, lambda s: s.call("PUT", "/v1/workspaces/w/members/nobody", body=b'{"role": "viewer"}'))
+add("PUT", MEMBERS + "/{user}", 409, lambda s: s.call("PUT", "/v1/workspaces/w/members/ann", body=b'{"role": "viewer"}'))
+add("DELETE", MEMBERS + "/{user}", 204, lambda s: s.call("DELETE", "/v1/workspaces/w/members/bob"))
+add("DELETE", MEMBERS + "/{user}", 404, lambda s: s.call("DELETE", "/v1/workspaces/w/members/nobody"))
+add("DELETE", MEMBERS + "/{user}", 409, lambda s: s.call("DELETE", "/v1/workspaces/w/members/ann"))
+
 
 def concrete(pattern, workspace="w"):
-    return pattern.replace("{workspace}", workspace).replace("{node}", "1" * 32).replace("{device}", "1" * 32).replace("{path}", "x")
+    return pattern.replace("{workspace}", workspace).replace("{node}", "1" * 32).replace("{device}", "1" * 32).replace("{path}", "x").replace("{user}", "bob")
 
 
 for (m, p), op in OPERATIONS.items():
