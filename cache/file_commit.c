@@ -307,8 +307,7 @@ void file_committed(struct cache *c, const struct tree_done *done, size_t n) {
                         dropped(fs, &done[i]);
                 }
         }
-        LOCK_SCOPE(&fs->lock);
-        cond_broadcast(&fs->drained);
+        cache_poke(c);
 }
 
 /* ---- retirement, on a worker ---- */

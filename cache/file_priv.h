@@ -44,6 +44,7 @@ struct files {
         _Atomic uint64_t seals;       /* contents queued, any thread: file_seals */
         struct listener *listener[LISTENERS_MAX]; size_t n_listeners;
         bool online;
+        uint64_t answers;             /* cache_answers */
         /* writers that wait for room */
         struct file_write *wait_first, *wait_last;
         uint64_t room_seq, failed_seq; /* room was freed; at the last -ENOSPC of the blobs */

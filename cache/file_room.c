@@ -253,7 +253,38 @@ void cache_set_online(struct cache *c, bool online) {
         LOCK_SCOPE(&fs->lock);
         fs->online = online;
         fs->kicked = true;
+        fs->answers++;
         cond_broadcast(&fs->work);
+        cond_broadcast(&fs->drained);
+}
+
+bool cache_online(struct cache *c) {
+        LOCK_SCOPE(&c->files->lock);
+        return c->files->online;
+}
+
+/* ---- who waits for the server ---- */
+
+uint64_t cache_answers(struct cache *c) {
+        LOCK_SCOPE(&c->files->lock);
+        return c->files->answers;
+}
+
+int cache_wait_answers(struct cache *c, uint64_t seen, int64_t deadline_ms) {
+        struct files *fs = c->files;
+        lock_assert_none();
+        LOCK_SCOPE(&fs->lock);
+        while (fs->answers == seen)
+                if (cond_wait_until(&fs->drained, &fs->lock, deadline_ms) < 0)
+                        return -ETIMEDOUT;
+        return 0;
+}
+
+void cache_poke(struct cache *c) {
+        struct files *fs = c->files;
+        LOCK_SCOPE(&fs->lock);
+        fs->answers++;
+        cond_broadcast(&fs->drained);
 }
 
 int cache_sync(struct cache *c) {

@@ -3,20 +3,18 @@
  *
  *   flush, close=fast     reports an error of an earlier write; nothing else. Answered on the worker
  *   flush, close=local    file_sync, from the job pool
- *   flush, close=server   file_sync and freeze, from the job pool; then until the node has nothing pending, in the closer's thread; -ETIMEDOUT after
- *                         net_timeout, -EINTR when interrupted
+ *   flush, close=server   file_sync and freeze, from the job pool; then until the node has nothing pending, in the closer's thread; -EHOSTDOWN when offline,
+ *                         -ETIMEDOUT after net_timeout, -EINTR when interrupted
  *   fsync                 file_sync, from the job pool; with close=server it freezes too
  *   fsyncdir              the tree's log
  *
- * The closer waits for "everything is on the server" in slices of SLICE_MS on the cache's own condition, and after each asks for the nodes that are waited
- * for; so a file whose own upload is done is not kept waiting by others for longer than a slice. A FLUSH comes once per descriptor, so it is never taken for the close
- * of the file: the commit point is RELEASE (or the freeze above). */
+ * The closer waits on the cache's count of answers (cache_wait_answers) and after each change asks for the nodes that are waited for; an interrupt, a new waiter and the end poke it. When the
+ * cache is known to be offline a waiter gets -EHOSTDOWN at once: its bytes are local and go up later. A FLUSH comes once per descriptor, so it is never taken for the
+ * close of the file: the commit point is RELEASE (or the freeze above). */
 #include "fs.h"
 
 #include <stddef.h>
 #include <stdlib.h>
-
-#define SLICE_MS 100
 
 struct waiter {
         struct waiter *next;
@@ -28,11 +26,29 @@ struct waiter {
         int64_t deadline_ms;
 };
 
+static void interrupted(fuse_req_t req, void *mount) {
+        cache_poke(((struct mount *)mount)->cfg.cache);
+}
+
+/* -EINPROGRESS: waits on. */
+static int look(struct mount *m, struct waiter *w, bool stop, int64_t now) {
+        struct node n;
+        int r = tree_get(m->cfg.cache->tree, file_ino(w->file), &n);
+        if (r < 0 || !n.pending)
+                return r == -ENOENT ? 0 : r; /* deleted meanwhile: nothing left to wait for */
+        if (stop || fuse_req_interrupted(w->req))
+                return -EINTR;
+        if (!cache_online(m->cfg.cache))
+                return -EHOSTDOWN;
+        return now >= w->deadline_ms ? -ETIMEDOUT : -EINPROGRESS;
+}
+
 static void *closer(void *arg) {
         struct mount *m = arg;
         struct closer *k = &m->closer;
         struct waiter *mine = NULL, **end = &mine;
         for (;;) {
+                uint64_t seen = cache_answers(m->cfg.cache);
                 lock_take(&k->lock);
                 while (!mine && !k->first && !k->stop)
                         cond_wait(&k->more, &k->lock);
@@ -45,25 +61,24 @@ static void *closer(void *arg) {
                 lock_drop(&k->lock);
                 if (!mine)
                         return NULL; /* asked to stop and nobody waits */
-                int64_t now = clock_mono_ms(m->cfg.clock);
-                bool drained = !stop && cache_wait_drained(m->cfg.cache, now + SLICE_MS) == 0;
-                now = clock_mono_ms(m->cfg.clock);
+                int64_t now = clock_mono_ms(m->cfg.clock), next = INT64_MAX;
                 for (struct waiter **at = &mine; *at;) {
                         struct waiter *w = *at;
-                        struct node n;
-                        int r = drained ? 0 : tree_get(m->cfg.cache->tree, file_ino(w->file), &n);
-                        if (r == 0 && !drained && n.pending)
-                                r = stop || fuse_req_interrupted(w->req) ? -EINTR : now >= w->deadline_ms ? -ETIMEDOUT : -EINPROGRESS;
+                        int r = look(m, w, stop, now);
                         if (r == -EINPROGRESS) {
+                                next = MIN(next, w->deadline_ms);
                                 at = &w->next;
                                 continue;
                         }
                         *at = w->next;
-                        reply_fail_or_ok(w->req, r == -ENOENT ? 0 : r); /* deleted meanwhile: nothing left to wait for */
+                        fuse_req_interrupt_func(w->req, NULL, NULL); /* waits for one that is running */
+                        reply_fail_or_ok(w->req, r);
                         free(w);
                 }
                 for (end = &mine; *end; end = &(*end)->next)
                         ;
+                if (mine)
+                        (void)!cache_wait_answers(m->cfg.cache, seen, next);
         }
 }
 
@@ -85,6 +100,7 @@ void closer_stop(struct mount *m) {
         k->stop = true;
         cond_signal(&k->more);
         lock_drop(&k->lock);
+        cache_poke(m->cfg.cache);
         (void)pthread_join(k->thread, NULL);
         k->started = false;
         cond_destroy(&k->more);
@@ -100,11 +116,14 @@ static void waiter_run(struct job *j) {
                 r = file_freeze(m->cfg.cache, file_ino(w->file), &gen);
         if (r == 0 && w->wait) {
                 struct closer *k = &m->closer;
-                LOCK_SCOPE(&k->lock);
+                fuse_req_interrupt_func(w->req, interrupted, m);
+                lock_take(&k->lock);
                 w->next = NULL;
                 *k->last = w;
                 k->last = &w->next;
                 cond_signal(&k->more);
+                lock_drop(&k->lock);
+                cache_poke(m->cfg.cache);
                 return;
         }
         reply_fail_or_ok(w->req, r);

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import threading
+import time
 
 import pytest
 
@@ -201,6 +202,35 @@ def test_close_server_reports_that_the_server_did_not_get_it(mount):
 
 
 @pytest.mark.options("close=server", "timeout_ms=20000")
+def test_close_server_offline_fails_at_once(mount):
+    """Known to be offline: no waiting, and the bytes are here. So does one that waits already when the link goes."""
+    mount.do("offline")
+    fd = os.open(mount / "f", os.O_CREAT | os.O_WRONLY)
+    os.write(fd, b"x")
+    begun = time.monotonic()
+    with pytest.raises(OSError) as e:
+        os.close(fd)
+    assert e.value.errno == errno.EHOSTDOWN and time.monotonic() - begun < 5
+    assert read(mount / "f") == b"x"
+    mount.do("online")
+    fd, result = os.open(mount / "g", os.O_CREAT | os.O_WRONLY), []
+    os.write(fd, b"y")
+
+    def close():
+        try:
+            os.close(fd)
+        except OSError as e:
+            result.append(e.errno)
+    t = threading.Thread(target=close)
+    t.start()
+    wait_for(lambda: int(mount.do("pending")) == 2, "both are pending")
+    assert not result
+    mount.do("offline")
+    t.join(10)
+    assert result == [errno.EHOSTDOWN]
+
+
+@pytest.mark.options("close=server", "timeout_ms=20000")
 def test_a_waiting_close_can_be_killed_and_hinders_nobody(mount):
     pids = []
     for i in range(12):
@@ -209,7 +239,7 @@ def test_a_waiting_close_can_be_killed_and_hinders_nobody(mount):
             write(mount / f"f{i}", b"x")
             os._exit(0)
         pids.append(pid)
-    wait_for(lambda: int(mount.do("pending")) == 12, "all are pending")
+    wait_for(lambda: len(os.listdir(mount.path)) == 12 and int(mount.do("pending")) == 12, "all are pending")
     write_ok = []
     t = threading.Thread(target=lambda: write_ok.append(os.mkdir(mount / "d")))
     t.start()

@@ -92,6 +92,12 @@ void cache_set_source(struct cache *c, struct source *s);
 void cache_set_listener(struct cache *c, struct listener *l);      /* up to 4, before threads start */
 /* Freezes stages that are quiet or old; returns ms until the next is due. Called by the engine's tick. */
 int64_t file_quiet_points(struct cache *c);
+/* For who waits until the server has something: a count that grows with each answer, each change of the link and each poke. Read it, look at what is waited for, then wait for
+ * another value: nothing is missed. Any thread, no lock held, 0 SQL. -ETIMEDOUT */
+uint64_t cache_answers(struct cache *c);
+int cache_wait_answers(struct cache *c, uint64_t seen, int64_t deadline_ms) _must_check_;
+void cache_poke(struct cache *c);                                   /* RANK_QUEUE */
+bool cache_online(struct cache *c);
 /* Offline or stuck: writers that wait for room get -ENOSPC. */
 void cache_set_online(struct cache *c, bool online);
 struct cache_totals { uint64_t bytes, limit_bytes, dirty_bytes, pending_files, pending_bytes; int64_t oldest_pending_ns; /* real; 0: none */ };
