@@ -208,6 +208,32 @@ void blobs_room_freed(struct blobs *b) {
                 b->on_room(b->on_room_arg);
 }
 
+static int by_value(const void *a, const void *b) {
+        uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+        return x < y ? -1 : x > y;
+}
+
+int blobs_keep(struct blobs *b, const uint64_t *roots, size_t n) {
+        uint64_t *v = n ? reallocarray(NULL, n, sizeof *v) : NULL;
+        if (n && !v)
+                return -ENOMEM;
+        if (n) {
+                memcpy(v, roots, n * sizeof *v);
+                qsort(v, n, sizeof *v, by_value);
+        }
+        LOCK_SCOPE(&b->lru_lock);
+        free(b->keep);
+        b->keep = v;
+        b->n_keep = n;
+        return 0;
+}
+
+static bool is_kept_locked(struct blobs *b, const struct content *content) {
+        uint64_t root;
+        memcpy(&root, content->root.b, sizeof root);
+        return b->n_keep > 0 && bsearch(&root, b->keep, b->n_keep, sizeof root, by_value);
+}
+
 static uint64_t evict_batch(struct blobs *b, uint64_t want) {
         struct victim victims[VICTIMS_MAX];
         size_t n = 0, left;
@@ -231,7 +257,12 @@ static uint64_t evict_batch(struct blobs *b, uint64_t want) {
                         LOCK_SCOPE(&blob->lock);
                         size_t i = key.index;
                         if (blob->list_known && i < blob->list.n && blob->state[i] & BS_PRESENT) {
-                                if (blob->pins[i] == 0 && !block_wanted_locked(blob, i)) {
+                                bool kept;
+                                {
+                                        LOCK_SCOPE(&b->lru_lock);
+                                        kept = is_kept_locked(b, &blob->content);
+                                }
+                                if (blob->pins[i] == 0 && !kept && !block_wanted_locked(blob, i)) {
                                         block_state_locked(blob, i, BS_PRESENT | BS_CHECKED, BS_BUSY);
                                         got += block_charge(blob, i);
                                         taken = true;

@@ -149,6 +149,7 @@ static void blobs_free(struct blobs *b) {
         if (b->dir_fd >= 0)
                 (void)close(b->dir_fd);
         free(b->dir);
+        free(b->keep);
         free(b);
 }
 

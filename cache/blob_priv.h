@@ -113,6 +113,7 @@ struct blobs {
         struct lock lru_lock;
         struct lru *lru;
         uint64_t touches;                         /* lru lock */
+        uint64_t *keep; size_t n_keep;            /* lru lock; sorted: blobs_keep */
 
         struct room room;
         struct pack *pack;

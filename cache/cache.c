@@ -364,6 +364,34 @@ int cache_loaded(struct cache *c) {
         return 0;
 }
 
+/* ---- what the brake holds ---- */
+
+struct roots { uint64_t *v; size_t n, room; };
+static int add_root(void *arg, const struct node *node) {
+        struct roots *s = arg;
+        if (node->kind != NODE_FILE || node->content.size == 0)
+                return 0;
+        if (s->n == s->room) {
+                size_t room = s->room ? s->room * 2 : 1024;
+                uint64_t *v = reallocarray(s->v, room, sizeof *v);
+                if (!v)
+                        return -ENOMEM;
+                s->v = v;
+                s->room = room;
+        }
+        memcpy(&s->v[s->n++], node->content.root.b, sizeof *s->v);
+        return 0;
+}
+
+int cache_keep_held(struct cache *c) {
+        struct roots s = { 0 };
+        int r = tree_held(c->tree) ? tree_held_list(c->tree, 0, add_root, &s) : 0;
+        if (r == 0)
+                r = blobs_keep(c->blobs, s.v, s.n);
+        free(s.v);
+        return r;
+}
+
 /* ---- open, close ---- */
 
 static void raise_descriptors(void) {
@@ -430,6 +458,8 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
         }
         if (r == 0)
                 r = FAILPOINT("recover.flush");
+        if (r == 0)
+                r = cache_keep_held(c);
         if (r == 0)
                 r = files_flush(c->files); /* what was found is durable before anything builds on it */
         if (r == 0 && fresh_boot)

@@ -11,7 +11,8 @@
  *   PREPARE  indexes on snap_entry; chooses FILL for an empty tree, else NODES          -
  *   NODES    rows: new nodes come without names, others get a newer row                 node id
  *   NAMES    lists of names that differ                                                 node id
- *   DELETES  nodes of the server that the snapshot does not have are deleted            ino
+ *   WEIGH    counts the nodes of the server that the snapshot does not have             ino
+ *   DELETES  those are deleted, or held if they are too many (tree_held.c)              ino
  *   FILL     an empty tree: rows go straight in, without views, notes or comparisons    node id
  *   LINK     an empty tree: the names                                                   parent, entry id
  *   FINISH   cursor, `complete`, side tables emptied                                    -
@@ -30,7 +31,7 @@
 #define FILL_FACTOR 16u       /* rows of FILL and LINK cost that much less than those that are compared */
 #define SHRINK_PAGES 64
 
-enum phase { PHASE_LOAD = 0, PHASE_NODES = 1, PHASE_NAMES = 2, PHASE_DELETES = 3, PHASE_FILL = 4, PHASE_LINK = 5, PHASE_FINISH = 6, PHASE_SHRINK = 7 };
+enum phase { PHASE_LOAD = 0, PHASE_NODES = 1, PHASE_NAMES = 2, PHASE_DELETES = 3, PHASE_FILL = 4, PHASE_LINK = 5, PHASE_FINISH = 6, PHASE_SHRINK = 7, PHASE_WEIGH = 8 };
 
 /* ---- state ---- */
 
@@ -137,9 +138,10 @@ static int position_read(struct db *db, enum phase *ret_phase, struct position *
         return 0;
 }
 
+/* Not what tree_snapshot_fork said: it is said before the load begins. */
 static int clear(struct tree *t) {
         static const char *const sql[] = { "DELETE FROM snap_node", "DELETE FROM snap_entry", "DELETE FROM setting WHERE key IN ('.snapshot','.snapshot_pos')",
-                                           "DELETE FROM meta WHERE key IN ('snap_phase','snap_events')", "DROP INDEX IF EXISTS snap_entry_node", "DROP INDEX IF EXISTS snap_entry_parent" };
+                                           "DELETE FROM meta WHERE key IN ('snap_phase','snap_events','snap_seen','snap_absent','snap_brake')", "DROP INDEX IF EXISTS snap_entry_node", "DROP INDEX IF EXISTS snap_entry_parent" };
         int r = 0;
         for (size_t i = 0; i < ARRAY_SIZE(sql) && r == 0; i++)
                 r = db_run(t->w, sql[i], "");
@@ -442,31 +444,58 @@ static int step_names(struct step *s) {
         return r;
 }
 
-static int step_deletes(struct step *s) {
+/* The next nodes that the server has had; those that the snapshot does not have. */
+static int next_absent(struct step *s, struct open_set *ret, size_t *ret_seen) {
         struct tree *t = s->t;
-        struct open_set list = {0};
         struct db_stmt *q;
         size_t n = 0;
-        int r = db_query(t->w, &q, "SELECT n.ino, n.seq, EXISTS(SELECT 1 FROM snap_node s WHERE s.id=n.id AND s.deleted=0) FROM node n WHERE n.ino>? ORDER BY n.ino LIMIT ?", "ii",
-                         (int64_t)s->pos.number, (int64_t)s->max);
+        int r = db_query(t->w, &q, "SELECT n.ino, n.seq, EXISTS(SELECT 1 FROM snap_node s WHERE s.id=n.id AND s.deleted=0) OR EXISTS(SELECT 1 FROM held h WHERE h.ino=n.ino) FROM node n WHERE n.ino>?"
+                                   " ORDER BY n.ino LIMIT ?", "ii", (int64_t)s->pos.number, (int64_t)s->max);
         while (r > 0) {
                 uint64_t seq = (uint64_t)db_col_int(q, 1);
                 s->pos.number = (uint64_t)db_col_int(q, 0);
                 n++;
                 if (!db_col_int(q, 2) && seq && s->pos.number != INO_ROOT && !(s->same_epoch && seq > s->state.upto.seq))
-                        r = open_set_add(&list, s->pos.number);
+                        r = open_set_add(ret, s->pos.number);
                 if (r < 0)
                         db_reset(q);
                 else
                         r = db_step(q);
         }
         s->end = n < s->max;
+        *ret_seen = n;
+        return r;
+}
+
+static int step_weigh(struct step *s) {
+        struct open_set list = {0};
+        size_t seen;
+        int r = next_absent(s, &list, &seen);
+        if (r == 0)
+                r = held_weigh(s->t, seen, list.n, s->end);
+        cleanup_open_set_p(&list);
+        return r;
+}
+
+static int step_deletes(struct step *s) {
+        struct tree *t = s->t;
+        struct open_set list = {0};
+        size_t seen;
+        bool hold_all;
+        uint64_t hold_above;
+        int r = next_absent(s, &list, &seen);
+        if (r == 0)
+                r = held_rule(t, s->same_epoch, &hold_all, &hold_above);
         for (size_t i = 0; i < list.n && r == 0; i++) {
                 struct nrow row;
                 struct server_side side;
                 r = row_get(t, t->w, list.ino[i], &row);
                 if (r == -ENOENT) {
                         r = 0;
+                        continue;
+                }
+                if (r == 0 && (hold_all || row.seq > hold_above)) {
+                        r = held_add(t, row.ino);
                         continue;
                 }
                 if (r == 0)
@@ -586,6 +615,10 @@ static int finish(struct step *s, const struct cursor *upto) {
         if (r == 0)
                 r = clear(t);
         if (r == 0)
+                r = db_run(t->w, "DELETE FROM meta WHERE key IN ('snap_forks','snap_fork_seq')", "");
+        if (r == 0)
+                r = held_refresh(t);
+        if (r == 0)
                 r = meta_set(t->w, "complete", 1);
         if (r == 0)
                 r = meta_set(t->w, "snap_phase", PHASE_SHRINK);
@@ -609,7 +642,7 @@ static int shrink(struct tree *t) {
 }
 
 static int step_in(struct step *s, const struct cursor *upto) {
-        static const enum phase after[] = { [PHASE_NODES] = PHASE_NAMES, [PHASE_NAMES] = PHASE_DELETES, [PHASE_DELETES] = PHASE_FINISH, [PHASE_FILL] = PHASE_LINK, [PHASE_LINK] = PHASE_FINISH };
+        static const enum phase after[] = { [PHASE_NODES] = PHASE_NAMES, [PHASE_NAMES] = PHASE_WEIGH, [PHASE_WEIGH] = PHASE_DELETES, [PHASE_DELETES] = PHASE_FINISH, [PHASE_FILL] = PHASE_LINK, [PHASE_LINK] = PHASE_FINISH };
         struct tree *t = s->t;
         enum phase phase;
         int r = position_read(t->w, &phase, &s->pos);
@@ -632,6 +665,9 @@ static int step_in(struct step *s, const struct cursor *upto) {
                 break;
         case PHASE_NAMES:
                 r = step_names(s);
+                break;
+        case PHASE_WEIGH:
+                r = step_weigh(s);
                 break;
         case PHASE_DELETES:
                 r = step_deletes(s);

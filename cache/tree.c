@@ -165,6 +165,8 @@ static int open_state(struct tree *t, const struct tree_config *config) {
                 r = create_schema(t, config);
         if (r == 0 && version == 0)
                 r = FAILPOINT("tree.schema");
+        if (r == 0)
+                r = held_open(t);
         if (r == 0) /* handles do not outlive the process, clean stop or not */
                 r = recover(t);
         if (r == 0)

@@ -99,6 +99,7 @@ struct tree {
         bool (*open_for_write)(void *arg, uint64_t ino);
         void *open_for_write_arg;
         _Atomic bool complete;          /* the first load is finished */
+        uint64_t n_held;                /* rows of table held: tree_held.c */
 
         struct lock rlock;              /* RANK_OUTBOX: the pool of readers */
         struct cond rcond;
@@ -220,6 +221,14 @@ static inline bool outbox_soft(const struct orow *o) { return o->state != OUT_SE
 struct settle_hint { uint64_t done_gen; struct id done_version; bool own; };
 int settle(struct tree *t, uint64_t ino, const struct server_side *s, const struct settle_hint *hint) _must_check_;
 int settle_pending(struct tree *t) _must_check_;  /* those asked for by tree_settle_later */
+
+/* ---- tree_held.c: inside a transaction ---- */
+int held_open(struct tree *t) _must_check_;
+int held_refresh(struct tree *t) _must_check_;            /* rows of nodes that are gone go; counts */
+int held_add(struct tree *t, uint64_t ino) _must_check_;
+int held_end(struct tree *t, uint64_t ino) _must_check_;  /* the server has spoken of it again */
+int held_weigh(struct tree *t, uint64_t seen, uint64_t absent, bool end) _must_check_; /* adds up over the steps; at the end: does the brake hold? */
+int held_rule(struct tree *t, bool same_epoch, bool *ret_all, uint64_t *ret_above_seq) _must_check_; /* what is absent is held: all, or what is newer */
 
 /* ---- tree_apply.c ---- */
 int apply_changes(struct tree *t, const struct change *changes, size_t n, uint64_t list_seq /* 0: of the rows */, const struct orow *own, const struct id *own_version) _must_check_;

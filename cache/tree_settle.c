@@ -193,7 +193,10 @@ int settle(struct tree *t, uint64_t ino, const struct server_side *s, const stru
         int r = row_get(t, t->w, ino, &row);
         if (r < 0)
                 return r == -ENOENT ? 0 : r;
-        r = row_extra(t, &row);
+        if (s)
+                r = held_end(t, ino);
+        if (r == 0)
+                r = row_extra(t, &row);
         if (r == 0 && !s)
                 r = shadow_get(t, &row, &side);
         if (r < 0)

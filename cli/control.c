@@ -8,6 +8,7 @@
  *   {"cmd": "nudge"}                        -> {"ok": true}: try the server now
  *   {"cmd": "failpoint", "arm": TEXT}       -> {"ok": true} or {"error": ...}, then
  *   {"cmd": "failpoints"}                   -> {"points": {NAME: HITS, ...}}: for tests, see base/failpoint.h; there are none in a release build
+ *   {"cmd": "accept"}                       -> {"ok": true}: what the brake holds is removed, in the background
  *   {"cmd": "scrub"}                        -> later: the object that scrub.c makes. Who asks while one goes on gets the result of that
  *   anything else                           -> {"error": "unknown command"}
  *
@@ -206,6 +207,9 @@ static void command(struct control *c, struct conn *k) {
                 conn_answer(c, k, c->c.status(c->c.arg));
         } else if (strcmp(cmd, "nudge") == 0) {
                 c->c.nudge(c->c.arg);
+                conn_answer(c, k, json_pack("{s:b}", "ok", 1));
+        } else if (strcmp(cmd, "accept") == 0) {
+                c->c.let_go(c->c.arg);
                 conn_answer(c, k, json_pack("{s:b}", "ok", 1));
         } else if (strcmp(cmd, "scrub") == 0) {
                 start_scrub(c, k);

@@ -144,6 +144,26 @@ static json_t *parked_json(struct daemon *d) {
         return list;
 }
 
+static int add_held(void *arg, const struct node *node) {
+        void **both = arg;
+        struct daemon *d = both[0];
+        _cleanup_buf_ struct buf path = BUF_INIT(65536);
+        if (json_array_size(both[1]) >= PARKED_MAX)
+                return 1;
+        const char *text = tree_path(d->cache->tree, node->ino, &path) == 0 ? buf_text(&path) : NULL;
+        if (text)
+                (void)json_array_append_new(both[1], json_string(text));
+        return 0;
+}
+
+static json_t *held_json(struct daemon *d) {
+        json_t *list = json_array();
+        void *both[] = { d, list };
+        if (list && tree_held(d->cache->tree) && tree_held_list(d->cache->tree, 0, add_held, both) < 0)
+                log_debug("status held failed");
+        return list;
+}
+
 static json_t *counters_json(struct daemon *d) {
         json_t *j = json_object();
 #define X(name) (void)json_object_set_new(j, #name, json_integer((json_int_t)counter_get(&d->counters, name)));
@@ -180,7 +200,7 @@ static json_t *status(void *arg) {
         const struct { const char *name; uint64_t v; } numbers[] = {
                 { "pending_files", t.pending_files }, { "pending_bytes", pending ? t.pending_bytes : 0 }, { "pending_items", o.items }, { "oldest_pending_s", pending && oldest_ns > 0 ? (uint64_t)(MAX(now_ns - oldest_ns, (int64_t)0) / 1000000000) : 0 },
                 { "cache_bytes", t.bytes }, { "cache_limit_bytes", t.limit_bytes }, { "dirty_bytes", t.dirty_bytes }, { "nodes", tree.nodes }, { "load_rows", e.load_rows }, { "sending", e.sending },
-                { "parked_items", o.parked },
+                { "parked_items", o.parked }, { "held_nodes", tree_held(d->cache->tree) },
         };
         for (size_t i = 0; i < ARRAY_SIZE(numbers); i++)
                 (void)json_object_set_new(j, numbers[i].name, json_integer((json_int_t)numbers[i].v));
@@ -188,6 +208,7 @@ static json_t *status(void *arg) {
         (void)json_object_set_new(j, "reason", json_string(r < 0 ? "the local database does not answer" : e.reason));
         (void)json_object_set_new(j, "cursor", json_pack("{s:s, s:I, s:s}", "epoch", epoch, "seq", (json_int_t)cursor.seq, "mark", mark));
         (void)json_object_set_new(j, "parked", parked_json(d));
+        (void)json_object_set_new(j, "held", held_json(d));
         (void)json_object_set_new(j, "counters", counters_json(d));
         return j;
 }
@@ -223,6 +244,11 @@ static void terminate(void *arg) {
         int r = unmount(d, true);
         if (r < 0)
                 log_warn("unmount err=%s", err_name(r));
+}
+
+static void accept_held(void *arg) {
+        struct daemon *d = arg;
+        engine_accept(d->engine);
 }
 
 static json_t *scrub(void *arg, _Atomic bool *stop) {
@@ -403,7 +429,7 @@ static int wire(struct daemon *d) {
                 LOCK_SCOPE(&d->lock);
                 d->mount = m;
         }
-        r = control_start(&(struct control_config){ .place_dir = d->c->place->dir, .cache = d->cache, .status = status, .unmount = unmount, .nudge = nudge, .terminate = terminate, .scrub = scrub, .hopeless = hopeless, .arg = d },
+        r = control_start(&(struct control_config){ .place_dir = d->c->place->dir, .cache = d->cache, .status = status, .unmount = unmount, .nudge = nudge, .terminate = terminate, .scrub = scrub, .let_go = accept_held, .hopeless = hopeless, .arg = d },
                           &d->control);
         return r < 0 ? report(d, EXIT_DISK, "cannot make the control socket in %s: %s", d->c->place->dir, strerror(-r)) : 0;
 }

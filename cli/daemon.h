@@ -39,6 +39,7 @@ struct control_config {
         int (*unmount)(void *arg, bool lazy);         /* 0, -EBUSY, -EAGAIN (not mounted yet) */
         void (*nudge)(void *arg);
         void (*terminate)(void *arg);                 /* SIGTERM, SIGINT */
+        void (*let_go)(void *arg);                    /* lets go what the brake holds, in the background */
         json_t *(*scrub)(void *arg, _Atomic bool *stop); /* on a thread of its own: may take minutes; ends soon after *stop; NULL: no memory */
         const char *(*hopeless)(void *arg);           /* why waiting is pointless ("signed_out", "upgrade_needed"), or NULL */
         void *arg;

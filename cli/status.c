@@ -37,6 +37,11 @@ static void show(const json_t *j) {
                 (void)printf("  pending  %lld files, %lld changes, %s, the oldest for %lld s\n", (long long)num(j, "pending_files"), (long long)num(j, "pending_items"), pending,
                              (long long)num(j, "oldest_pending_s"));
         (void)printf("  cache    %s of %s\n", cache, limit);
+        if (num(j, "held_nodes") > 0) {
+                const char *first = json_string_value(json_array_get(json_object_get(j, "held"), 0));
+                (void)printf("  held     %lld files and directories that the server does not have any more (%s ...) are kept here; copy what you need, then `tarn accept %s` removes them\n",
+                             (long long)num(j, "held_nodes"), first ? first : "?", str(j, "mountpoint"));
+        }
         for (size_t i = 0; i < json_array_size(parked); i++) {
                 const json_t *p = json_array_get(parked, i);
                 (void)printf("  parked   %s: %s, %s (for %lld s, next try in %lld s)\n", str(p, "path"), str(p, "error"), str(p, "reason"), (long long)num(p, "age_s"),

@@ -386,6 +386,11 @@ struct listener *engine_listener(struct engine *e) {
         return &e->listener;
 }
 
+void engine_accept(struct engine *e) {
+        atomic_store(&e->accept, true);
+        engine_wake(e);
+}
+
 bool engine_quiet(struct engine *e) {
         return e->outstanding == 0;
 }

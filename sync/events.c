@@ -103,6 +103,7 @@ static void poll_finished(struct request *r, int err) {
                 return; /* a load began meanwhile */
         if (err == -EIDRM) {
                 log_info("sync cursor=gone: a new snapshot is loaded");
+                load_fork(e, &r->call->answer);
                 load_start(e);
                 return;
         }

@@ -16,12 +16,15 @@
  * with a verified trailer: absence is never evidence of deletion.
  *
  * 410 for the events after S: S is older than the server's horizon; the load begins anew. While a load is active the outbox rests: sequence numbers of two epochs must not
- * meet. */
+ * meet.
+ *
+ * What a snapshot lacks is not always removed: tree_held.c has the brake. The answer 410 may name the epoch that the new one forks from, and where (load_fork). */
 #include <stdio.h>
 #include <string.h>
 
 #include "base/digest.h"
 #include "base/failpoint.h"
+#include "base/json.h"
 #include "priv.h"
 
 #define SETTING "load_from"
@@ -58,6 +61,19 @@ static void resume(struct engine *e) {
         struct load *l = &e->load;
         l->begun = true;
         l->phase = !l->at.nodes_end ? LOAD_NODES : !l->at.entries_end ? LOAD_ENTRIES : LOAD_EVENTS;
+}
+
+/* What a 410 says of the epoch that it sends us to. */
+void load_fork(struct engine *e, const struct buf *answer) {
+        _cleanup_json_ json_t *j = NULL;
+        struct id predecessor = { { 0 } };
+        const char *text;
+        int64_t fork = 0;
+        if (json_parse(answer->data, answer->bytes, &j) < 0 || json_get_str(j, "predecessor", &text) < 0 || hex_decode(text, predecessor.b, ID_BYTES) < 0 ||
+            json_get_int(j, "fork_seq", 0, INT64_MAX, &fork) < 0)
+                memset(&predecessor, 0, sizeof predecessor);
+        if (tree_snapshot_fork(e->c.cache->tree, &predecessor, (uint64_t)fork) < 0)
+                log_warn("sync load=fork failed"); /* then nothing is removed if the epoch is another */
 }
 
 void load_start(struct engine *e) {
@@ -275,6 +291,7 @@ static void catch_up_finished(struct request *r, int err) {
         size_t n = 0;
         l->request = NULL;
         if (err == -EIDRM) {
+                load_fork(e, &r->call->answer);
                 begin_anew(e);
                 return;
         }
@@ -339,12 +356,16 @@ static int64_t apply(struct engine *e, int64_t now) {
                 return l->retry_at_ms;
         }
         r = cache_loaded(e->c.cache);
+        if (r == 0)
+                r = cache_keep_held(e->c.cache);
         if (r < 0) { /* the tree is complete, so the next start tries again */
                 again(e, 0);
                 return l->retry_at_ms;
         }
         if (tree_setting_set(e->c.cache->tree, SETTING, "", 0) < 0)
                 log_warn("sync load=setting failed");
+        if (tree_held(e->c.cache->tree))
+                log_warn("sync brake: the snapshot would remove %llu nodes; they are held", (unsigned long long)tree_held(e->c.cache->tree));
         log_info("sync load=done rows=%llu seq=%llu", (unsigned long long)l->rows, (unsigned long long)l->at.upto.seq);
         l->phase = LOAD_NONE;
         engine_set_loaded(e, l->rows, true);
@@ -353,8 +374,25 @@ static int64_t apply(struct engine *e, int64_t now) {
         return now;
 }
 
+/* What the brake holds goes, a step a turn. */
+static int64_t let_go(struct engine *e, int64_t now) {
+        int r = tree_held_drop(e->c.cache->tree, ROWS_PER_STEP, engine_is_open, e->c.cache);
+        if (r > 0)
+                return now;
+        if (r == 0)
+                r = cache_keep_held(e->c.cache);
+        if (r < 0)
+                log_warn("sync accept err=%s", err_name(r));
+        else
+                log_info("sync accept=done");
+        atomic_store(&e->accept, false);
+        return NEVER;
+}
+
 int64_t load_step(struct engine *e, int64_t now) {
         struct load *l = &e->load;
+        if (l->phase == LOAD_NONE && atomic_load(&e->accept))
+                return let_go(e, now);
         if (l->phase == LOAD_NONE || l->request)
                 return NEVER;
         if (l->retry_at_ms > now)

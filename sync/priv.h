@@ -97,6 +97,7 @@ struct load {
         uint64_t rows;
 };
 void load_init(struct engine *e);
+void load_fork(struct engine *e, const struct buf *answer); /* before it: what the 410 says */
 void load_start(struct engine *e);                 /* the cursor is unknown to the server, or there is none */
 bool load_active(const struct engine *e);
 int64_t load_step(struct engine *e, int64_t now);
@@ -226,6 +227,7 @@ struct engine {
         unsigned outstanding;      /* requests and tasks under way */
         int64_t quiet_at_ms;
         bool loaded;               /* the tree is complete */
+        _Atomic bool accept;       /* what the brake holds is to go */
 
         struct lock lock;          /* guards what follows; RANK_QUEUE */
         struct cond cond;

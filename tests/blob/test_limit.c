@@ -289,11 +289,34 @@ static void test_full_file_system(void **state) {
         assert_int_equal(rmdir(dir), 0);
 }
 
+static void test_kept_blocks_stay(void **state) {
+        struct world *w = world_new(64 * MIB);
+        struct known *kept = know_random(w, 3 * MIB, 512 * KIB), *other = know_random(w, 3 * MIB, 512 * KIB);
+        uint64_t root;
+        memcpy(&root, kept->content.root.b, sizeof root);
+        for (int i = 0; i < 2; i++) {
+                struct blob *blob = get_blob(w, i ? other : kept);
+                assert_int_equal(read_compare(blob, i ? other : kept, 0, 3 * MIB), 3 * MIB);
+                blob_put(blob);
+        }
+        assert_int_equal(blobs_keep(w->blobs, &root, 1), 0);
+        assert_int_equal(blobs_evict_all(w->blobs), 0);
+        struct blobs_totals t;
+        blobs_totals(w->blobs, &t);
+        assert_int_equal(t.blocks, kept->list.n);
+        assert_int_equal(blobs_keep(w->blobs, NULL, 0), 0);
+        assert_int_equal(blobs_evict_all(w->blobs), 0);
+        blobs_totals(w->blobs, &t);
+        assert_int_equal(t.blocks, 0);
+        world_free(w);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_stream_through_a_small_cache),
                 cmocka_unit_test(test_small_contents_reuse_their_places),
                 cmocka_unit_test(test_random_walk),
+                cmocka_unit_test(test_kept_blocks_stay),
                 cmocka_unit_test(test_full_file_system),
         };
         return cmocka_run_group_tests_name("blob limit", tests, NULL, NULL);

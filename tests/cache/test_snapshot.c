@@ -2,6 +2,8 @@
 /* Snapshots: the first load, events that meet pages, a new snapshot over pending work, restarts in the middle, a new epoch. */
 #include "world.h"
 
+#include "tree_priv.h"
+
 static struct world w;
 static struct model m;
 
@@ -220,12 +222,153 @@ static void test_new_epoch(void **state) {
         compare(&w, &m);
 }
 
+static void delete_all(unsigned dirs, unsigned files) {
+        char name[32];
+        for (unsigned i = 0; i < dirs; i++) {
+                (void)snprintf(name, sizeof(name), "dir%u", i);
+                const struct id d = model_at(&m, &id_root, name)->row.node;
+                for (unsigned k = 0; k < files; k++) {
+                        (void)snprintf(name, sizeof(name), "file%u", k);
+                        assert_int_equal(model_unlink(&m, &d, name), 0);
+                }
+        }
+}
+
+static int count(void *arg, const struct node *node) {
+        (*(unsigned *)arg)++;
+        return 0;
+}
+
+/* A snapshot that lacks more than 1,000 nodes and a tenth of the tree: nothing goes until the user says so, and all else goes on. */
+static void test_brake(void **state) {
+        populate(11, 100);
+        load_snapshot(&w, &m, 5000, 1000);
+        const uint64_t before = 1 + 11 + 1100;
+        struct tree_totals totals;
+        struct node file = look(&w, look(&w, INO_ROOT, "dir3").ino, "file3");
+        delete_all(11, 100);
+        (void)model_make(&m, &id_root, "new", NODE_FILE, 5); /* what comes is shown */
+        new_snapshot(13);
+        MUST(tree_totals(w.tree, &totals));
+        assert_int_equal(totals.nodes, before + 1);
+        assert_int_equal(tree_held(w.tree), 1100);
+        assert_int_equal(look(&w, look(&w, INO_ROOT, "dir3").ino, "file3").ino, file.ino);
+        (void)look(&w, INO_ROOT, "new");
+        /* events go on; the server speaking of one of them ends its hold */
+        const struct id d3 = model_at(&m, &id_root, "dir3")->row.node;
+        (void)model_make(&m, &d3, "later", NODE_FILE, 9);
+        sync_down(&w, &m);
+        (void)look(&w, look(&w, INO_ROOT, "dir3").ino, "later");
+        /* a restart, and another snapshot, change nothing */
+        tree_close(w.tree);
+        world_reopen(&w, 2);
+        assert_int_equal(tree_held(w.tree), 1100);
+        load_snapshot(&w, &m, 50, 400);
+        assert_int_equal(tree_held(w.tree), 1100);
+        unsigned n = 0;
+        MUST(tree_held_list(w.tree, 0, count, &n));
+        assert_int_equal(n, 1100);
+        /* one is deleted here: an act of the user, not the brake's */
+        MUST(rm(&w, look(&w, INO_ROOT, "dir4").ino, "file4"));
+        world_check(&w);
+        int r;
+        unsigned steps = 0;
+        while ((r = tree_held_drop(w.tree, 100, NULL, NULL)) > 0)
+                steps++;
+        MUST(r);
+        assert_true(steps >= 10);
+        assert_int_equal(tree_held(w.tree), 0);
+        sync_all(&w, &m);
+        compare(&w, &m);
+}
+
+/* At the limits: exactly 1,000 nodes go; more than that but not a tenth of the tree go too. */
+static void test_brake_limits(void **state) {
+        populate(10, 100);
+        load_snapshot(&w, &m, 5000, 1000);
+        delete_all(10, 100); /* 1,000 of 1,011 */
+        new_snapshot(1000);
+        assert_int_equal(tree_held(w.tree), 0);
+        compare(&w, &m);
+}
+
+static void test_no_brake_for_a_tenth(void **state) {
+        bool all;
+        uint64_t above;
+        load_snapshot(&w, &m, 50, 50);
+        for (uint64_t more = 0; more < 2; more++) { /* in two steps, as a snapshot does it */
+                MUST(tree_begin(w.tree));
+                MUST(held_weigh(w.tree, 5000, 600, false));
+                MUST(held_weigh(w.tree, 5010, 401 + more, true));
+                MUST(held_rule(w.tree, true, &all, &above));
+                assert_int_equal(all, more > 0);
+                assert_true(above == UINT64_MAX);
+                assert_int_equal(tree_end(w.tree, -ECANCELED), -ECANCELED);
+        }
+}
+
+/* Deletions that events tell one by one, and local ones, never meet the brake. */
+static void test_events_do_not_brake(void **state) {
+        populate(11, 100);
+        load_snapshot(&w, &m, 5000, 1000);
+        delete_all(6, 100);
+        sync_down(&w, &m);
+        assert_int_equal(tree_held(w.tree), 0);
+        compare(&w, &m);
+        for (unsigned i = 6; i < 11; i++) {
+                char name[16];
+                (void)snprintf(name, sizeof(name), "dir%u", i);
+                struct node d = look(&w, INO_ROOT, name);
+                for (unsigned k = 0; k < 100; k++) {
+                        (void)snprintf(name, sizeof(name), "file%u", k);
+                        MUST(k % 7 ? rm(&w, d.ino, name) : tree_unlink(w.tree, d.ino, name, strlen(name), true, NULL, NULL, &(struct node) { 0 }));
+                }
+        }
+        assert_int_equal(tree_held(w.tree), 0);
+        sync_all(&w, &m);
+        compare(&w, &m);
+        struct outbox_totals o;
+        MUST(outbox_totals(w.tree, &o));
+        assert_int_equal(o.parked, 0);
+}
+
+/* A restored server: what was made after the moment of the backup is only here, however little it is; what is older and absent was deleted. */
+static void test_fork(void **state) {
+        populate(2, 10);
+        load_snapshot(&w, &m, 1000, 1000);
+        const struct id d0 = model_at(&m, &id_root, "dir0")->row.node, d1 = model_at(&m, &id_root, "dir1")->row.node;
+        const uint64_t fork = m.seq;
+        struct cursor old;
+        (void)model_make(&m, &d0, "after", NODE_FILE, 5);
+        sync_down(&w, &m);
+        MUST(tree_cursor(w.tree, &old));
+        assert_int_equal(model_unlink(&m, &d0, "after"), 0);  /* as if it had never been */
+        assert_int_equal(model_unlink(&m, &d1, "file1"), 0);  /* deleted before the backup, we have not heard of it */
+        m.epoch.b[0] = 9;
+        MUST(tree_snapshot_fork(w.tree, &old.epoch, fork));
+        load_snapshot(&w, &m, 1000, 10);
+        assert_int_equal(tree_held(w.tree), 1);
+        (void)look(&w, look(&w, INO_ROOT, "dir0").ino, "after");
+        assert_int_equal(look_error(&w, look(&w, INO_ROOT, "dir1").ino, "file1"), -ENOENT);
+        /* a second time, of an epoch that nobody explains: nothing goes at all */
+        m.epoch.b[0] = 10;
+        assert_int_equal(model_unlink(&m, &d1, "file2"), 0);
+        load_snapshot(&w, &m, 1000, 10);
+        assert_int_equal(tree_held(w.tree), 2);
+        (void)look(&w, look(&w, INO_ROOT, "dir1").ino, "file2");
+        assert_int_equal(tree_held_drop(w.tree, 100, NULL, NULL), 0);
+        assert_int_equal(look_error(&w, look(&w, INO_ROOT, "dir1").ino, "file2"), -ENOENT);
+        compare(&w, &m);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_first_load, setup, teardown), cmocka_unit_test_setup_teardown(test_links, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_difference, setup, teardown), cmocka_unit_test_setup_teardown(test_pending_survives_absence, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_restart, setup, teardown),    cmocka_unit_test_setup_teardown(test_events_meet_pages, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_new_epoch, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_new_epoch, setup, teardown),  cmocka_unit_test_setup_teardown(test_brake, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_brake_limits, setup, teardown), cmocka_unit_test_setup_teardown(test_no_brake_for_a_tenth, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_events_do_not_brake, setup, teardown), cmocka_unit_test_setup_teardown(test_fork, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

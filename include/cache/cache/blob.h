@@ -78,6 +78,8 @@ void blobs_totals(struct blobs *b, struct blobs_totals *ret);
 int blobs_set_limit(struct blobs *b, uint64_t limit_bytes) _must_check_;  /* evicts down to it */
 int blobs_evict_all(struct blobs *b) _must_check_;                        /* clean, unpinned */
 int blobs_sync(struct blobs *b) _must_check_;                             /* index (LRU order) to disk, at close and every minute */
+/* Blocks of contents whose root begins with one of these (the first 8 bytes, little endian) are not evicted from now on; replaces the set of the call before. -ENOMEM: as it was. */
+int blobs_keep(struct blobs *b, const uint64_t *roots, size_t n) _must_check_;
 /* Everything present against SHA-256. A bad block is dropped, so that a read fetches it again; with heal_ms it is fetched here, each for that long at most. -ECANCELED: *stop was set. */
 struct blobs_scrub {
         int64_t heal_ms;              /* 0: drop only */

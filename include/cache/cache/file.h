@@ -31,6 +31,8 @@ int cache_open(const struct cache_config *c, struct cache **ret, char *ret_note,
 void cache_close(struct cache *c);
 /* The first load of the tree has ended: stages that are older than a tree file that was made anew are matched with it now. To be called before anything is sent. Nothing otherwise. */
 int cache_loaded(struct cache *c) _must_check_;
+/* The set of held nodes (tree_held) has changed: the cached bytes of those are not evicted. Cost: one pass over them. */
+int cache_keep_held(struct cache *c) _must_check_;
 int cache_sync(struct cache *c) _must_check_;   /* everything accepted is durable (local) on return */
 
 struct file;

@@ -163,6 +163,12 @@ int tree_snapshot_events(struct tree *t, const struct event *events, size_t n) _
 /* Applies at most max_rows; 1: more to do, 0: finished and the cursor is `upto`. */
 int tree_snapshot_step(struct tree *t, const struct cursor *upto, size_t max_rows, bool (*is_open)(void *arg, uint64_t ino), void *arg) _must_check_;
 int tree_snapshot_abandon(struct tree *t) _must_check_;
+/* Before the load of another epoch: the server says which one it came from, and up to which seq it agrees with it. Without this call nothing is removed by a snapshot of another epoch. */
+int tree_snapshot_fork(struct tree *t, const struct id *predecessor, uint64_t fork_seq) _must_check_;
+/* The brake (tree_held.c): nodes that a snapshot would have removed and that are kept until the user lets them go. */
+uint64_t tree_held(struct tree *t);
+int tree_held_list(struct tree *t, uint64_t after_ino, int (*each)(void *arg, const struct node *node), void *arg) _must_check_; /* as tree_list, in order of ino */
+int tree_held_drop(struct tree *t, size_t max, bool (*is_open)(void *arg, uint64_t ino), void *arg) _must_check_; /* removes up to max of them; 1: more to do */
 
 struct tree_totals { uint64_t nodes, entries, content_bytes; bool complete; /* first load finished */ };
 int tree_totals(struct tree *t, struct tree_totals *ret) _must_check_;

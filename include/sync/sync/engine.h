@@ -41,6 +41,7 @@ void engine_stop(struct engine *e);              /* cancels requests, joins; the
 /* Waits until the tree is completely loaded once: 0; -ETIMEDOUT, -EKEYREJECTED, -ENOENT (no such workspace), -EACCES, -EHOSTDOWN (only if nothing was ever loaded), -EPROTONOSUPPORT. why: one line. */
 int engine_wait_loaded(struct engine *e, int64_t deadline_ms, char *ret_why, size_t n) _must_check_;
 void engine_nudge(struct engine *e);             /* try the server now (network changed, user asked) */
+void engine_accept(struct engine *e);            /* the user lets go what the brake holds (tree_held): removed here, in steps */
 void engine_pause(struct engine *e, bool paused);
 struct engine_status { enum conn_state state; char reason[200]; int64_t since_ns; bool paused; uint64_t sending; bool loaded; uint64_t load_rows; };
 void engine_status(struct engine *e, struct engine_status *ret);
