@@ -5,6 +5,9 @@
  * the SHA-256 that the server was given, and writes the sums; so what rotted in the stage after it was cut is found out and fetched. The room is added, not taken:
  * the bytes are on the disk under the stage's account, which gives them back right after. What the file holds outside the present blocks is punched.
  *
+ * Until the handover (struct blobs_handover) readers have the file's bytes by a descriptor of the stage; after it they come here. Each block is BUSY at that moment, so that they wait
+ * instead of fetching, and none can be evicted before: at no time does anybody read a hole.
+ *
  * A blob of that content that has blocks already (somebody else wrote the same, or it was read meanwhile) keeps them and its file; missing ones are copied. Small
  * contents go into the pack block by block, hashed here, as they are short. */
 #include <assert.h>
@@ -86,8 +89,15 @@ int blobs_adopt_bytes(struct blobs *b, const struct content *content, const stru
         return 0;
 }
 
+/* Nobody needs the file; it goes back to the pool. */
+static int file_back(struct blobs *b, const char *path, struct blobs_handover *h) {
+        if (h)
+                h->now(h);
+        return blob_files_unlend(b->files, path);
+}
+
 /* Reads block after block out of the file and stores those that are missing; the file goes back to the pool. */
-static int adopt_copies(struct blob *blob, const char *path, const uint8_t *present) {
+static int adopt_copies(struct blob *blob, const char *path, const uint8_t *present, struct blobs_handover *h) {
         struct blobs *b = blob->owner;
         _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
         _cleanup_free_ uint8_t *buf = malloc(BLOCK_BYTES_MAX);
@@ -99,7 +109,7 @@ static int adopt_copies(struct blob *blob, const char *path, const uint8_t *pres
                 if (has(present, i) && pread_full(fd, buf, blob->list.refs[i].bytes, blob->starts[i]) == 0)
                         adopt_block(blob, i, buf);
         blob_kick(blob);
-        return blob_files_unlend(b->files, path);
+        return file_back(b, path, h);
 }
 
 /* Ranges without a present block leave the disk. The descriptor is ours alone yet. */
@@ -116,9 +126,9 @@ static void punch_rest(struct blob *blob, int fd, const uint8_t *present) {
         }
 }
 
-int blobs_adopt_file(struct blobs *b, const struct content *content, const struct blocklist *list, const char *path, const uint8_t *present) {
+int blobs_adopt_file(struct blobs *b, const struct content *content, const struct blocklist *list, const char *path, const uint8_t *present, struct blobs_handover *h) {
         if (content->size == 0)
-                return blob_files_unlend(b->files, path);
+                return file_back(b, path, h);
         _cleanup_blob_ struct blob *blob = NULL;
         int r = blob_with_list(b, content, list, &blob);
         if (r < 0)
@@ -127,9 +137,9 @@ int blobs_adopt_file(struct blobs *b, const struct content *content, const struc
         for (size_t i = 0; i < blob->list.n; i++)
                 any |= has(present, i);
         if (!any)
-                return blob_files_unlend(b->files, path);
+                return file_back(b, path, h);
         if (content->size < PACK_CONTENT_MAX)
-                return adopt_copies(blob, path, present);
+                return adopt_copies(blob, path, present, h);
         /* Take the file over only if nothing is there or coming; claim everything so that it stays so. */
         bool empty;
         {
@@ -139,7 +149,7 @@ int blobs_adopt_file(struct blobs *b, const struct content *content, const struc
                         block_state_locked(blob, i, 0, BS_BUSY);
         }
         if (!empty)
-                return adopt_copies(blob, path, present);
+                return adopt_copies(blob, path, present, h);
         uint32_t number;
         int data_fd, sums_fd;
         r = blob_files_adopt(b->files, path, content->size, &number, &data_fd, &sums_fd);
@@ -149,6 +159,8 @@ int blobs_adopt_file(struct blobs *b, const struct content *content, const struc
                 blob_kick(blob);
                 return r;
         }
+        if (h)
+                h->now(h);
         punch_rest(blob, data_fd, present);
         uint64_t charge = FILE_CHARGE;
         for (size_t i = 0; i < blob->list.n; i++)

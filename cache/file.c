@@ -232,8 +232,23 @@ int file_blob(struct file *f, struct blob **ret) {
 }
 
 void stack_set_ino(struct stage *top, uint64_t ino) {
-        for (struct stage *st = top; st; st = st->below) /* the chain is ours */
+        for (struct stage *st = stage_ref(top), *next; st; st = next) {
                 atomic_store(&st->ino, ino);
+                next = stage_below(st);
+                stage_put(st);
+        }
+}
+
+/* Does st lie in the stack of top? */
+static bool stack_has(struct stage *top, const struct stage *st) {
+        struct stage *x = top ? stage_ref(top) : NULL;
+        while (x && x != st) {
+                struct stage *next = stage_below(x);
+                stage_put(x);
+                x = next;
+        }
+        stage_put(x);
+        return x != NULL;
 }
 
 int file_load_locked(struct file *f, const struct node *node) {
@@ -243,13 +258,18 @@ int file_load_locked(struct file *f, const struct node *node) {
                 int r = stage_get(f->fs->c->stages, node->gen, &top);
                 if (r < 0)
                         return r == -ENOENT ? -EAGAIN : r; /* committed in between: read the row again */
+                lock_take(&top->lock);
+                bool gone = top->state == STAGE_GONE;
+                lock_drop(&top->lock);
+                if (gone) { /* likewise, and no stack is to be built on it */
+                        stage_put(top);
+                        return -EAGAIN;
+                }
                 stack_set_ino(top, node->ino);
         }
-        struct stage *old = f->top, *x = top;
+        struct stage *old = f->top;
         f->top = top;
-        while (x && x != old)
-                x = x->below;
-        if (old && old == x)
+        if (old && stack_has(top, old))
                 stage_put(old);
         else if (old)
                 files_discard(f->fs, old);
@@ -386,31 +406,43 @@ int file_open_stage(struct file *f, struct stage **ret) {
         return 0;
 }
 
-/* Layers under st that were replaced in the outbox and that st does not let through: nobody needs their bytes. f->lock held. */
+/* Layers under st that were replaced in the outbox and that st does not let through leave the stack, as one of its own: nobody needs their bytes, but who reads one of them right now goes on.
+ * f->lock held. */
 static void drop_hidden_layers(struct file *f, struct stage *st) {
-        for (;;) {
-                lock_take(&st->lock);
-                struct stage *below = st->base_limit == 0 && st->below ? stage_ref(st->below) : NULL;
-                lock_drop(&st->lock);
-                if (!below)
-                        return;
-                lock_take(&below->lock);
-                bool layer = below->layer && !below->committed;
-                struct stage *next = layer ? steal_ptr(below->below) : NULL;
-                struct content base = below->base;
-                lock_drop(&below->lock);
-                if (layer) {
-                        lock_take(&st->lock);
-                        st->below = next;
-                        if (!next)
-                                st->base = base;
-                        lock_drop(&st->lock);
-                        files_discard(f->fs, below); /* st's reference */
-                }
-                stage_put(below);
+        lock_take(&st->lock);
+        struct stage *hidden = st->base_limit == 0 && st->below ? stage_ref(st->below) : NULL, *next = hidden ? stage_ref(hidden) : NULL;
+        struct content base = st->base;
+        lock_drop(&st->lock);
+        while (next) {
+                lock_take(&next->lock);
+                bool layer = next->layer && !next->committed;
+                struct stage *below = layer && next->below ? stage_ref(next->below) : NULL;
+                if (layer)
+                        base = next->base;
+                lock_drop(&next->lock);
                 if (!layer)
-                        return;
+                        break;
+                stage_put(next);
+                next = below;
         }
+        if (hidden == next) {
+                stage_put(hidden);
+                stage_put(next);
+                return;
+        }
+        lock_take(&st->lock);
+        bool same = st->below == hidden;
+        if (same) {
+                st->below = next;
+                if (!next)
+                        st->base = base;
+        }
+        lock_drop(&st->lock);
+        if (same)
+                files_discard(f->fs, hidden); /* st's reference */
+        else
+                stage_put(next); /* committed meanwhile */
+        stage_put(hidden);
 }
 
 void file_drop_stack(struct file *f, const struct node *now) {
@@ -489,9 +521,9 @@ int file_seal(struct file *f, uint64_t *ret_gen) {
         lock_drop(&st->io);
         if (r < 0)
                 return r;
-        if (!logged) { /* nothing ever reached it */
+        if (!logged) { /* nothing ever reached it; who reads it goes on */
                 lock_take(&st->lock);
-                f->top = steal_ptr(st->below);
+                f->top = st->below ? stage_ref(st->below) : NULL;
                 if (!f->top && !f->blob)
                         f->content = st->base;
                 lock_drop(&st->lock);
@@ -535,14 +567,14 @@ void files_queue_again(struct files *fs) {
                         return;
                 lock_take(&f->lock);
                 int r = 0;
-                for (struct stage *st = f->top; r == 0 && st; st = st->below) { /* the chain is ours */
+                for (struct stage *st = f->top ? stage_ref(f->top) : NULL, *next; st; st = next) {
                         lock_take(&st->lock);
                         bool again = st->state == STAGE_SEALED && !st->queued && !st->layer;
                         lock_drop(&st->lock);
-                        if (again) {
+                        if (again)
                                 r = queue_content(f, st);
-                                break; /* older ones are its layers */
-                        }
+                        next = again ? NULL : stage_below(st); /* older ones are its layers */
+                        stage_put(st);
                 }
                 if (r < 0) {
                         LOCK_SCOPE(&fs->lock);

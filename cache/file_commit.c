@@ -6,7 +6,8 @@
  *   1. the layer above (if any) logs REBASE: its base is this content now       later: it no longer needs the stage to be recovered
  *   2. the next flush syncs that log and the tree                                 (a power cut must not bring back an outbox row whose stage is gone)
  *   3. a worker: DONE in the stage's log; bytes to the blobs (below 1 MiB copied into a pack, else the file itself changes hands); blocks that are partly base bytes are completed
- *   4. the stack closes: whoever was above sits on the blob; readers under way notice by the stage's epoch
+ *      while the file changes hands, before the blobs may touch a byte of it, readers are sent to the blob (struct blobs_handover); those under way notice by the stage's epoch
+ *   4. the stack closes: whoever was above sits on the blob
  *   5. log and file go back to their pools, the room is discharged
  *
  * Bytes of the base that the stage does not have are found by their hash in the old blob when somebody reads them (blob.c). If anything fails in 3 only cached bytes are lost.
@@ -32,19 +33,26 @@
 #define CHUNK_LATE_MS 10000
 #define BASE_LATE_MS 5000 /* bytes of the base that complete a block */
 
-/* The file whose stack holds st, locked and referenced; ret_above: the layer on it, or NULL if it is the top. */
+/* The file whose stack holds st, locked and referenced; ret_above: the layer on it, referenced, or NULL if it is the top (or there is no file). */
 static struct file *file_of_stage(struct files *fs, struct stage *st, struct stage **ret_above) {
+        *ret_above = NULL;
         for (int incarnation = -1;;) {
                 struct file *f = file_find(fs, stage_ino(st), incarnation);
                 if (!f)
                         return NULL;
                 lock_take(&f->lock);
-                struct stage *above = NULL;
-                for (struct stage *x = f->top; x; above = x, x = x->below)
-                        if (x == st) {
-                                *ret_above = above;
-                                return f;
-                        }
+                struct stage *above = NULL, *x = f->top ? stage_ref(f->top) : NULL;
+                while (x && x != st) {
+                        stage_put(above);
+                        above = x;
+                        x = stage_below(above);
+                }
+                stage_put(x);
+                if (x) {
+                        *ret_above = above;
+                        return f;
+                }
+                stage_put(above);
                 unsigned found = f->incarnation;
                 lock_drop(&f->lock);
                 file_put(f);
@@ -87,8 +95,9 @@ void files_retire_add(struct files *fs, struct stage *st, const struct content *
                 stage_put(st);
                 return;
         }
-        *re = (struct retire) { .fs = fs, .stage = st, .content = *content, .version = *version };
+        *re = (struct retire) { .stage = st, .content = *content, .version = *version };
         LOCK_SCOPE(&fs->lock);
+        re->n = ++fs->retire_added;
         if (fs->retire_last)
                 fs->retire_last->next = re;
         else
@@ -234,14 +243,14 @@ static void committed(struct files *fs, const struct tree_done *d) {
                 files_retire_add(fs, stage_ref(st), &d->content, &d->version);
                 if (above)
                         note_rebase(above, &d->content, &d->version);
-                stage_put(above);
         }
+        stage_put(above);
         stage_put(st);
 }
 
 int file_reassign(struct cache *c, uint64_t gen, uint64_t new_ino) {
         struct files *fs = c->files;
-        struct stage *st, *above;
+        struct stage *st, *above = NULL;
         struct node node;
         int r = tree_get(c->tree, new_ino, &node);
         if (r == 0)
@@ -252,9 +261,9 @@ int file_reassign(struct cache *c, uint64_t gen, uint64_t new_ino) {
         if (f) {
                 file_rekey(f, new_ino, node.incarnation);
                 f->version = node.version;
-                for (struct stage *x = f->top; x; x = x->below) {
+                for (struct stage *x = f->top ? stage_ref(f->top) : NULL, *next; x; x = next) {
                         atomic_store(&x->ino, new_ino);
-                        LOCK_SCOPE(&x->io);
+                        lock_take(&x->io);
                         x->head.ino = new_ino;
                         x->head.node = node.id;
                         if (x == above || !above)
@@ -266,10 +275,14 @@ int file_reassign(struct cache *c, uint64_t gen, uint64_t new_ino) {
                                 if (k < 0)
                                         r = k;
                         }
+                        lock_drop(&x->io);
+                        next = stage_below(x);
+                        stage_put(x);
                 }
                 lock_drop(&f->lock);
                 file_put(f);
         }
+        stage_put(above);
         stage_put(st);
         return r;
 }
@@ -289,6 +302,7 @@ static void dropped(struct files *fs, const struct tree_done *d) {
                 lock_drop(&f->lock);
                 file_put(f);
         }
+        stage_put(above);
         stage_put(st);
 }
 
@@ -312,10 +326,9 @@ void file_committed(struct cache *c, const struct tree_done *done, size_t n) {
 
 /* ---- retirement, on a worker ---- */
 
-/* Is every byte of [off, off + n) in the stage's own file (or a hole of it that is a zero)? ret_some: at least one is. */
-static bool all_here(struct stage *st, uint64_t off, uint32_t n, bool *ret_some) {
+/* Is every byte of [off, off + n) in the stage's own file (or a hole of it that is a zero)? */
+static bool all_here(struct stage *st, uint64_t off, uint32_t n) {
         uint64_t here = 0;
-        *ret_some = false;
         for (uint64_t at = off; at < off + n;) {
                 struct piece p;
                 if (view_find(st, at, off + n - at, &p) < 0 || p.kind == PIECE_END)
@@ -324,7 +337,6 @@ static bool all_here(struct stage *st, uint64_t off, uint32_t n, bool *ret_some)
                 bool own = p.kind == PIECE_DISK && p.stage == st && p.fd == st->fd;
                 if (own || p.kind == PIECE_ZERO)
                         here += bytes;
-                *ret_some |= own;
                 piece_end(&p);
                 at += bytes;
         }
@@ -342,6 +354,12 @@ static void become(struct stage *st, struct blob *blob) {
                 st->epoch++;
         }
         lock_drop(&st->lock);
+}
+
+struct adoption { struct blobs_handover handover; struct stage *st; struct blob *blob; };
+static void adoption_now(struct blobs_handover *h) {
+        struct adoption *a = container_of(h, struct adoption, handover);
+        become(a->st, a->blob);
 }
 
 static int adopt_file(struct stage *st, const struct content *content, const struct blocklist *list, struct blob *blob, bool *ret_taken) {
@@ -365,17 +383,14 @@ static int adopt_file(struct stage *st, const struct content *content, const str
         if (r < 0)
                 return r;
         uint64_t off = 0;
-        bool torn = false; /* a block stays half ours, half missing: the pool will cut our half off */
         for (size_t i = 0; i < list->n; off += list->refs[i++].bytes) {
                 uint32_t n = list->refs[i].bytes;
-                bool some, have = all_here(st, off, n, &some) && large;
+                bool have = all_here(st, off, n) && large;
                 /* cut anew, partly of base bytes: nobody else has this block. One that was taken over from a list is found by its hash. */
                 if (!have && !stage_block_reused(st, i))
                         have = stage_pread(st, off, buf, n, clock_mono_ms(st->owner->cfg.clock) + BASE_LATE_MS) == (ssize_t)n && pwrite_full(fd, buf, n, off) == 0;
                 if (have)
                         present[i / 8] |= (uint8_t)(1u << (i % 8));
-                else
-                        torn |= some;
         }
         if (large) {
                 lock_take(&st->io);
@@ -391,10 +406,9 @@ static int adopt_file(struct stage *st, const struct content *content, const str
                 if (r < 0)
                         return r;
                 *ret_taken = true;
-                if (torn)
-                        become(st, blob);
         }
-        r = blobs_adopt_file(blobs, content, list, path, present);
+        struct adoption a = { { adoption_now }, st, blob };
+        r = blobs_adopt_file(blobs, content, list, path, present, large ? &a.handover : NULL);
         if (r < 0) {
                 become(st, blob);
                 (void)!blobs_file_return(blobs, path); /* if it is still there */
@@ -427,11 +441,10 @@ static void close_stack(struct files *fs, struct stage *st, struct blob *blob, c
         struct stage *above;
         struct file *f = file_of_stage(fs, st, &above);
         struct blob *old = NULL;
-        struct stage *loose = f ? NULL : loose_above(fs, st);
         bool held = false;
-        if (loose)
-                above = loose;
-        if ((f && above) || loose) {
+        if (!f)
+                above = loose_above(fs, st);
+        if (above) {
                 LOCK_SCOPE(&above->lock);
                 LOCK_SCOPE(&fs->lock);
                 held = above->below == st; /* a loose one may have gone meanwhile */
@@ -453,7 +466,7 @@ static void close_stack(struct files *fs, struct stage *st, struct blob *blob, c
         if (f)
                 lock_drop(&f->lock);
         file_put(f);
-        stage_put(loose);
+        stage_put(above);
         blob_put(old);
         if (held)
                 stage_put(st);
@@ -475,8 +488,8 @@ static void retire_one(struct files *fs, struct retire *re) {
                         log_debug("file gen=%llu adopt error=%s", (unsigned long long)st->gen, err_name(r));
                 FAILPOINT_HERE("retire.adopted");
                 become(st, blob);
-                struct stage *below = take_below(fs, st);
                 close_stack(fs, st, blob, re);
+                struct stage *below = take_below(fs, st);
                 if (below)
                         files_discard(fs, below);
                 stage_release_disk(st, taken);
@@ -486,43 +499,40 @@ static void retire_one(struct files *fs, struct retire *re) {
         free(re);
 }
 
+/* One worker at a time takes what was synced from the head of the list. */
 static void retire_run(struct job *j) {
-        struct retire *re = container_of(j, struct retire, job);
-        struct files *fs = re->fs;
-        while (re) {
-                struct retire *next = re->next;
+        struct files *fs = container_of(j, struct files, retire_job);
+        for (;;) {
+                lock_take(&fs->lock);
+                struct retire *re = fs->retire_first;
+                if (!re || re->n > fs->retire_upto)
+                        break;
+                fs->retire_first = re->next;
+                if (!re->next)
+                        fs->retire_last = NULL;
+                lock_drop(&fs->lock);
                 retire_one(fs, re);
-                re = next;
         }
-        LOCK_SCOPE(&fs->lock);
         fs->jobs--;
-        if (fs->retire_first)
-                fs->kicked = true;
         cond_broadcast(&fs->idle);
         cond_broadcast(&fs->work);
         cond_broadcast(&fs->drained);
+        lock_drop(&fs->lock);
 }
 
-void files_retire(struct files *fs, struct retire *last) {
+void files_retire(struct files *fs, uint64_t upto) {
         lock_take(&fs->lock);
-        struct retire *first = fs->jobs == 0 ? fs->retire_first : NULL; /* one chain at a time */
-        if (first) {
-                fs->retire_first = last->next;
-                if (!fs->retire_first)
-                        fs->retire_last = NULL;
-                last->next = NULL;
-                fs->jobs++;
-        } else if (fs->retire_first) {
-                fs->dirty = true; /* again after that one */
-        }
+        fs->retire_upto = MAX(fs->retire_upto, upto);
+        bool start = fs->jobs == 0 && fs->retire_first && fs->retire_first->n <= fs->retire_upto;
+        fs->jobs += start;
         lock_drop(&fs->lock);
-        if (!first)
+        if (!start)
                 return;
-        first->job.run = retire_run;
+        fs->retire_job = (struct job) { .run = retire_run };
         if (fs->cfg.workers)
-                executor_submit(fs->cfg.workers, &first->job);
+                executor_submit(fs->cfg.workers, &fs->retire_job);
         else
-                retire_run(&first->job);
+                retire_run(&fs->retire_job);
 }
 
 /* ---- totals ---- */

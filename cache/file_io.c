@@ -254,7 +254,7 @@ static void drop_untrusted(struct file *f) {
         if (!bad)
                 return;
         lock_take(&st->lock);
-        f->top = steal_ptr(st->below);
+        f->top = st->below ? stage_ref(st->below) : NULL;
         if (!f->top && !f->blob)
                 f->content = st->base;
         lock_drop(&st->lock);

@@ -11,6 +11,9 @@
  * opener sees to (file_refresh): bytes of ours that are on the server but not yet a blob are right only as long as the row has that very content. The last handle (or
  * opener that failed) sees to what ended while it was there (reconcile).
  *
+ * The row is read under f->lock, as contents are sealed under it: a row from before a seal names a stage that is only a layer by now, and a stack made from that row would show old bytes
+ * and put the newest ones aside. No transaction needs f->lock to come to its end.
+ *
  * f->lock guards the stack, fs->lock (a leaf) the counts. */
 #include <assert.h>
 

@@ -31,7 +31,7 @@ struct file {
         struct id version;            /* of the newest content below a stage to come */
         int error;                    /* to be told at close */
 };
-struct retire { struct job job; /* first of a chain: */ struct files *fs; struct stage *stage; struct content content; struct id version; struct retire *next; };
+struct retire { uint64_t n; /* how many were added before and with it */ struct stage *stage; struct content content; struct id version; struct retire *next; };
 
 struct files {
         struct cache *c;
@@ -54,7 +54,9 @@ struct files {
         int64_t dirty_since_ms;
         struct cond work, idle;
         struct retire *retire_first, *retire_last;
-        unsigned jobs;                /* retirements on workers */
+        uint64_t retire_added, retire_upto; /* those up to this one were synced and may go */
+        unsigned jobs;                /* retire_job is on a worker: 1 */
+        struct job retire_job;
         struct cond drained;
         bool unqueued;                /* some file has a sealed stage whose outbox row failed */
         struct stage *loose;          /* linked by chain: tops of stacks that no file holds (file_commit.c) */
@@ -97,6 +99,6 @@ void files_discard(struct files *fs, struct stage *top);
 void files_loose_look(struct files *fs);               /* which of them may go: before a sync */
 void files_loose_go(struct files *fs);                 /* those go: after it. No lock held, one thread */
 void files_retire_add(struct files *fs, struct stage *st, const struct content *content, const struct id *version); /* takes the reference */
-void files_retire(struct files *fs, struct retire *last); /* hands the list up to last to the workers; after a sync */
+void files_retire(struct files *fs, uint64_t upto); /* hands the list up to that one to the workers; after a sync */
 /* cache.c. Adds to the counts. May take what was found for later. */
 int files_recover(struct files *fs, struct stages_found *found, unsigned *ret_recovered, unsigned *ret_lost) _must_check_;

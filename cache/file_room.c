@@ -169,7 +169,7 @@ int files_flush(struct files *fs) {
                 cond_wait(&fs->idle, &fs->lock);
         fs->flushing = true;
         fs->dirty = false;
-        struct retire *last = fs->retire_last; /* those listed before the sync */
+        uint64_t upto = fs->retire_added; /* those listed before the sync */
         lock_drop(&fs->lock);
         files_loose_look(fs);
         int r = stages_sync_dirty(fs->c->stages);
@@ -184,8 +184,8 @@ int files_flush(struct files *fs) {
         fs->flushing = false;
         cond_broadcast(&fs->idle);
         lock_drop(&fs->lock);
-        if (t == 0 && last)
-                files_retire(fs, last);
+        if (t == 0)
+                files_retire(fs, upto);
         stages_relocate(fs->c->stages);
         segments_tidy(fs->c->stages->segs);
         return r < 0 ? r : t;
@@ -203,7 +203,7 @@ static void *run(void *arg) {
                         int64_t until = tick + FLUSH_MS;
                         if (fs->dirty)
                                 until = MIN(until, fs->dirty_since_ms + FLUSH_MS);
-                        due = now >= until || (fs->kicked && (fs->loose || fs->retire_first));
+                        due = now >= until || (fs->kicked && (fs->loose || (fs->retire_last && fs->retire_last->n > fs->retire_upto)));
                         if (fs->stop || fs->kicked || due || now >= deadline)
                                 break;
                         (void)!cond_wait_until(&fs->work, &fs->lock, MIN(until, deadline));

@@ -18,7 +18,9 @@
  * state and is held for memory only. Readers find a place under `lock`, read without it, and look at `epoch` again: if bytes have left their place meanwhile (punched, given to
  * the blob pool) they start over. The table's lock is a leaf.
  *
- * References: each upper stage or file holds one on what is under it; the engine's stage_get takes one. Segments are given back with the last one, because readers may still be there. */
+ * References: each upper stage or file holds one on what is under it; the engine's stage_get takes one. `below` changes under `lock` alone, whatever else is held: who walks a stack takes a
+ * reference at each step (stage_below), because a committed layer may close under it at any moment. It is replaced by what holds the same bytes, or given up with the stage itself; a stage that
+ * leaves a stack keeps it, for those who read it. Segments are given back with the last one, because readers may still be there. */
 #include "stage_core.h"
 
 #include <assert.h>
@@ -214,6 +216,11 @@ static struct stage *stage_free(struct stage *st) {
 void stage_put(struct stage *st) {
         while (st && atomic_fetch_sub_explicit(&st->refs, 1, memory_order_acq_rel) == 1)
                 st = stage_free(st);
+}
+
+struct stage *stage_below(struct stage *st) {
+        LOCK_SCOPE(&st->lock);
+        return st->below ? stage_ref(st->below) : NULL;
 }
 
 uint64_t stage_ino(const struct stage *st) {

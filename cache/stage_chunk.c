@@ -89,8 +89,11 @@ static bool known_in(struct stage *top, uint64_t off, struct known_walk *w, stru
                 lock_take(&st->lock);
                 if (st == top)
                         view_size = st->size;
+                bool gone = st->state == STAGE_GONE && !st->become; /* says nothing any more, nor does what it stood on */
                 if (st->become) {
                         blob = blob_ref(st->become);
+                } else if (gone) {
+                        found = false;
                 } else if (known_at_locked(st, off, ret, ret_sent) && off + ret->bytes <= clean_end) {
                         found = true;
                 } else if (st->chunked && st->starts && list_at(&st->list, st->starts, off, &i)) {
@@ -99,7 +102,7 @@ static bool known_in(struct stage *top, uint64_t off, struct known_walk *w, stru
                         *ret = st->list.refs[i];
                         *ret_sent = st->committed || (st->sent_bits[i / 8] >> (i % 8) & 1);
                 }
-                bool stop = found;
+                bool stop = found || gone;
                 if (!stop && !blob) {
                         if (extents_find(&st->map, off, &e)) {
                                 stop = e.off <= off;

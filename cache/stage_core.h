@@ -64,7 +64,6 @@ struct stage {
         bool queued;                  /* its content is (or was) in the outbox */
         bool layer;                   /* replaced there by a newer generation */
         bool committed;               /* on the server as `content` */
-        bool retired;                 /* its turn in the retire list came */
         struct extents map;
         uint64_t size, base_limit;
         struct stage *below;          /* reference */
@@ -121,6 +120,7 @@ void stages_gen_above(struct stages *s, uint64_t gen);
 /* A stage without a byte on disk yet. below or blob: the base (references are taken). size: the view's. */
 int stage_new(struct stages *s, const struct stage_header *head, struct stage *below, struct blob *blob, uint64_t size, struct stage **ret) _must_check_;
 struct stage *stage_ref(struct stage *st);
+struct stage *stage_below(struct stage *st);           /* reference, or NULL */
 void stage_account(struct stage *st, uint64_t new_pages, uint64_t new_small); /* lock held */
 void stage_mark_dirty(struct stage *st);
 /* Small stages that alone keep an old segment from being used again move to files of their own. No lock held. */

@@ -26,10 +26,12 @@ struct blob *stage_base_blob(struct stage *st, int *ret_err) {
         *ret_err = 0;
         lock_take(&st->lock);
         struct blob *b = st->blob ? blob_ref(st->blob) : NULL;
-        bool none = st->below || st->become || st->base.size == 0;
+        bool moved = st->below || st->become;
         struct content c = st->base;
         lock_drop(&st->lock);
-        if (b || none)
+        if (!b && !moved && c.size == 0)
+                *ret_err = -EIO; /* asked for bytes of a base that has none: never zeros instead */
+        if (b || moved || c.size == 0)
                 return b;
         int r = blob_get(st->owner->cfg.blobs, &c, &b);
         if (r < 0) {

@@ -255,7 +255,7 @@ static void test_adopt(void **state) {
                 memset(present, 0xff, sizeof present);
                 if (round == 0)
                         present[0] &= (uint8_t)~2; /* block 1 is not in the file */
-                assert_int_equal(blobs_adopt_file(w->blobs, &k->content, &k->list, path, present), 0);
+                assert_int_equal(blobs_adopt_file(w->blobs, &k->content, &k->list, path, present, NULL), 0);
                 assert_int_equal(access(path, F_OK), -1);
                 blob = get_blob(w, k);
                 assert_int_equal(blob_complete(blob), round > 0);
@@ -274,7 +274,7 @@ static void test_adopt(void **state) {
         assert_int_equal(pwrite_full(fd, rotten->bytes, rotten->n, 0), 0);
         assert_int_equal(pwrite_full(fd, "x", 1, rotten->bytes[12345] == 'x' ? 12346 : 12345), 0);
         assert_int_equal(close(fd), 0);
-        assert_int_equal(blobs_adopt_file(w->blobs, &rotten->content, &rotten->list, path, present), 0);
+        assert_int_equal(blobs_adopt_file(w->blobs, &rotten->content, &rotten->list, path, present, NULL), 0);
         blob = get_blob(w, rotten);
         assert_int_equal(read_compare(blob, rotten, 0, 100), -EIO);
         set_bool(w, &w->offline, false);

@@ -57,7 +57,10 @@ int blob_prefetch(struct blob *blob, uint64_t off, uint64_t n) _must_check_;
 int blobs_find_block(struct blobs *b, const struct blockref *ref, void *buf) _must_check_;
 /* A new content whose bytes are on this disk already: stage.c gives a file over (large; fd's file is renamed from `path` into the pool of blob files: same file
  * system) or the bytes (small). present: bitmap of list's blocks that the file really holds. Hashed and summed at first use. Later reads need no download. */
-int blobs_adopt_file(struct blobs *b, const struct content *content, const struct blocklist *list, const char *path, const uint8_t *present) _must_check_;
+struct blobs_handover {               /* who still reads the file by a descriptor of its own */
+        void (*now)(struct blobs_handover *h); /* once, before a byte may leave the file: from here on readers must come to the blob. Not called if the call fails */
+};
+int blobs_adopt_file(struct blobs *b, const struct content *content, const struct blocklist *list, const char *path, const uint8_t *present, struct blobs_handover *h) _must_check_;
 int blobs_adopt_bytes(struct blobs *b, const struct content *content, const struct blocklist *list, const void *bytes) _must_check_;
 /* The content is no longer shown by any node: its blocks are the first to go. A hint. */
 void blobs_drop_hint(struct blobs *b, const struct content *content);
