@@ -7,7 +7,7 @@
  *   tarn-server token add --user NAME --data DIR
  *   tarn-server fsck --data DIR [--repair] [--json]
  *   tarn-server scrub --data DIR [--rate BYTES] [--json]
- *   tarn-server gc --data DIR [--dry-run] [--min-age DURATION] [--trash-age DURATION] [--json]
+ *   tarn-server gc --data DIR [--dry-run] [--min-age DURATION] [--trash-age DURATION] [--keep-events N] [--json]
  *   tarn-server backup --to DIR --data DIR [--json]
  *   tarn-server restore --from DIR --data DIR
  *   tarn-server serve --data DIR [--listen HOST:PORT] [--tls-cert F --tls-key F]
@@ -292,7 +292,7 @@ static int absolute(const char *path, char **ret) {
 }
 
 static int cmd_maintain(int argc, char **argv) {
-        const char *data = NULL, *to = NULL, *min_age = NULL, *trash_age = NULL, *rate = NULL, *word = argv[0], *words[12];
+        const char *data = NULL, *to = NULL, *min_age = NULL, *trash_age = NULL, *keep_events = NULL, *rate = NULL, *word = argv[0], *words[16];
         bool json = false, repair = false, dry_run = false;
         const struct arg common[] = {{"data", 'd', ARG_STR, &data, "the server's data directory"}, {"json", 0, ARG_FLAG, &json, "report as JSON"}};
         const struct arg more[] = {{"repair", 0, ARG_FLAG, &repair, "repair what can be repaired (the server must be stopped)"},
@@ -300,9 +300,10 @@ static int cmd_maintain(int argc, char **argv) {
                                    {"dry-run", 0, ARG_FLAG, &dry_run, "only count"},
                                    {"min-age", 0, ARG_STR, &min_age, "leave what is younger (1d)"},
                                    {"trash-age", 0, ARG_STR, &trash_age, "forget what was deleted so long ago (never)"},
+                                   {"keep-events", 0, ARG_STR, &keep_events, "forget all but so many events of each workspace (all are kept)"},
                                    {"to", 0, ARG_STR, &to, "the directory of the backup"},
                                    {"rate", 0, ARG_STR, &rate, "copy at most so many bytes per second (no limit)"}};
-        static const struct { const char *word; size_t from, to; } own[] = {{"fsck", 0, 1}, {"scrub", 1, 2}, {"gc", 2, 5}, {"backup", 5, 7}};
+        static const struct { const char *word; size_t from, to; } own[] = {{"fsck", 0, 1}, {"scrub", 1, 2}, {"gc", 2, 6}, {"backup", 6, 8}};
         struct arg table[8] = {common[0], common[1]};
         _cleanup_free_ char *to_absolute = NULL;
         char program[40];
@@ -330,6 +331,10 @@ static int cmd_maintain(int argc, char **argv) {
         if (trash_age) {
                 words[k++] = "--trash-age";
                 words[k++] = trash_age;
+        }
+        if (keep_events) {
+                words[k++] = "--keep-events";
+                words[k++] = keep_events;
         }
         if (rate) {
                 words[k++] = "--rate";

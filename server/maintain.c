@@ -81,6 +81,8 @@ static int options(struct maintain *m, const char *const *words, size_t n) {
                         r = parse_duration_s(value, &m->min_age_s);
                 else if (strcmp(w, "--trash-age") == 0)
                         r = parse_duration_s(value, &m->trash_age_s);
+                else if (strcmp(w, "--keep-events") == 0)
+                        r = parse_bytes(value, &m->keep_events);
                 else if (strcmp(w, "--rate") == 0)
                         r = parse_bytes(value, &m->rate_bytes);
                 else

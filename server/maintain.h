@@ -17,7 +17,7 @@ void maintain_stop(struct service *s);
 struct maintain {
         struct service *s;
         bool json, repair, dry_run;
-        uint64_t min_age_s, rate_bytes, trash_age_s; /* trash_age_s 0: the trash is left alone */
+        uint64_t min_age_s, rate_bytes, trash_age_s, keep_events; /* keep_events 0: all; trash_age_s 0: the trash is left alone */
         const char *to;
         struct buf *out;                 /* text for people */
         json_t *report;                  /* with json: filled instead */

@@ -2,6 +2,7 @@
 /* maintain_gc.c: `tarn-server gc`: gives back what nobody needs. meta_gc.c says why it is safe beside commits; here is the order:
  *
  *   0. with --trash-age: what was deleted that long ago is forgotten (meta_trash.c)
+ *      with --keep-events: older events are forgotten; clients that were away for longer load anew (410)
  *   1. expired claims and upload sessions go (meta_tidy)
  *   2. blocks without reference and claim are marked dead             older than --min-age (a day)
  *   3. blocks that have been dead for --min-age are forgotten          so a first run frees nothing but old remains
@@ -22,7 +23,7 @@
 #define ROWS_PER_STEP 2000u
 #define NAMES_PER_STEP 500u
 
-struct gc { struct maintain *m; int64_t before_ns; uint64_t marked, marked_bytes, swept, swept_bytes, objects, object_bytes, orphans, orphan_bytes, purged, purged_bytes; };
+struct gc { struct maintain *m; int64_t before_ns; uint64_t marked, marked_bytes, swept, swept_bytes, objects, object_bytes, orphans, orphan_bytes, purged, purged_bytes, events; };
 
 static int gc_blocks(struct gc *g) {
         struct meta *meta = g->m->s->meta;
@@ -174,6 +175,28 @@ static int gc_trash(struct gc *g) {
         return r;
 }
 
+static int gc_events(struct gc *g) {
+        _cleanup_arena_ struct arena *a = NULL;
+        struct meta_workspace *w;
+        size_t n = 0;
+        int r = g->m->keep_events ? arena_new(4u << 20, &a) : 0;
+
+        if (r == 0 && a)
+                r = meta_workspaces(g->m->s->meta, NULL, a, &w, &n);
+        for (size_t i = 0; r == 0 && i < n; i++) {
+                uint64_t to = w[i].at.seq > g->m->keep_events ? w[i].at.seq - g->m->keep_events : 0;
+
+                for (uint64_t at = w[i].horizon; r == 0 && at < to;) { /* in steps, so that nobody waits for long */
+                        at = MIN(at + ROWS_PER_STEP, to);
+                        r = g->m->dry_run ? 0 : meta_horizon_set(g->m->s->meta, w[i].ws, at);
+                        if (r == 0)
+                                r = maintain_pace(g->m, 0);
+                }
+                g->events += to > w[i].horizon ? to - w[i].horizon : 0;
+        }
+        return r;
+}
+
 int maintain_gc(struct maintain *m) {
         _cleanup_free_ meta_object_name *names = calloc(NAMES_PER_STEP, sizeof *names);
         struct gc g = {.m = m, .before_ns = meta_now_ns(m->s->meta) - (int64_t)MIN(m->min_age_s, UINT64_C(1) << 32) * 1000000000};
@@ -185,6 +208,8 @@ int maintain_gc(struct maintain *m) {
         r = m->dry_run ? 0 : meta_tidy(m->s->meta);
         if (r == 0)
                 r = gc_trash(&g);
+        if (r == 0)
+                r = gc_events(&g);
         if (r == 0)
                 r = gc_blocks(&g);
         if (r == 0)
@@ -198,7 +223,7 @@ int maintain_gc(struct maintain *m) {
         const struct { const char *name; uint64_t value; } lines[] = {
                 {"blocks_marked", g.marked}, {"bytes_marked", g.marked_bytes}, {"blocks_forgotten", g.swept}, {"bytes_forgotten", g.swept_bytes}, {"objects_removed", g.objects},
                 {"bytes_removed", g.object_bytes}, {"orphans_removed", g.orphans}, {"orphan_bytes_removed", g.orphan_bytes},
-                {"trash_purged", g.purged}, {"trash_bytes", g.purged_bytes},
+                {"trash_purged", g.purged}, {"trash_bytes", g.purged_bytes}, {"events_forgotten", g.events},
         };
         for (size_t i = 0; r == 0 && i < ARRAY_SIZE(lines); i++)
                 r = maintain_say(m, lines[i].name, lines[i].value);

@@ -123,8 +123,12 @@ int schema_open(struct sql *db) {
                 if (version < 1)
                         return -EBADMSG;
                 r = db->ops->start(db);
-                return r < 0 || version == META_SCHEMA_VERSION ? r : upgrade(db, version);
+                if (r == 0 && version < META_SCHEMA_VERSION)
+                        r = upgrade(db, version);
+                return r < 0 ? r : db->ops->tune(db);
         }
         r = db->ops->start(db);
-        return r < 0 ? r : upgrade(db, 0);
+        if (r == 0)
+                r = upgrade(db, 0);
+        return r < 0 ? r : db->ops->tune(db);
 }

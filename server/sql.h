@@ -19,6 +19,7 @@ struct sql_stmt;
 
 struct sql_ops {
         int (*start)(struct sql *db);                                         /* a writer, once its format is accepted: until then nothing is changed, not even on close */
+        int (*tune)(struct sql *db);                                          /* a writer whose tables are there: what the planner should know of them */
         int (*exec)(struct sql *db, const char *script);                      /* several statements, no rows */
         int (*prepare)(struct sql *db, const char *text, struct sql_stmt **ret);
         void (*finalize)(struct sql_stmt *st);

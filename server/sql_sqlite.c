@@ -169,8 +169,28 @@ static int op_start(struct sql *db) {
         return r < 0 ? r : op_exec(db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=4000; PRAGMA journal_size_limit=67108864;");
 }
 
+/* Without statistics SQLite takes a table for small and prefers the first column of a primary key to two of another index: one directory's names were then looked for in
+ * all names of the workspace. These say what the tables are like when it matters; they are written once and never measured, so that plans do not change from day to day. */
+static int op_tune(struct sql *db) {
+        struct sql_stmt *st;
+        bool any, there;
+        int r = op_tables(db, "sqlite_stat1", &any, &there);
+        if (r == 0 && there && (r = sql_first(db, &st, "SELECT 1 FROM sqlite_stat1 WHERE idx = 'entry_name' AND stat = '1000000 200000 10 1'", "")) > 0) {
+                sql_reset(db, st);
+                return 0;
+        }
+        return r < 0 ? r : op_exec(db, "BEGIN IMMEDIATE; ANALYZE meta; DELETE FROM sqlite_stat1; INSERT INTO sqlite_stat1(tbl, idx, stat) VALUES"
+                                       "('entry', 'entry', '1000000 200000 1'), ('entry', 'entry_name', '1000000 200000 10 1'), ('entry', 'entry_node', '1000000 200000 1'),"
+                                       "('entry_past', 'entry_past', '1000000 200000 10 2 1 1'), ('entry_past', 'entry_past_node', '1000000 200000 2 1'),"
+                                       "('node', 'node', '1000000 200000 1'), ('node', 'node_deleted', '100000 20000 1'), ('revision', 'revision', '3000000 600000 3 1'),"
+                                       "('event', 'event', '3000000 600000 1'), ('operation', 'operation', '3000000 600000 1'), ('block', 'block', '1000000 1'), ('block', 'block_object', '1000000 30'),"
+                                       "('block', 'block_dead', '1000 1'), ('block', 'block_bad', '10 1'), ('block_ref', 'block_ref', '1000000 200000 1'), ('block_ref', 'block_ref_hash', '1000000 1'),"
+                                       "('claim', 'claim', '10000 2000 500 1'), ('claim', 'claim_hash', '10000 1'), ('claim', 'claim_expires', '10000 10'), ('object', 'sqlite_autoindex_object_1', '100000 1'),"
+                                       "('object', NULL, '100000'), ('workspace', NULL, '20'), ('account', NULL, '20'), ('member', 'member', '50 3 1'), ('member', 'member_account', '50 3 1'); COMMIT; ANALYZE sqlite_schema;");
+}
+
 static const struct sql_ops sqlite_ops = {
-        .start = op_start, .exec = op_exec, .prepare = op_prepare, .finalize = op_finalize, .bind_int = op_bind_int, .bind_blob = op_bind_blob, .bind_text = op_bind_text,
+        .start = op_start, .tune = op_tune, .exec = op_exec, .prepare = op_prepare, .finalize = op_finalize, .bind_int = op_bind_int, .bind_blob = op_bind_blob, .bind_text = op_bind_text,
         .step = op_step, .reset = op_reset, .col_int = op_col_int, .col_blob = op_col_blob, .col_text = op_col_text, .begin = op_begin,
         .commit = op_commit, .rollback = op_rollback, .now_ns = op_now_ns, .tables = op_tables, .changes = op_changes, .copy = op_copy, .verify = op_verify, .close = op_close,
 };

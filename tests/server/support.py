@@ -30,9 +30,9 @@ def run(*args, data=None, input=None, check=True):
 
 
 class Server:
-    def __init__(self, *options, users=("ann",), workspaces=("w",), env=None):
+    def __init__(self, *options, users=("ann",), workspaces=("w",), env=None, data=None):
         self.top = tempfile.mkdtemp(prefix="tarn-test-")
-        self.data = os.path.join(self.top, "data")
+        self.data = data or os.path.join(self.top, "data")
         self.options = list(options)
         self.process = None
         self.log = os.path.join(self.top, "log")

@@ -505,5 +505,19 @@ def test_a_database_of_schema_1_is_brought_up(tmp_path):
         database(s).execute("UPDATE meta SET value = 2 WHERE key = 'schema'")
 
 
+def test_a_directory_is_not_looked_for_in_the_whole_workspace():
+    with Server() as s:
+        s.put("d/f", b"x")
+        s.stop()
+        plan = lambda sql: " ".join(row[3] for row in database(s).execute("EXPLAIN QUERY PLAN " + sql))
+        assert "entry_name" in plan("SELECT * FROM entry WHERE workspace = 1 AND parent = X'00' ORDER BY id")
+        assert "entry_name" in plan("SELECT node FROM entry WHERE workspace = 1 AND parent = X'00'")
+        assert "entry_node" in plan("SELECT * FROM entry WHERE workspace = 1 AND node = X'00' ORDER BY id")
+        assert "entry_past_node" in plan("SELECT * FROM entry_past WHERE workspace = 1 AND node = X'00' AND until_seq = 5 ORDER BY id")
+        assert "workspace=? AND id=?" in plan("SELECT * FROM node WHERE workspace = 1 AND id = X'00'")
+        assert "node_deleted" in plan("SELECT * FROM node WHERE workspace = 1 AND deleted = 1 AND seq < 100 ORDER BY seq DESC LIMIT 1")
+        assert "id>?" in plan("SELECT * FROM node WHERE workspace = 1 AND id > X'00' AND deleted = 0 ORDER BY id")
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", "-rs", __file__]))
