@@ -268,6 +268,8 @@ int outbox_add(struct tree *t, struct orow *o) {
                 o->op.time_ns = t->now_ns;
         o->nwait = 0;
         outbox_classify(o);
+        tree_touch(t, o->ino);
+        tree_touch(t, o->ino2);
         r = find_deps(t, o);
         if (r == 0)
                 r = insert_row(t, o);
@@ -284,6 +286,8 @@ int outbox_change(struct tree *t, struct orow *o) {
         assert(outbox_soft(o));
         o->rev++;
         outbox_classify(o);
+        tree_touch(t, o->ino);
+        tree_touch(t, o->ino2);
         int r = find_deps(t, o);
         if (r == 0)
                 r = op_pack(t->scratch, o, &body, &n);

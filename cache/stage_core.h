@@ -56,6 +56,7 @@ struct stage {
         bool was_small;               /* io: has records in the shared log */
         struct own_log log;           /* io */
         uint64_t changes;             /* io: records and merges so far */
+        uint64_t content_changes;     /* io: that many when it was sealed: what its bytes need to survive; 0: not sealed here */
         struct segment *segs[STAGE_SEGS_MAX]; unsigned n_segs; /* io: references */
         bool untrusted;               /* io: an fsync failed: nothing of it is believed */
 

@@ -391,9 +391,11 @@ int stage_seal(struct stage *st) {
         uint64_t size = st->size;
         int64_t mtime_ns = st->mtime_ns;
         lock_drop(&st->lock);
+        uint64_t before = st->changes;
         int r = stage_note(st, LOG_SEAL, st->seq, size, mtime_ns, 0, NULL, 0);
         if (r < 0)
                 return r;
+        st->content_changes = before;
         LOCK_SCOPE(&st->lock);
         st->state = STAGE_SEALED;
         atomic_store_explicit(&st->first_write_ns, 0, memory_order_relaxed);

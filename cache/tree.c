@@ -231,6 +231,7 @@ int tree_open(const struct tree_config *config, struct tree **ret) {
         t->rng = config->rng;
         t->counters = config->counters;
         t->now_ns = clock_real_ns(t->clock);
+        atomic_store(&t->commits, 1); /* what the last process left is one commit that may not be synced */
         r = arena_new(SCRATCH_BYTES_MAX, &t->scratch);
         struct db_config dbc = { .path = config->path, .vfs = config->vfs, .write = true, .exclusive = config->readers == 0, .cache_kib = 16384, .checkpoint_pages = config->log_pages };
         if (r == 0)
@@ -324,6 +325,20 @@ void tree_count_commit(struct tree *t) {
         atomic_fetch_add(&t->commits, 1);
 }
 
+static size_t touch_place(uint64_t ino) {
+        return (size_t)(ino * 0x9e3779b97f4a7c15u >> 40) % TOUCHED;
+}
+
+void tree_touch(struct tree *t, uint64_t ino) {
+        lock_assert_held(&t->lock);
+        if (!t->content_only)
+                atomic_store(&t->touched[touch_place(ino)], atomic_load(&t->commits) + 1);
+}
+
+bool tree_synced(struct tree *t, uint64_t ino) {
+        return atomic_load(&t->touched[touch_place(ino)]) <= atomic_load(&t->commits_synced) && atomic_load(&t->commits_synced) > 0;
+}
+
 int tree_end(struct tree *t, int r) {
         if (r >= 0) {
                 int c = settle_pending(t);
@@ -359,6 +374,7 @@ int tree_end(struct tree *t, int r) {
         t->n_notes = 0;
         t->n_again = t->again_at = 0;
         t->is_open = NULL;
+        t->content_only = false;
         lock_take(&t->alock);
         if (t->n_asked && t->waiting)
                 cond_broadcast(&t->acond);
@@ -584,6 +600,9 @@ int tree_totals(struct tree *t, struct tree_totals *ret) {
         int64_t v;
         int r = db_int(rd.db, &v, "SELECT count(*) FROM node", "");
         totals.nodes = (uint64_t)v;
+        if (r == 0)
+                r = db_int(rd.db, &v, "SELECT count(*) FROM node WHERE mode >> 12 = 1", "");
+        totals.files = (uint64_t)v;
         if (r == 0)
                 r = db_int(rd.db, &v, "SELECT count(*) FROM entry", "");
         totals.entries = (uint64_t)v;

@@ -512,6 +512,7 @@ int tree_content(struct tree *t, uint64_t ino, uint64_t gen, uint64_t size, int6
         struct nrow row;
         uint64_t dropped = 0;
         int r = tree_begin(t);
+        t->content_only = true;
         if (r == 0)
                 r = row_get(t, t->w, ino, &row);
         if (r == 0 && row.v.kind != NODE_FILE)

@@ -208,3 +208,22 @@ int tree_path(struct tree *t, uint64_t ino, struct buf *ret) {
         }
         return r;
 }
+
+int tree_pending_files(struct tree *t, int (*each)(void *arg, const struct node *n), void *arg) {
+        TREE_READ(rd, t);
+        struct db_stmt *s;
+        int r = db_query(rd.db, &s, "SELECT " NODE_COLS " FROM node n WHERE n.ino IN (SELECT ino FROM outbox UNION SELECT ino2 FROM outbox WHERE ino2>0) AND n.mode >> 12 = 1 AND n.parent > 0", "");
+        while (r > 0) {
+                struct nrow row;
+                struct node node;
+                row_read(s, 0, &row);
+                row_public(t, &row, &node);
+                int k = each(arg, &node);
+                if (k != 0) {
+                        db_reset(s);
+                        return MIN(k, 0);
+                }
+                r = db_step(s);
+        }
+        return r;
+}

@@ -16,6 +16,7 @@
 #define HOLD_MS 2000           /* temporaries and files still open for writing */
 #define BARRIER_MS 60000       /* unlink and rename-over wait that long for earlier contents */
 #define PROTECT_MS 3000        /* a content that was handed out that long ago is not replaced any more: upload is never starved */
+#define TOUCHED 4096u
 #define AFTER_MAX 64u          /* ids in one `after` list */
 
 /* Bits of table node. The incarnation is kept in the same column, 8 bits up. */
@@ -87,6 +88,7 @@ struct tree {
         struct note *notes;             /* of the transaction; names are malloced */
         size_t n_notes, notes_room;
         bool wake;
+        bool content_only;              /* the transaction: tree_content */
         uint64_t *again;                /* nodes to settle once more before the commit */
         size_t n_again, again_at, again_room;
         bool (*is_open)(void *arg, uint64_t ino); /* of the transaction; NULL: nothing is open */
@@ -119,6 +121,7 @@ struct tree {
         int sync_result;
         bool syncing;
         _Atomic uint64_t commits, commits_synced;
+        _Atomic uint64_t touched[TOUCHED]; /* by ino: the last commit that queued or changed an operation of it (or of one that shares its place) */
 };
 
 /* ---- tree.c: transactions, readers, numbers, notes ---- */
@@ -132,6 +135,7 @@ static inline void cleanup_tree_read_p(struct tree_read *r) { if (r->db) tree_re
 int tree_number(struct tree *t, enum number which, uint64_t *ret) _must_check_;
 int tree_note(struct tree *t, enum note_kind kind, uint64_t ino, const char *name, size_t n) _must_check_;
 int tree_settle_later(struct tree *t, uint64_t ino) _must_check_;
+void tree_touch(struct tree *t, uint64_t ino);  /* the transaction queues or changes an operation of it: more than a content, whose stage says it all */
 void tree_count_commit(struct tree *t);
 int meta_get(struct db *db, const char *key, int64_t *ret) _must_check_;  /* 0 if absent */
 int meta_set(struct db *db, const char *key, int64_t value) _must_check_;

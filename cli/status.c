@@ -36,6 +36,7 @@ static void show(const json_t *j) {
         else
                 (void)printf("  pending  %lld files, %lld changes, %s, the oldest for %lld s\n", (long long)num(j, "pending_files"), (long long)num(j, "pending_items"), pending,
                              (long long)num(j, "oldest_pending_s"));
+        (void)printf("  files    %lld on the server, %lld local, %lld accepted\n", (long long)num(j, "files_server"), (long long)num(j, "files_local"), (long long)num(j, "files_accepted"));
         (void)printf("  cache    %s of %s\n", cache, limit);
         if (num(j, "held_nodes") > 0) {
                 const char *first = json_string_value(json_array_get(json_object_get(j, "held"), 0));

@@ -3,10 +3,10 @@
  * cp remember for the whole file system instead of asking for each file.
  *
  * user.tarn.* is ours and read only; it is not listed, so that cp -a and rsync -X do not try to copy it:
- *   user.tarn.state   accepted   written, its commit point has not come yet
- *                     local      queued for the server
- *                     server     on the server
- * Costs: get 1 SELECT, set and remove one transaction. */
+ *   user.tarn.state   accepted   survives the end of the daemon
+ *                     local      survives a power cut
+ *                     server     the server has it
+ * The word is that of the moment (cache/file_level.c); of a handle that a remote version superseded it is its conflict copy's, or the node's. Costs: get 1 SELECT (the state 3), set and remove one transaction. */
 #include "fs.h"
 
 #include <string.h>
@@ -60,18 +60,15 @@ void op_removexattr(fuse_req_t req, fuse_ino_t nodeid, const char *name) {
 }
 
 static int state_word(struct mount *m, uint64_t nodeid, const char **ret) {
-        struct node n;
-        uint64_t size;
-        int64_t mtime_ns, ctime_ns;
-        bool superseded;
-        int r = node_row(m, nodeid, &n, &superseded);
-        if (r < 0)
-                return r;
-        if (n.kind == NODE_FILE && file_overlay(m->cfg.cache, n.ino, &size, &mtime_ns, &ctime_ns))
-                *ret = "accepted";
-        else
-                *ret = n.pending ? "local" : "server";
-        return 0;
+        uint64_t ino = nodeid_ino(nodeid), file;
+        int64_t unused;
+        enum level level = LEVEL_SERVER;
+        if (nodes_view(m, nodeid, &file, &unused, &unused))
+                ino = file;
+        int r = file_level(m->cfg.cache, ino, &level);
+        if (r == 0)
+                *ret = level_name(level);
+        return r;
 }
 
 void op_getxattr(fuse_req_t req, fuse_ino_t nodeid, const char *name, size_t size) {

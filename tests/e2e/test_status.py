@@ -7,7 +7,7 @@ import time
 from support import EXIT, PATIENCE, alive, until
 
 FIELDS = {"state": str, "pid": int, "mountpoint": str, "pending_files": int, "pending_bytes": int, "oldest_pending_s": int, "parked": list, "cache_bytes": int, "cache_limit_bytes": int,
-          "cursor": dict, "counters": dict}
+          "files_accepted": int, "files_local": int, "files_server": int, "cursor": dict, "counters": dict}
 COUNTERS = ["http_requests", "bytes_sent", "bytes_received", "sql_transactions", "blocks_fetched", "cache_hits", "events_applied"]
 
 
@@ -34,6 +34,7 @@ def test_fields(world):
         assert isinstance(s["counters"][name], int), name
     assert s["state"] == "online" and s["pid"] == a.pid() and s["mountpoint"] == str(a.dir)
     assert s["pending_files"] == s["pending_bytes"] == s["oldest_pending_s"] == 0 and s["parked"] == []
+    assert (s["files_accepted"], s["files_local"], s["files_server"]) == (0, 0, 1)
     assert s["cursor"]["seq"] > 0 and s["cursor"] == t["cursor"]
     assert s["counters"]["http_requests"] > 2 and s["counters"]["bytes_sent"] > 0 and s["counters"]["bytes_received"] > 0 and s["counters"]["sql_transactions"] > 0
     assert t["counters"]["blocks_fetched"] == 1 and t["counters"]["events_applied"] >= 1
@@ -56,12 +57,15 @@ def test_status_answers_at_once_with_the_server_dead(world):
     assert status_ms(a) < 50 * PATIENCE
     s = a.status()
     assert s["pending_files"] == 1 and s["pending_bytes"] >= 5000
+    until(lambda: [a.status()[k] for k in ("files_accepted", "files_local", "files_server")] == [0, 1, 1], 10, "the sync of each second")
+    assert os.getxattr(a.dir / "pending", "user.tarn.state") == b"local" and os.getxattr(a.dir / "warm", "user.tarn.state") == b"server"
+    assert "1 on the server, 1 local, 0 accepted" in a.tarn("status", a.dir).stdout
     until(lambda: a.status()["oldest_pending_s"] >= 1)
     p = a.tarn("wait", a.dir, "--timeout", "1", check=False)
     assert p.returncode == EXIT["timeout"] and "not on the server yet" in p.stderr and p.stderr.count("\n") == 1
     world.server.start()
     a.wait()
-    assert a.status()["pending_files"] == 0
+    assert a.status()["pending_files"] == 0 and os.getxattr(a.dir / "pending", "user.tarn.state") == b"server"
 
 
 def test_wait_returns_when_everything_is_there_and_not_before(world):

@@ -254,8 +254,10 @@ def test_a_waiting_close_can_be_killed_and_hinders_nobody(mount):
 
 @pytest.mark.options("close=local")
 def test_close_local(mount):
-    write(mount / "f", b"x" * 10000)
-    assert read(mount / "f") == b"x" * 10000
+    for i in range(20):
+        write(mount / f"f{i}", b"x" * 10000)
+        assert os.getxattr(mount / f"f{i}", "user.tarn.state") == b"local"
+        assert read(mount / f"f{i}") == b"x" * 10000
 
 
 def test_many_open_files_and_directories(mount):

@@ -82,6 +82,13 @@ int file_sync(struct file *f) _must_check_;
 void file_renamed(struct cache *c, const struct node *node, const struct node *replaced);
 /* A commit point now, if there is anything: rename, link, quiet point. ret_gen: the generation that carries it, 0: nothing was dirty. */
 int file_freeze(struct cache *c, uint64_t ino, uint64_t *ret_gen) _must_check_;
+/* The ladder of durability, and where a node stands on it at this moment (semantics.md, 1). -ENOENT. 2 SELECTs */
+enum level { LEVEL_ACCEPTED = 0, LEVEL_LOCAL = 1, LEVEL_SERVER = 2 };
+const char *level_name(enum level level);
+int file_level(struct cache *c, uint64_t ino, enum level *ret) _must_check_;
+/* Files that are not on the server, by level. Costs by what is pending: 1 SELECT, and 2 per file with an open stage. */
+struct cache_levels { uint64_t accepted, local; };
+int cache_levels(struct cache *c, struct cache_levels *ret) _must_check_;
 /* The error that close must report (a write of this generation failed); cleared by reporting it once. */
 int file_take_error(struct file *f) _must_check_;
 /* ---- engine ---- */

@@ -170,7 +170,11 @@ uint64_t tree_held(struct tree *t);
 int tree_held_list(struct tree *t, uint64_t after_ino, int (*each)(void *arg, const struct node *node), void *arg) _must_check_; /* as tree_list, in order of ino */
 int tree_held_drop(struct tree *t, size_t max, bool (*is_open)(void *arg, uint64_t ino), void *arg) _must_check_; /* removes up to max of them; 1: more to do */
 
-struct tree_totals { uint64_t nodes, entries, content_bytes; bool complete; /* first load finished */ };
+/* Everything that was queued about ino so far is durable. May say no for some ms longer than needed, never yes too early. 0 SQL */
+bool tree_synced(struct tree *t, uint64_t ino);
+/* Files with a name that pending operations name; each until it returns non-zero, as tree_list. 1 SELECT */
+int tree_pending_files(struct tree *t, int (*each)(void *arg, const struct node *n), void *arg) _must_check_;
+struct tree_totals { uint64_t files, nodes, entries, content_bytes; bool complete; /* first load finished */ };
 int tree_totals(struct tree *t, struct tree_totals *ret) _must_check_;
 /* Small durable settings of the client (workspace id, device, host name, ...). */
 int tree_setting_get(struct tree *t, const char *key, struct buf *ret) _must_check_; /* -ENOENT */
