@@ -160,6 +160,7 @@ int blobs_open(const struct blobs_config *c, struct blobs **ret) {
         b->clock = c->clock;
         b->counters = c->counters;
         b->workers = c->workers;
+        b->by_hand = c->by_hand;
         atomic_init(&b->source, c->source);
         b->next_deadline_ms = b->flush_at_ms = INT64_MAX;
         lock_init(&b->index_lock, "blob index", RANK_BLOB_INDEX);

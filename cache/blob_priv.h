@@ -94,7 +94,7 @@ struct blob {
 
 #define TABLE_BUCKETS 4096u
 struct blobs {
-        struct clock *clock; struct counters *counters; struct executor *workers;
+        struct clock *clock; struct counters *counters; struct executor *workers; bool by_hand;
         char *dir;
         int dir_fd;
         _Atomic(struct source *) source;

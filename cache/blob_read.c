@@ -341,10 +341,23 @@ static void pread_done(struct blob_read *r, ssize_t result) {
         cond_signal(&w->cond);
 }
 
+static bool is_here(struct blob *blob, uint64_t off, uint64_t n) {
+        size_t first, last;
+        LOCK_SCOPE(&blob->lock);
+        if (!blob->list_known)
+                return false;
+        blob_range(blob, off, n, &first, &last);
+        return available_locked(blob, first, last);
+}
+
 static ssize_t pread_steps(struct blob *blob, uint64_t off, void *buf, size_t n, int64_t deadline_ms, bool exact) {
         if (off >= blob->content.size)
                 return 0;
         n = MIN(n, blob->content.size - off);
+        if (blob->owner->by_hand && !is_here(blob, off, n)) {
+                int r = blob_prefetch(blob, off, n);
+                return r < 0 ? r : -EHOSTDOWN;
+        }
         for (size_t got = 0; got < n;) {
                 struct pread_wait w = { 0 };
                 struct blob_read r = { .blob = blob, .off = off + got, .buf = (uint8_t *)buf + got, .n = MIN(n - got, PREAD_STEP), .deadline_ms = deadline_ms, .done = pread_done, .owner = &w, .exact = exact };

@@ -221,7 +221,7 @@ static int drop_rows_without_stage(struct files *fs, unsigned *ret_dropped) {
                 struct op_result res = { .op = items[i].op.id, .code = RES_STALE };
                 struct resolve how = { .kind = RESOLVE_DROP };
                 struct tree_applied applied = { 0 };
-                int k = tree_resolve(fs->c->tree, &res, &how, NULL, NULL, b, &applied);
+                int k = items[i].op.kind == OP_CREATE ? tree_lost_content(fs->c->tree, &items[i].op.id) : tree_resolve(fs->c->tree, &res, &how, NULL, NULL, b, &applied);
                 log_warn("cache recover outbox_row gen=%" PRIu64 " ino=%" PRIu64 " without_stage dropped=%s", items[i].gen, items[i].ino, k < 0 ? err_name(k) : "yes");
                 if (k == 0)
                         (*ret_dropped)++;
@@ -429,7 +429,7 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
                 r = open_tree(c, cfg, &tree_lost);
         if (r == 0) {
                 struct blobs_config bc = { .dir = cfg->dir, .limit_bytes = cfg->limit_bytes, .free_floor_bytes = cfg->free_floor_bytes, .clock = cfg->clock, .counters = cfg->counters,
-                                           .workers = cfg->workers, .new_boot = fresh_boot };
+                                           .workers = cfg->workers, .new_boot = fresh_boot, .by_hand = cfg->by_hand };
                 r = blobs_open(&bc, &c->blobs);
         }
         if (r == 0) {

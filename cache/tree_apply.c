@@ -5,7 +5,8 @@
  * own seq; for rows of a refusal the greatest seq in them). So replaying any event, prefix or suffix changes nothing. A node that is not here is made,
  * unless a tombstone says that it was deleted later, or the rows are older than the cursor (then they tell of something that has ended since).
  *
- * An event of an operation of ours completes its outbox row, before or after the answer, or instead of it: whichever comes first does it.
+ * An event of an operation of ours completes its outbox row, before or after the answer, or instead of it: whichever comes first does it. Only one that was sent can be ours: the event of
+ * a row that never was tells that this state was rolled back or cloned. The row may say something else by now; it stays, and the server judges it.
  *
  * Order inside one event does not matter: nodes first, then deletions, then names; collisions are tree_settle.c's. A list of names that names a parent which is not
  * here yet (answers run ahead of events) is left for its event. */
@@ -254,6 +255,8 @@ int tree_apply(struct tree *t, const struct event *events, size_t n, const struc
                 if (e->seq <= t->cursor.seq)
                         continue;
                 r = id_is_zero(&e->op) ? -ENOENT : outbox_find(t, t->w, t->scratch, &e->op, &own);
+                if (r == 0 && outbox_soft(&own)) /* not from here: see above */
+                        r = -ENOENT;
                 if (r == 0)
                         r = complete(t, &own, e->changes, e->n_changes, e->seq);
                 else if (r == -ENOENT)

@@ -177,3 +177,31 @@ int tree_recover_stage(struct tree *t, struct stage_identity *s, enum recover_re
                 *ret = result;
         return r;
 }
+
+/* What was sent stays what it was (the server may have it): the empty file is another operation on the same node. */
+int tree_lost_content(struct tree *t, const struct id *op) {
+        struct orow o;
+        struct nrow row;
+        int r = tree_begin(t);
+        if (r == 0)
+                r = outbox_find(t, t->w, t->scratch, op, &o);
+        if (r == 0 && o.op.kind != OP_CREATE)
+                r = -ENOENT;
+        if (r == 0)
+                r = row_get(t, t->w, o.ino, &row);
+        const uint64_t gen = o.gen;
+        if (r == 0) {
+                o.gen = 0;
+                o.op.content = content_empty;
+                r = outbox_soft(&o) ? outbox_change(t, &o) : outbox_reidentify(t, &o);
+        }
+        if (r == 0)
+                r = row_get(t, t->w, o.ino, &row);
+        if (r == 0 && row.v.gen == gen) {
+                row.v.gen = 0;
+                row.v.content = content_empty;
+                row.v.size = 0;
+                r = row_write(t, &row);
+        }
+        return tree_end(t, r);
+}

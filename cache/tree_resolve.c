@@ -266,6 +266,36 @@ static int resolve_copy(struct tree *t, struct orow *own, struct nrow *row, stru
         return r < 0 ? r : settle_both(t, own);
 }
 
+/* The node of a CREATE is on the server, with other bytes: from before this state was rolled back, or from a clone of it. Ours become a node of their own. */
+static int resolve_made_before(struct tree *t, struct orow *own, struct nrow *row, const char *host) {
+        struct nrow copy = { .id = rng_id(t->rng), .last_gen = own->gen, .v = row->v }, parent;
+        const char *name = NULL;
+        copy.v.gen = own->gen;
+        copy.v.size = own->op.content.size;
+        if (!own->gen) /* its bytes are on the server already */
+                copy.v.content = own->op.content;
+        int r = outbox_remove(t, own);
+        if (r == 0)
+                r = row_get(t, t->w, own->p1, &parent);
+        if (r == -ENOENT)
+                r = row_get(t, t->w, INO_ROOT, &parent);
+        if (r == 0)
+                r = free_name(t, parent.ino, own->op.name, own->op.name_bytes, host, &name);
+        if (r == 0)
+                r = row_insert(t, &copy);
+        if (r == 0)
+                r = local_new_create(t, &copy, &parent, name, strlen(name));
+        if (r == 0)
+                r = dir_touch(t, parent.ino, t->now_ns);
+        if (r == 0)
+                r = tree_note(t, NOTE_ENTRY, parent.ino, name, strlen(name));
+        if (r == 0)
+                r = tree_note(t, NOTE_LIST, parent.ino, NULL, 0);
+        if (r == 0 && own->gen)
+                r = apply_fate(t, &(struct tree_done){ .op = own->op.id, .ino = copy.ino, .gen = own->gen, .fate = FATE_MOVED });
+        return r < 0 ? r : settle_both(t, own);
+}
+
 static int resolve_new_name(struct tree *t, struct orow *own, const struct server_side *side, const char *host) {
         struct op *op = &own->op;
         bool second = op->kind == OP_RENAME;
@@ -576,6 +606,8 @@ static int resolve_in(struct tree *t, const struct op_result *res, const struct 
                 return resolve_rebase(t, &own, &side);
         case RESOLVE_CONFLICT_COPY:
         case RESOLVE_NEW_NAME:
+                if (own.op.kind == OP_CREATE && res->code == RES_ID_REUSED)
+                        return resolve_made_before(t, &own, &row, how->host ? how->host : "local");
                 if (is_content(&own))
                         return resolve_copy(t, &own, &row, &side, how->host ? how->host : "local");
                 if (own.op.kind != OP_CREATE && own.op.kind != OP_LINK && own.op.kind != OP_RENAME)

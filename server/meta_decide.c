@@ -312,9 +312,11 @@ static int decide_create(struct opx *x) {
         int r = node_get(x->db, x->s->ws, &id, x->a, &known);
         if (r == 0)
                 r = alias_get(x->db, x->s->ws, &id);
+        struct work *parent, *node;
+        if (r > 0)
+                r = opx_work(x, &id, &node); /* the answer has its row */
         if (r != 0)
                 return r < 0 ? r : RES_ID_REUSED;
-        struct work *parent, *node;
         TRY(target_dir(x, &op->parent, &parent));
         struct entry_row e;
         r = name_get(x, &parent->row.id, op->name, op->name_bytes, &e);

@@ -7,7 +7,8 @@
  *   any              MERGED                      our node is theirs now
  *   any              SKIPPED, BUSY               again, same id
  *   any              BLOCKS_MISSING              upload those, again, same id
- *   any              ID_REUSED                   again with a new id (this state was rolled back or cloned)
+ *   any              ID_REUSED                   again with a new id (this state was rolled back or cloned). A create whose node is there: drop; if its bytes are others than the
+ *                                                server's: conflict copy
  *   any              QUOTA                       parked for a minute
  *   any              NAME_INVALID, FORBIDDEN, UNSUPPORTED, INVALID, TOO_LARGE, CORRUPT   parked, with the reason
  *   create           EXISTS, STALE               conflict name (the server merges what can be merged)
@@ -193,7 +194,12 @@ void planner_decide(const struct op *op, const struct op_result *r, const struct
                 *ret = (struct plan){ .kind = PLAN_UPLOAD_MISSING };
                 return;
         case RES_ID_REUSED:
-                resolve(ret, RESOLVE_REBASE);
+                if (op->kind != OP_CREATE || r->n_current == 0)
+                        resolve(ret, RESOLVE_REBASE);
+                else if (facts->same_content || op->attrs.kind != NODE_FILE || op->content.size == 0)
+                        resolve(ret, RESOLVE_DROP);
+                else
+                        resolve(ret, RESOLVE_CONFLICT_COPY);
                 return;
         case RES_QUOTA:
                 park(ret, EDQUOT, 60, "over quota on the server");

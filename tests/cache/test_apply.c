@@ -424,6 +424,75 @@ static void test_remote_delete_open(void **state) {
         assert_int_equal(look(&w, d.ino, "file").size, 55);
 }
 
+/* This state was rolled back, or cloned: the server has an operation that was never sent from here, and its row says something else by now. Nothing of ours is lost. */
+static void test_never_sent(void **state) {
+        struct outbox_item items[8];
+        (void)put_content(&w, f.ino, 1, 100);
+        assert_int_equal(outbox_ready(&w, items, 8, NULL), 1);
+        struct op theirs = items[0].op;
+        theirs.content = model_content(1, 100);
+        assert_int_equal(model_commit(&m, &theirs).code, RES_OK); /* by the other one */
+        assert_int_equal(put_content(&w, f.ino, 2, 200), 1);      /* the same row, the same id */
+        sync_down(&w, &m);
+        assert_int_equal(look(&w, d.ino, "file").gen, 2);
+        assert_int_equal(pending(), 1);
+        assert_int_equal(outbox_ready(&w, items, 8, NULL), 1);
+        assert_true(id_equal(&items[0].op.id, &theirs.id));
+        struct op_result reused = { .op = theirs.id, .code = RES_ID_REUSED };
+        MUST(outbox_mark_sent(w.tree, &theirs.id, 1));
+        (void)resolve(&reused, RESOLVE_REBASE);
+        struct op ours;
+        struct op_result r = answer(&ours);
+        assert_false(id_equal(&ours.id, &theirs.id));
+        assert_int_equal(r.code, RES_STALE);
+        (void)resolve(&r, RESOLVE_CONFLICT_COPY);
+        assert_int_equal(look(&w, d.ino, "file").size, 100);
+        assert_int_equal(look(&w, d.ino, "file (conflict box 1)").size, 200);
+        /* a new file that is there already, with other bytes */
+        struct node n = make(&w, d.ino, "new", NODE_FILE);
+        (void)put_content(&w, n.ino, 3, 30);
+        size_t count = outbox_all(&w, items, 8);
+        theirs = items[count - 1].op;
+        assert_int_equal(theirs.kind, OP_CREATE);
+        theirs.content = model_content(3, 30);
+        struct op_result made = model_commit(&m, &theirs);
+        assert_int_equal(made.code, RES_OK);
+        (void)put_content(&w, n.ino, 4, 40);
+        MUST(outbox_mark_sent(w.tree, &theirs.id, 1));
+        struct op_result again = made;
+        again.code = RES_ID_REUSED;
+        struct tree_applied applied = resolve(&again, RESOLVE_CONFLICT_COPY);
+        assert_int_equal(applied.n_done, 1);
+        assert_int_equal(applied.done[0].fate, FATE_MOVED);
+        assert_int_equal(look(&w, d.ino, "new").size, 30);
+        assert_int_equal(look(&w, d.ino, "new (conflict box 1)").gen, 4);
+        /* a directory that is there already */
+        (void)make(&w, d.ino, "sub", NODE_DIR);
+        count = outbox_all(&w, items, 8);
+        theirs = items[count - 1].op;
+        made = model_commit(&m, &theirs);
+        assert_int_equal(made.code, RES_OK);
+        MUST(outbox_mark_sent(w.tree, &theirs.id, 1));
+        again = made;
+        again.code = RES_ID_REUSED;
+        (void)resolve(&again, RESOLVE_DROP);
+        assert_int_equal(look(&w, d.ino, "sub").pending, false);
+}
+
+/* The bytes of a new file did not survive a power cut: it is empty, and what was done to it since holds. */
+static void test_lost_content(void **state) {
+        struct outbox_item items[8];
+        struct node n = make(&w, d.ino, "lost", NODE_FILE);
+        (void)put_content(&w, n.ino, 5, 50);
+        assert_int_equal(outbox_all(&w, items, 8), 1);
+        MUST(outbox_mark_sent(w.tree, &items[0].op.id, 1)); /* what was sent is never changed: it gets another id */
+        MUST(mv(&w, d.ino, "lost", d.ino, "moved", 0));
+        MUST(tree_lost_content(w.tree, &items[0].op.id));
+        assert_int_equal(tree_lost_content(w.tree, &items[0].op.id), -ENOENT);
+        n = look(&w, d.ino, "moved");
+        assert_true(n.size == 0 && n.gen == 0);
+}
+
 static void test_dir_times(void **state) {
         /* an explicit time of a directory follows what was done in it, and is what both sides show */
         struct node n;
@@ -451,7 +520,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_merged_dir, setup, teardown),    cmocka_unit_test_setup_teardown(test_merged_before, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_merged_file, setup, teardown),   cmocka_unit_test_setup_teardown(test_answers, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_replays, setup, teardown),       cmocka_unit_test_setup_teardown(test_swap, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_remote_delete_open, setup, teardown), cmocka_unit_test_setup_teardown(test_dir_times, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_remote_delete_open, setup, teardown), cmocka_unit_test_setup_teardown(test_dir_times, setup, teardown), cmocka_unit_test_setup_teardown(test_never_sent, setup, teardown), cmocka_unit_test_setup_teardown(test_lost_content, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

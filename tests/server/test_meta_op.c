@@ -491,7 +491,8 @@ static void merges(void **state) {
         /* an id that was merged away is used */
         struct op reuse = op_create(&k, NODE_DIR, id_root, "other");
         reuse.node = ours.node;
-        expect(&k, &reuse, RES_ID_REUSED);
+        struct op_result used = expect(&k, &reuse, RES_ID_REUSED);
+        assert_non_null(current_of(&used, theirs.node));
         kit_close(&k);
 }
 

@@ -21,6 +21,7 @@ struct blobs_config {
         struct executor *workers;     /* hashing, eviction */
         struct source *source;        /* may be set later with blobs_set_source */
         bool new_boot;                /* nothing on disk is trusted before its hash was checked again */
+        bool by_hand;                 /* for simulations on one thread: blob_pread never waits; what is not here is fetched, and it returns -EHOSTDOWN */
 };
 int blobs_open(const struct blobs_config *c, struct blobs **ret) _must_check_;
 void blobs_close(struct blobs *b);    /* every fetch was cancelled and done before */

@@ -189,3 +189,5 @@ int tree_birth(struct tree *t, uint64_t gen) _must_check_;
 bool tree_recovers_later(struct tree *t, uint64_t gen);
 enum recover_result { RECOVER_QUEUED, RECOVER_KNOWN /* already in the outbox */, RECOVER_COMMITTED /* on the server: the stage may go */, RECOVER_LOST_FOUND };
 int tree_recover_stage(struct tree *t, struct stage_identity *s /* ino, node: updated to the node that has it now */, enum recover_result *ret) _must_check_;
+/* The bytes of the new file that this operation makes are gone (a power cut before they were local, damage): it is an empty one. -ENOENT: no such CREATE is pending. */
+int tree_lost_content(struct tree *t, const struct id *op) _must_check_;
