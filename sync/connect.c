@@ -229,11 +229,16 @@ int64_t connect_step(struct engine *e, int64_t now) {
                 }
                 return MAX(n->breaker.probe_at_ms, now + 1);
         case CONNECT_SIGNED_OUT:
-                if (now >= n->ask_at_ms && e->c.session) {
-                        n->ask_at_ms = now + SIGNED_OUT_RETRY_MS;
+                if (now < n->ask_at_ms)
+                        return n->ask_at_ms;
+                n->ask_at_ms = now + SIGNED_OUT_RETRY_MS;
+                if (e->c.session) {
                         start_refresh(e);
+                } else { /* nobody to ask: the next request says whether the token is good again */
+                        n->refreshed_ms = now;
+                        set_phase(e, CONNECT_START);
                 }
-                return e->c.session ? n->ask_at_ms : NEVER;
+                return now;
         case CONNECT_ONLINE:
                 return n->hold_until_ms > now ? n->hold_until_ms : NEVER;
         default:

@@ -113,6 +113,7 @@ static void finish(struct world *w, struct message *m, int err) {
                 snprintf(call->message, sizeof call->message, "the simulated link failed");
         } else {
                 call->status = m->answer.status;
+                w->count[SIM_GONE] += call->status == 410;
                 call->retry_after_ms = m->answer.retry_after_s * 1000;
                 buf_reset(&call->answer);
                 if (m->answer.body.bytes > call->max_answer_bytes)
@@ -145,9 +146,10 @@ static void finish(struct world *w, struct message *m, int err) {
 
 static int handle(struct world *w, struct message *m, bool no_wait, struct service_answer *ret) {
         struct http_call *call = m->call;
-        struct service_request r = { .method = method_name(call->method), .target = call->path, .authorization = w->authorization, .accept = call->accept,
+        struct service_request r = { .method = method_name(call->method), .target = call->path, .accept = call->accept,
                                      .content_type = call->content_type, .body = call->body.data, .body_bytes = call->body.bytes, .content_length = -1,
                                      .waiter = no_wait ? NULL : &m->waiter, .no_wait = no_wait };
+        r.authorization = m->client->expired_until > w->clock.mono_ms ? "Bearer not-any-more" : w->authorization;
         return service_handle(w->server, &r, ret);
 }
 

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <assert.h>
+#include <linux/fs.h>
 
 #include "base/chunk.h"
 #include "sim.h"
@@ -203,13 +204,27 @@ static bool is_kept(void *arg, uint64_t ino) {
 
 /* ---- doing ---- */
 
+static void write_done(struct file_write *fw, int result) {
+        *(int *)fw->owner = result;
+}
+
+/* -ENOSPC: only on a full disk; then the program is told, and nobody will see these bytes. */
 static int write_bytes(struct client *c, struct file *f, uint64_t off, const uint8_t *p, size_t n) {
         while (n > 0) {
                 size_t k = MIN(n, (size_t)(1 << 20));
-                struct file_write fw = { .file = f, .off = off, .buf = p, .n = k, .deadline_ms = INT64_MAX / 2 };
+                int result = 0;
+                struct file_write fw = { .file = f, .off = off, .buf = p, .n = k, .deadline_ms = INT64_MAX / 2, .done = write_done, .owner = &result };
                 ssize_t r = file_write(&fw);
-                if (r < 0)
-                        return wrong(c->w, "%s: file_write: %s", c->name, err_name((int)r));
+                if (r == -EINPROGRESS) { /* no room now: nobody waits here */
+                        file_write_cancel(&fw);
+                        r = result ? result : -EINTR;
+                }
+                if (r < 0) {
+                        if (c->w->full != c)
+                                return wrong(c->w, "%s: file_write: %s", c->name, err_name((int)r));
+                        trace(c->w, "%s write failed: %s", c->name, err_name((int)r));
+                        return -ENOSPC;
+                }
                 off += (uint64_t)r;
                 p += r;
                 n -= (size_t)r;
@@ -217,12 +232,39 @@ static int write_bytes(struct client *c, struct file *f, uint64_t off, const uin
         return 0;
 }
 
+/* Bytes of the file were refused: it is not a version until somebody heals it. It is emptied when there is room. */
+static void spoiled(struct client *c, uint64_t ino) {
+        if (c->n_spoiled < ARRAY_SIZE(c->spoiled))
+                c->spoiled[c->n_spoiled++] = ino;
+}
+
+static void healed(struct client *c, uint64_t ino) {
+        for (size_t i = 0; i < c->n_spoiled; i++)
+                if (c->spoiled[i] == ino)
+                        c->spoiled[i--] = c->spoiled[--c->n_spoiled];
+}
+
+void heal_spoiled(struct client *c) {
+        for (size_t i = 0; i < c->n_spoiled; i++) {
+                int r = file_truncate(c->cache, c->spoiled[i], 0);
+                if (r < 0 && r != -ENOENT)
+                        wrong(c->w, "%s: emptying ino %llu: %s", c->name, (unsigned long long)c->spoiled[i], err_name(r));
+        }
+        c->n_spoiled = 0;
+}
+
+static bool unexpected(struct client *c, const char *what, int r);
+
 static int write_text(struct client *c, const struct node *n, struct text *t) {
         struct file *f;
         int r = file_open(c->cache, n->ino, n->incarnation, true, true, &f);
         if (r < 0)
-                return wrong(c->w, "%s: file_open: %s", c->name, err_name(r));
+                return unexpected(c, "file_open", r) ? r : -ENOSPC;
         r = write_bytes(c, f, 0, t->bytes, t->n);
+        if (r < 0)
+                spoiled(c, file_ino(f));
+        else
+                healed(c, file_ino(f)); /* written whole */
         file_release(f, true);
         if (r < 0)
                 return r;
@@ -233,7 +275,8 @@ static int write_text(struct client *c, const struct node *n, struct text *t) {
 }
 
 static bool unexpected(struct client *c, const char *what, int r) {
-        if (r >= 0 || r == -EEXIST || r == -ENOENT || r == -ENOTDIR || r == -EISDIR || r == -ENOTEMPTY || r == -EINVAL || r == -ELOOP || r == -EPERM || r == -EMLINK)
+        if (r >= 0 || r == -EEXIST || r == -ENOENT || r == -ENOTDIR || r == -EISDIR || r == -ENOTEMPTY || r == -EINVAL || r == -ELOOP || r == -EPERM || r == -EMLINK || r == -ENODATA ||
+            (c->w->full == c && (r == -ENOSPC || r == -EIO || r == -EINTR)))
                 return false;
         wrong(c->w, "%s: %s: %s", c->name, what, err_name(r));
         return true;
@@ -290,8 +333,12 @@ static void op_patch(struct client *c) {
                 wrong(c->w, "%s: open: %s", c->name, err_name(r));
                 return;
         }
-        (void)write_bytes(c, f, off, p + off, n);
+        r = write_bytes(c, f, off, p + off, n);
+        if (r < 0)
+                spoiled(c, file_ino(f));
         file_release(f, true);
+        if (r < 0)
+                return;
         t->durable = true;
         remember_gen(c, e.node.ino, t);
         trace(c->w, "%s text %u patches ino %llu off=%zu n=%zu", c->name, t->number, (unsigned long long)e.node.ino, off, n);
@@ -396,6 +443,7 @@ static void op_link(struct client *c) {
         size_t k = random_name(c->w, false, name);
         (void)!file_freeze(c->cache, e.node.ino, &gen);
         int r = tree_link(c->cache->tree, e.node.ino, random_dir(c), name, k, &n);
+        c->w->count[SIM_LINKS] += r >= 0;
         trace(c->w, "%s link %s to %s: %s", c->name, e.name, name, r < 0 ? err_name(r) : "ok");
         unexpected(c, "link", r);
 }
@@ -434,6 +482,36 @@ static void handle_close(struct client *c, struct handle *h) {
         *h = (struct handle){ 0 };
 }
 
+static void op_exchange(struct client *c) {
+        struct tree_entry a, b;
+        uint64_t dir, dir2, gen;
+        struct node moved, replaced;
+        if (!random_entry(c, 0, &dir, &a) || !random_entry(c, 0, &dir2, &b))
+                return;
+        if (a.node.kind == NODE_FILE)
+                (void)!file_freeze(c->cache, a.node.ino, &gen);
+        if (b.node.kind == NODE_FILE)
+                (void)!file_freeze(c->cache, b.node.ino, &gen);
+        int r = tree_rename(c->cache->tree, dir, a.name, a.name_bytes, dir2, b.name, b.name_bytes, RENAME_EXCHANGE, is_kept, c->cache, &moved, &replaced);
+        trace(c->w, "%s exchange %s in %llu with %s in %llu: %s", c->name, a.name, (unsigned long long)dir, b.name, (unsigned long long)dir2, r < 0 ? err_name(r) : "ok");
+        c->w->count[SIM_EXCHANGES] += r >= 0;
+        unexpected(c, "exchange", r);
+}
+
+static void op_xattr(struct client *c) {
+        struct tree_entry e;
+        uint64_t dir;
+        char name[32], value[32];
+        if (!random_entry(c, 0, &dir, &e))
+                return;
+        snprintf(name, sizeof name, "user.x%u", (unsigned)pick(c->w, 3));
+        snprintf(value, sizeof value, "%s-%u", c->name, (unsigned)pick(c->w, 1000));
+        int r = chance(c->w, 700) ? tree_xattr_set(c->cache->tree, e.node.ino, name, value, strlen(value), 0) : tree_xattr_remove(c->cache->tree, e.node.ino, name);
+        trace(c->w, "%s xattr %s of %s: %s", c->name, name, e.name, r < 0 ? err_name(r) : "ok");
+        c->w->count[SIM_XATTRS] += r >= 0;
+        unexpected(c, "xattr", r);
+}
+
 void op_close_all(struct client *c) {
         for (unsigned i = 0; i < HANDLES_MAX; i++)
                 if (c->handles[i].used)
@@ -456,7 +534,11 @@ static void op_handle(struct client *c) {
                 if (h->text)
                         h->text->superseded = true;
                 h->text = text_add(c, p, n);
-                (void)write_bytes(c, h->file, 0, p, n);
+                if (write_bytes(c, h->file, 0, p, n) < 0) {
+                        spoiled(c, file_ino(h->file));
+                        h->text = NULL;
+                        return;
+                }
                 trace(c->w, "%s text %u through a handle of ino %llu", c->name, h->text->number, (unsigned long long)h->ino);
                 return;
         }
@@ -467,8 +549,10 @@ static void op_handle(struct client *c) {
         struct text *seen = text_of_node(c, &e.node);
         struct file *f;
         int r = file_open(c->cache, e.node.ino, e.node.incarnation, true, true, &f);
+        if (seen && r < 0)
+                seen->superseded = true;
         if (r < 0) {
-                wrong(c->w, "%s: open: %s", c->name, err_name(r));
+                unexpected(c, "open", r);
                 return;
         }
         if (seen)
@@ -582,7 +666,7 @@ int read_whole(struct client *c, const struct node *n, struct buf *ret) {
 void op_random(struct world *w, struct client *c) {
         static const struct { unsigned weight; void (*op)(struct client *c); } ops[] = {
                 { 24, op_create }, { 16, op_overwrite }, { 8, op_patch }, { 8, op_unlink }, { 8, op_mkdir }, { 12, op_rename }, { 8, op_save }, { 2, op_link }, { 4, op_setattr },
-                { 2, op_symlink }, { 6, op_read }, { 6, op_handle },
+                { 2, op_symlink }, { 6, op_read }, { 6, op_handle }, { 3, op_exchange }, { 4, op_xattr },
         };
         unsigned total = 0;
         for (size_t i = 0; i < ARRAY_SIZE(ops); i++)

@@ -24,7 +24,7 @@ int oracle_quiet(struct world *w, bool *ret) {
                 if (!c->up)
                         continue;
                 engine_status(c->engine, &status);
-                if (status.state == CONN_UPGRADE || status.state == CONN_SIGNED_OUT)
+                if (status.state == CONN_UPGRADE)
                         return wrong(w, "%s: %s", c->name, status.reason);
                 if (!status.loaded || status.state != CONN_ONLINE || c->n_jobs || !readings_none(c))
                         return 0;
@@ -77,6 +77,18 @@ static int list(struct client *c, uint64_t dir, const char *path, struct buf *ou
                         if (r >= 0)
                                 r = buf_printf(out, " target=%s", buf_text(&target));
                         buf_free(&target);
+                }
+                if (r >= 0 && n->has_xattrs) {
+                        struct buf names = BUF_INIT(XATTR_TOTAL_MAX), value = BUF_INIT(XATTR_VALUE_MAX + 1);
+                        r = tree_xattr_list(c->cache->tree, n->ino, &names);
+                        for (size_t at = 0; r >= 0 && at < names.bytes; at += strlen((const char *)names.data + at) + 1) {
+                                buf_reset(&value);
+                                r = tree_xattr_get(c->cache->tree, n->ino, (const char *)names.data + at, &value);
+                                if (r >= 0)
+                                        r = buf_printf(out, " %s=%s", (const char *)names.data + at, buf_text(&value));
+                        }
+                        buf_free(&names);
+                        buf_free(&value);
                 }
                 if (r >= 0)
                         r = buf_add(out, "\n", 1);
@@ -185,12 +197,14 @@ int oracle_check(struct world *w) {
         struct buf fresh = BUF_INIT(64u << 20), other = BUF_INIT(64u << 20);
         struct client *last = &w->clients[CLIENTS_MAX];
         static const struct id everything;
+        trouble_end(w);
         for (unsigned i = 0; i < w->n_clients; i++) {
                 struct client *c = &w->clients[i];
                 c->connected = true;
                 if (!c->up && client_up(c) < 0)
                         return -EIO;
                 op_close_all(c);
+                heal_spoiled(c);
                 (void)!outbox_unpark(c->cache->tree, &everything);
                 engine_nudge(c->engine);
         }

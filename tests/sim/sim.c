@@ -21,7 +21,7 @@
 #define TWICE_EACH 100u
 
 /* Shared by all processes. */
-struct shared { _Atomic uint64_t next, done, failed, traces; _Atomic uint64_t total[SIM_COUNTS]; };
+struct shared { _Atomic uint64_t next, done, failed, traces; _Atomic uint64_t total[SIM_COUNTS]; _Atomic uint64_t seed[JOBS_MAX]; /* what each process is at */ };
 
 static int scenario(uint64_t seed, bool verbose, unsigned ops, struct digest *ret, struct shared *shared) {
         static struct world world;
@@ -61,12 +61,13 @@ static int scenario(uint64_t seed, bool verbose, unsigned ops, struct digest *re
 
 struct args { uint64_t seed, scenarios; unsigned ops, jobs; bool verbose, twice, sample; };
 
-static void run(const struct args *a, struct shared *shared) {
+static void run(const struct args *a, struct shared *shared, unsigned job) {
         for (;;) {
                 uint64_t i = atomic_fetch_add(&shared->next, 1);
                 struct digest x, y;
                 if (i >= a->scenarios || atomic_load(&shared->failed) >= FAILURES_MAX)
                         return;
+                shared->seed[job] = a->seed + i;
                 int r = scenario(a->seed + i, a->verbose, a->ops, &x, shared);
                 if (r >= 0 && (a->twice || (a->sample && i % TWICE_EACH == 0))) {
                         r = scenario(a->seed + i, false, a->ops, &y, NULL);
@@ -87,19 +88,22 @@ static int run_all(const struct args *a, struct shared *shared) {
         pid_t pid[JOBS_MAX];
         int status, bad = 0;
         if (a->jobs <= 1) {
-                run(a, shared);
+                run(a, shared, 0);
                 return 0;
         }
         for (unsigned i = 0; i < a->jobs; i++) {
                 pid[i] = fork();
                 if (pid[i] == 0) {
-                        run(a, shared);
+                        run(a, shared, i);
                         _exit(0);
                 }
         }
         for (unsigned i = 0; i < a->jobs; i++)
-                if (pid[i] < 0 || waitpid(pid[i], &status, 0) != pid[i] || !WIFEXITED(status) || WEXITSTATUS(status))
-                        bad++; /* it has said why, or a signal did */
+                if (pid[i] < 0 || waitpid(pid[i], &status, 0) != pid[i] || !WIFEXITED(status) || WEXITSTATUS(status)) {
+                        fprintf(stderr, "seed %llu: the process ended with %s %d\n", (unsigned long long)shared->seed[i], pid[i] >= 0 && WIFSIGNALED(status) ? "signal" : "status",
+                                pid[i] < 0 ? -1 : WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+                        bad++;
+                }
         return bad;
 }
 

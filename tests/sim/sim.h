@@ -9,8 +9,8 @@
  * A turn of the world picks one thing that can happen now, at random: a worker's job, a client's engine_step, a message that arrives, a local operation. So the
  * seed alone decides the order of everything, and running it twice gives the same trace (its digest is printed).
  *
- * Safety and liveness are two phases: first operations and faults (lost requests, lost answers, duplicates, 503, stalls, disconnections, killed clients),
- * then healing: no faults, no operations, until everything is quiet; then the oracle (oracle.c) speaks. */
+ * Safety and liveness are two phases: first operations and faults (trouble.c: lost requests, lost answers, duplicates, 503, stalls, disconnections, killed clients, power cuts, clients that
+ * are rolled back or cloned, a horizon that passes them by, full disks, expired tokens, a quota), then healing: no faults, no operations, until everything is quiet; then the oracle (oracle.c) speaks. */
 #pragma once
 #include <stdio.h>
 
@@ -32,13 +32,17 @@ struct text {
         struct content content;
         bool superseded;        /* somebody who saw it wrote over it or removed its file */
         bool durable;           /* closed: from here on it must not vanish */
+        bool local;             /* and its writer's cache was synced since: a power cut does not take it */
 };
 
 struct world;
 struct client;
 
 /* What happened; each is in the last line of a run, so that one sees that it does happen. */
-enum sim_count { SIM_TURNS, SIM_OPERATIONS, SIM_COMMITTED, SIM_REFUSED, SIM_CONFLICTS, SIM_CRASHES, SIM_COUNTS };
+enum sim_count {
+        SIM_TURNS, SIM_OPERATIONS, SIM_COMMITTED, SIM_REFUSED, SIM_CONFLICTS, SIM_CRASHES, SIM_POWER_CUTS, SIM_PAGES_LOST, SIM_ROLLBACKS, SIM_CLONES, SIM_HORIZONS, SIM_GONE, SIM_FULL,
+        SIM_EXPIRED, SIM_QUOTA, SIM_LINKS, SIM_EXCHANGES, SIM_XATTRS, SIM_COUNTS
+};
 extern const char *const sim_count_name[SIM_COUNTS];
 
 /* One message under way (net.c). */
@@ -70,11 +74,14 @@ struct client {
         struct executor executor;
         struct counters counters;
         struct rng_seeded rng;
-        bool connected, woken, up, crashing;
+        bool connected, woken, up, crashing, has_backup;
+        size_t backup_texts;    /* texts that there were when the backup was made */
+        int64_t expired_until;  /* its token is not accepted */
         int64_t step_at, flush_at;
         struct job *jobs, **jobs_end; size_t n_jobs;
         struct handle handles[HANDLES_MAX];
         struct gen_text *gens; size_t n_gens;
+        uint64_t spoiled[64]; size_t n_spoiled; /* files with a write that was refused */
         struct reading *readings;
         unsigned incarnation;
 };
@@ -90,7 +97,12 @@ struct world {
         unsigned n_clients;
         struct message *messages; uint64_t order;
         bool faults, operations, verbose;
+        bool power;              /* power cuts: what is not synced is remembered (disk.c) */
         unsigned trouble;        /* chance of a fault per message, per mille */
+        unsigned rough;          /* chance of a disturbance per operation, per mille */
+        struct client *full; int64_t full_until; /* whose disk is full */
+        int64_t quota_until;     /* the workspace's quota is used up */
+        uint64_t cuts;
         int64_t next_op_at;
         struct text **texts; size_t n_texts;
         struct sha256_state *trace;
@@ -117,13 +129,22 @@ int net_server_seq(struct world *w, uint64_t *ret);
 int world_open(struct world *w, uint64_t seed, bool verbose) _must_check_;
 void world_close(struct world *w);
 int client_up(struct client *c) _must_check_;
-int client_down(struct client *c, bool crash) _must_check_;
+enum down { DOWN_CLEAN, DOWN_KILLED, DOWN_POWER, DOWN_ROLLED_BACK /* to its backup */ };
+int client_down(struct client *c, enum down how) _must_check_;
+int client_backup(struct client *c) _must_check_;
+int client_clone(struct client *c) _must_check_;  /* there is a place for one more */
 /* One turn; false: nothing can happen any more before `until`. */
 bool world_turn(struct world *w, int64_t until);
+
+/* trouble.c */
+void disturb(struct world *w);
+void trouble_tick(struct world *w);  /* what lasts for a while ends */
+void trouble_end(struct world *w);
 
 /* ops.c */
 void op_random(struct world *w, struct client *c);
 void op_close_all(struct client *c);
+void heal_spoiled(struct client *c);
 struct text *text_find(struct world *w, const struct content *content);
 struct text *text_of_node(struct client *c, const struct node *n);
 int read_whole(struct client *c, const struct node *n, struct buf *ret) _must_check_; /* turns the world until it is there */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* world.c: the turn, the clients' lives, the trace. A killed client is made by copying its cache directory as it is at that moment (what a kill leaves: every write that was
  * accepted, no goodbye), ending the old one, and opening the copy in its place. */
+#include <assert.h>
 #include <dirent.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -11,10 +12,14 @@
 #include <sys/types.h>
 
 #include "base/io.h"
+#include "disk.h"
 #include "sim.h"
 
 const char *const sim_count_name[SIM_COUNTS] = {
         [SIM_TURNS] = "turns", [SIM_OPERATIONS] = "operations", [SIM_COMMITTED] = "committed", [SIM_REFUSED] = "refused", [SIM_CONFLICTS] = "conflict names", [SIM_CRASHES] = "crashes",
+        [SIM_POWER_CUTS] = "power cuts", [SIM_PAGES_LOST] = "pages lost", [SIM_ROLLBACKS] = "clients rolled back", [SIM_CLONES] = "clients cloned", [SIM_HORIZONS] = "horizons moved",
+        [SIM_GONE] = "cursors gone", [SIM_FULL] = "full disks", [SIM_EXPIRED] = "tokens expired", [SIM_QUOTA] = "quotas used up", [SIM_LINKS] = "links", [SIM_EXCHANGES] = "exchanges",
+        [SIM_XATTRS] = "xattrs",
 };
 
 uint64_t pick(struct world *w, uint64_t bound) {
@@ -114,7 +119,17 @@ static void remove_tree(const char *path) {
         (void)nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
-static int copy_file(int from_dir, int to_dir, const char *name) {
+/* What a copy of a cache directory is of: a running one at this moment (a kill), or what a power cut leaves of it. */
+struct copying { bool lose; uint64_t seed, *pages; };
+
+static uint64_t name_number(const char *name) {
+        uint64_t h = 1469598103934665603u;
+        while (*name)
+                h = (h ^ (uint8_t)*name++) * 1099511628211u;
+        return h;
+}
+
+static int copy_file(int from_dir, int to_dir, const char *name, const struct copying *how) {
         struct stat st;
         _cleanup_close_ int in = openat(from_dir, name, O_RDONLY | O_CLOEXEC);
         _cleanup_close_ int out = openat(to_dir, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
@@ -131,10 +146,11 @@ static int copy_file(int from_dir, int to_dir, const char *name) {
                         at += n;
                 }
         }
-        return 0;
+        int r = how->lose ? disk_lose(st.st_ino, out, how->seed ^ name_number(name), how->pages) : 0;
+        return r < 0 ? r : fsync(out) < 0 ? -errno : 0; /* the copy is what is on its platter */
 }
 
-static int copy_tree(const char *from, const char *to) {
+static int copy_tree(const char *from, const char *to, const struct copying *how) {
         DIR *d = opendir(from);
         struct dirent *e;
         int r = mkdir(to, 0700) < 0 ? -errno : 0;
@@ -146,10 +162,10 @@ static int copy_tree(const char *from, const char *to) {
                         r = -errno;
                 } else if (S_ISDIR(st.st_mode)) {
                         _cleanup_free_ char *a = path_join(from, e->d_name), *b = path_join(to, e->d_name);
-                        r = copy_tree(a, b);
-                } else if (S_ISREG(st.st_mode)) {
+                        r = copy_tree(a, b, how);
+                } else if (S_ISREG(st.st_mode) && !(how->lose && strstr(e->d_name, "-shm"))) {
                         _cleanup_close_ int to_fd = open(to, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-                        r = to_fd < 0 ? -errno : copy_file(dirfd(d), to_fd, e->d_name);
+                        r = to_fd < 0 ? -errno : copy_file(dirfd(d), to_fd, e->d_name, how);
                 }
         }
         if (d)
@@ -157,18 +173,79 @@ static int copy_tree(const char *from, const char *to) {
         return r;
 }
 
-int client_down(struct client *c, bool crash) {
+/* What the client closed since its last sync may be gone. */
+static void forget_unsynced(struct client *c) {
+        for (size_t i = 0; i < c->w->n_texts; i++) {
+                struct text *t = c->w->texts[i];
+                if (t->writer == c->index && !t->local)
+                        t->durable = false;
+        }
+}
+
+static void mark_local(struct client *c) {
+        for (size_t i = 0; i < c->w->n_texts; i++)
+                if (c->w->texts[i]->writer == c->index && c->w->texts[i]->durable)
+                        c->w->texts[i]->local = true;
+}
+
+int client_backup(struct client *c) {
+        char to[320];
+        struct copying how = { 0 };
+        snprintf(to, sizeof to, "%s.backup", c->dir);
+        remove_tree(to);
+        int r = copy_tree(c->dir, to, &how);
+        if (r < 0)
+                return wrong(c->w, "%s: backup: %s", c->name, err_name(r));
+        c->backup_texts = c->w->n_texts;
+        c->has_backup = true;
+        trace(c->w, "%s backup", c->name);
+        return 0;
+}
+
+int client_clone(struct client *c) {
         struct world *w = c->w;
-        char copy[320];
+        struct client *new = &w->clients[w->n_clients];
+        struct copying how = { 0 };
+        assert(w->n_clients < CLIENTS_MAX && c->up);
+        int r = copy_tree(c->dir, new->dir, &how);
+        if (r < 0)
+                return wrong(w, "%s: clone: %s", c->name, err_name(r));
+        new->gens = calloc(c->n_gens + 1, sizeof *new->gens);
+        assert(new->gens);
+        memcpy(new->gens, c->gens, c->n_gens * sizeof *new->gens);
+        new->n_gens = c->n_gens;
+        w->n_clients++;
+        w->count[SIM_CLONES]++;
+        trace(w, "%s is a clone of %s", new->name, c->name);
+        return client_up(new);
+}
+
+int client_down(struct client *c, enum down how) {
+        struct world *w = c->w;
+        char copy[320], boot[400];
         int r = 0;
         if (!c->up)
                 return 0;
-        snprintf(copy, sizeof copy, "%s.copy", c->dir);
-        if (crash) {
-                r = copy_tree(c->dir, copy);
+        bool crash = how != DOWN_CLEAN;
+        snprintf(copy, sizeof copy, how == DOWN_ROLLED_BACK ? "%s.backup" : "%s.copy", c->dir);
+        if (how == DOWN_KILLED || how == DOWN_POWER) {
+                struct copying copying = { .lose = how == DOWN_POWER, .seed = w->seed * 1000 + ++w->cuts, .pages = &w->count[SIM_PAGES_LOST] };
+                r = copy_tree(c->dir, copy, &copying);
                 if (r < 0)
                         return wrong(w, "%s: copy: %s", c->name, err_name(r));
         }
+        if (how == DOWN_POWER) { /* another boot id: bytes may be missing */
+                static const char other[] = "00000000-0000-0000-0000-000000000000";
+                snprintf(boot, sizeof boot, "%s/boot", copy);
+                r = file_replace(boot, other, sizeof other - 1, 0600);
+                if (r < 0)
+                        return wrong(w, "%s: boot: %s", c->name, err_name(r));
+                forget_unsynced(c);
+        }
+        if (how == DOWN_ROLLED_BACK)
+                for (size_t i = c->backup_texts; i < w->n_texts; i++)
+                        if (w->texts[i]->writer == c->index)
+                                w->texts[i]->durable = false; /* it may be on the server */
         c->crashing = crash;
         op_close_all(c);
         c->crashing = false;
@@ -191,12 +268,18 @@ int client_down(struct client *c, bool crash) {
         while (c->n_jobs)
                 run_job(c, 0);
         c->up = false;
+        if (!crash)
+                mark_local(c);
         if (crash) {
                 remove_tree(c->dir);
                 if (rename(copy, c->dir) < 0)
                         return wrong(w, "%s: rename: %s", c->name, err_name(-errno));
         }
-        trace(w, "%s down crash=%d", c->name, crash);
+        if (how == DOWN_ROLLED_BACK)
+                c->has_backup = false;
+        if (how > DOWN_KILLED) /* a machine takes a moment to come back; numbers made from the clock are never made twice */
+                clock_manual_advance(&w->clock, 3000);
+        trace(w, "%s down how=%d", c->name, (int)how);
         return 0;
 }
 
@@ -236,29 +319,10 @@ static struct client *random_up(struct world *w) {
         return NULL;
 }
 
-static void disturb(struct world *w) {
-        struct client *c = &w->clients[pick(w, w->n_clients)];
-        if (!c->up)
-                return;
-        if (chance(w, 600)) {
-                c->connected = !c->connected;
-                trace(w, "%s connected=%d", c->name, c->connected);
-                if (!c->connected)
-                        net_cut(c);
-                else if (chance(w, 300))
-                        engine_nudge(c->engine);
-        } else if (chance(w, 400)) {
-                bool crash = chance(w, 800);
-                w->count[SIM_CRASHES] += crash;
-                if (client_down(c, crash) >= 0)
-                        (void)!client_up(c);
-        }
-}
-
 static void do_operation(struct world *w) {
         struct client *c = random_up(w);
         w->next_op_at = w->clock.mono_ms + (chance(w, 700) ? (int64_t)pick(w, 40) : (int64_t)pick(w, 3000));
-        if (w->faults && chance(w, 20))
+        if (w->faults && chance(w, w->rough))
                 disturb(w);
         else if (c)
                 op_random(w, c);
@@ -270,6 +334,8 @@ bool world_turn(struct world *w, int64_t until) {
         size_t n = 0;
         int64_t now = w->clock.mono_ms, next = until;
         w->turns++;
+        if (w->full || w->quota_until)
+                trouble_tick(w);
         if (w->operations) {
                 if (w->next_op_at <= now)
                         choice[n++].kind = 0;
@@ -331,7 +397,9 @@ bool world_turn(struct world *w, int64_t until) {
                 struct client *c = choice[k].client;
                 c->flush_at = now + 1000;
                 int r = cache_sync(c->cache);
-                if (r < 0)
+                if (r == 0)
+                        mark_local(c);
+                else if (!w->full)
                         wrong(w, "%s: cache_sync: %s", c->name, err_name(r));
                 break;
         }
@@ -385,8 +453,11 @@ int world_open(struct world *w, uint64_t seed, bool verbose) {
         buf_free(&text);
         if (r < 0)
                 return r;
-        w->n_clients = 2 + (unsigned)pick(w, CLIENTS_MAX - 1);
+        w->n_clients = 2 + (unsigned)pick(w, CLIENTS_MAX - 2);
         w->trouble = chance(w, 300) ? 0 : (unsigned)pick(w, 150);
+        w->rough = chance(w, 300) ? 150 : 40;
+        w->power = chance(w, 300);
+        disk_watch(w->dir, w->power);
         for (unsigned i = 0; i <= CLIENTS_MAX; i++) {
                 struct client *c = &w->clients[i];
                 c->w = w;
@@ -405,7 +476,7 @@ int world_open(struct world *w, uint64_t seed, bool verbose) {
 
 void world_close(struct world *w) {
         for (unsigned i = 0; i <= CLIENTS_MAX; i++) {
-                (void)!client_down(&w->clients[i], false);
+                (void)!client_down(&w->clients[i], DOWN_CLEAN);
                 free(w->clients[i].gens);
         }
         if (w->server)
