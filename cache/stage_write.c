@@ -403,6 +403,7 @@ int stage_seal(struct stage *st) {
         return 0;
 }
 
+/* -EAGAIN: nothing failed, but there was no room for the mark that says what is on the platter. */
 static int sync_large(struct stage *st, int data_fd) {
         int fr = FAILPOINT("stage.sync");
         if (fr < 0)
@@ -417,6 +418,8 @@ static int sync_large(struct stage *st, int data_fd) {
         int r = own_log_open(st);
         if (r == 0)
                 r = stage_note(st, LOG_SYNC, 0, 0, 0, 0, NULL, 0);
+        if (r == -ENOSPC)
+                r = -EAGAIN;
         int log_fd = r == 0 ? fcntl(st->log.fd, F_DUPFD_CLOEXEC, 3) : -1; /* the log may move or close meanwhile */
         if (r == 0 && log_fd < 0)
                 r = -errno;
@@ -459,6 +462,10 @@ int stage_sync(struct stage *st) {
         if (done)
                 return 0;
         int r = large ? sync_large(st, fd) : segments_sync(st->owner->segs);
+        if (r == -EAGAIN) {
+                stage_mark_dirty(st); /* the next flush tries again */
+                return -ENOSPC;
+        }
         lock_take(&st->io);
         if (r < 0) {
                 st->untrusted = true;
