@@ -308,12 +308,67 @@ static int match_found(struct files *fs, struct stages_found *found, unsigned *r
         return r < 0 ? r : drop_rows_without_stage(fs, ret_lost);
 }
 
+/* found is sorted by generation */
+static bool is_here(const struct stages_found *found, uint64_t gen) {
+        size_t low = 0, high = found->n;
+        while (low < high) {
+                size_t at = (low + high) / 2;
+                if (found->v[at].stage->gen < gen)
+                        low = at + 1;
+                else
+                        high = at;
+        }
+        return low < found->n && found->v[low].stage->gen == gen && !found->v[low].damaged && !found->v[low].done;
+}
+
+/* Was the stage pending with the same server's version below it as the operation? Else it was superseded by what the server has. */
+static bool same_base(const struct stage *st, const struct op *op) {
+        const struct id *base = &st->head.base_version;
+        return id_equal(base, &op->version) || id_equal(base, &op->id) || (op->kind == OP_CREATE && id_is_zero(base));
+}
+
+/* Rows whose bytes a power cut took: they go back to what is here of the file. Its stage may be marked as a layer of the one that is lost. */
+static int rows_go_back(struct files *fs, struct stages_found *found) {
+        _cleanup_arena_ struct arena *a = NULL;
+        size_t n = 0;
+        int r = arena_new(256u << 20, &a);
+        if (r < 0)
+                return r;
+        _cleanup_free_ struct outbox_item *items = calloc(OUTBOX_LOOK, sizeof *items);
+        if (!items)
+                return -ENOMEM;
+        r = outbox_list(fs->c->tree, a, false, items, OUTBOX_LOOK, &n);
+        if (found->n)
+                qsort(found->v, found->n, sizeof *found->v, by_gen);
+        for (size_t i = 0; r == 0 && i < n; i++) {
+                struct found_stage *older = NULL;
+                if (!items[i].gen || is_here(found, items[i].gen))
+                        continue;
+                for (size_t k = 0; k < found->n && found->v[k].stage->gen < items[i].gen; k++) {
+                        struct found_stage *fo = &found->v[k];
+                        if (!fo->damaged && !fo->done && (stage_ino(fo->stage) == items[i].ino || id_equal(&fo->stage->head.node, &items[i].op.node)) && same_base(fo->stage, &items[i].op))
+                                older = fo; /* the newest */
+                }
+                struct stage_identity id = { 0 };
+                if (older)
+                        id = (struct stage_identity){ .gen = older->stage->gen, .size = stage_size(older->stage), .mtime_ns = older->stage->mtime_ns };
+                int k = tree_content_lost(fs->c->tree, items[i].gen, older ? &id : NULL);
+                log_warn("cache recover outbox_row gen=%" PRIu64 " ino=%" PRIu64 " without_stage back_to=%" PRIu64 " result=%s", items[i].gen, items[i].ino, id.gen, k < 0 ? err_name(k) : "ok");
+                if (k == 0 && older)
+                        older->layer = older->stage->layer = false;
+                r = k == -EINVAL ? 0 : k; /* those are dropped in the end */
+        }
+        return r;
+}
+
 int files_recover(struct files *fs, struct stages_found *found, unsigned *ret_recovered, unsigned *ret_lost) {
         uint64_t newest = 0;
         bool later = false;
         for (size_t i = 0; i < found->n; i++)
                 newest = MAX(newest, found->v[i].stage->gen);
         int r = tree_birth(fs->c->tree, newest);
+        if (r == 0)
+                r = rows_go_back(fs, found);
         if (r == 0)
                 r = sort_found(fs, found, ret_lost);
         for (size_t i = 0; i < found->n && !later; i++)

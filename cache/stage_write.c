@@ -482,6 +482,39 @@ int stage_sync(struct stage *st) {
 
 struct dirty { struct stage *stage; uint64_t changes; bool large; };
 
+int stages_sync_some(struct stages *s, const uint64_t *gens, size_t n) {
+        lock_assert_none();
+        _cleanup_free_ struct dirty *v = calloc(n + 1, sizeof *v);
+        size_t k = 0;
+        int result = 0;
+        if (!v)
+                return -ENOMEM;
+        for (size_t i = 0; i < n; i++) {
+                if (!gens[i] || stage_get(s, gens[i], &v[k].stage) < 0)
+                        continue;
+                struct stage *st = v[k].stage;
+                LOCK_SCOPE(&st->io);
+                v[k].changes = st->changes;
+                v[k].large = st->large;
+                k++;
+        }
+        if (k > 0)
+                result = segments_sync(s->segs);
+        for (size_t i = 0; i < k; i++) {
+                struct stage *st = v[i].stage;
+                if (v[i].large) {
+                        int r = stage_sync(st);
+                        result = result < 0 ? result : r;
+                } else if (result == 0) {
+                        LOCK_SCOPE(&st->io);
+                        if (!st->large)
+                                set_synced(st, v[i].changes, false);
+                }
+                stage_put(st);
+        }
+        return result;
+}
+
 int stages_sync_dirty(struct stages *s) {
         lock_assert_none();
         lock_take(&s->lock);

@@ -18,6 +18,9 @@
  * names: the server says whether it has these bytes already, takes them, or calls it a conflict. A stage whose node the server does not have is made again. What else was in the lost
  * outbox (directories, renames, deletions, attributes that were not sent) is gone with it; a directory's files come back in lost+found/.
  *
+ * Before that, rows whose generation is not on disk (a row may be durable before its bytes are) go back to the newest older generation of their file that is: what was fsynced under
+ * it has not been let go before the newer one was synced too.
+ *
  * A node that is made again gets a new id (the server may know the old one) under its old name, a conflict name if that is taken, or in lost+found/ if its parent is not
  * here. The server merges it if the bytes are the same. */
 #include "tree_priv.h"
@@ -156,6 +159,36 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
                 return 0;
         }
         return make_again(t, s, ret);
+}
+
+static int content_lost_in(struct tree *t, uint64_t gen, const struct stage_identity *older) {
+        _cleanup_stmt_ struct db_stmt *s = NULL;
+        struct orow o;
+        int r = db_query(t->w, &s, "SELECT " OUT_COLS " FROM outbox o WHERE o.gen=? AND o.gen > 0", "i", (int64_t)gen);
+        if (r <= 0)
+                return r;
+        r = outbox_row_read(s, 0, t->scratch, &o);
+        db_reset(s);
+        s = NULL;
+        if (r < 0)
+                return r;
+        if (!outbox_soft(&o) || (!older && o.op.kind != OP_CREATE))
+                return -EINVAL;
+        o.gen = older ? older->gen : 0;
+        o.op.content = older ? (struct content){ .size = older->size, .param = 1 } : content_empty;
+        if (older) {
+                o.op.attrs.mtime_ns = older->mtime_ns;
+                o.op.attr_mask |= ATTR_MTIME;
+        }
+        r = outbox_change(t, &o);
+        return r < 0 ? r : settle(t, o.ino, NULL, NULL);
+}
+
+int tree_content_lost(struct tree *t, uint64_t gen, const struct stage_identity *older) {
+        int r = tree_begin(t);
+        if (r == 0)
+                r = content_lost_in(t, gen, older);
+        return tree_end(t, r);
 }
 
 int tree_recover_stage(struct tree *t, struct stage_identity *s, enum recover_result *ret) {

@@ -166,6 +166,14 @@ static void send_batch(struct engine *e, const struct outbox_item *const *looked
         struct id *sent = calloc(n, sizeof *sent);
         size_t n_sent = 0;
         int k = r && sent ? arena_new(16u << 20, &a) : -ENOMEM;
+        uint64_t *gens = calloc(n, sizeof *gens);
+        if (k >= 0 && !gens)
+                k = -ENOMEM;
+        for (size_t i = 0; i < n && k >= 0; i++)
+                gens[i] = looked[i]->gen;
+        if (k >= 0) /* what was sent cannot be taken back: its bytes must be there after a power cut too */
+                k = stages_sync_some(e->c.cache->stages, gens, n);
+        free(gens);
         if (k >= 0)
                 k = outbox_mark_sent(t, ops, n);
         FAILPOINT_HERE("outbox.sent");

@@ -13,14 +13,12 @@ As a program:  proxy.py LISTEN_PORT TARGET_HOST:TARGET_PORT   reads one command 
     cut                   resets every connection now
     cut_after BYTES       the next connection is reset after so many bytes of the answer
     lose_answer N         the next N HTTP requests reach the server; their answers do not come back (the connection is cut when the answer starts)
-    stall_body N BYTES    the next N HTTP requests with at least so many bytes of body stop flowing (0: those that were stopped go on); all others pass
     status N CODE         the next N HTTP requests are answered CODE (503, 429) with Retry-After: 1, the server does not see them
     counters | reset | quit
 As a module: Proxy(target_host, target_port), start(), command(text), stop(); runs its event loop on a thread of its own.
 """
 import asyncio
 import json
-import re
 import sys
 import threading
 
@@ -57,7 +55,6 @@ class Proxy:
         self.cut_after = None
         self.lose_answers = 0
         self.statuses = [0, 503]
-        self.stall_bodies, self.stalled, self.stall_over = [0, 0], 0, None
         self.connections = self.requests = self.answers_lost = 0
         self.loop = self.thread = self.server = None
 
@@ -122,11 +119,6 @@ class Proxy:
                         await other.drain()
                         other.close()
                         return
-                    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", data)
-                    if self.stall_bodies[0] > 0 and length and int(length[1]) >= self.stall_bodies[1]:
-                        self.stall_bodies[0] -= 1
-                        self.stalled += 1
-                        await self.stall_over.wait()
                     if self.lose_answers > 0:
                         self.lose_answers -= 1
                         state["lose"] = True
@@ -179,23 +171,18 @@ class Proxy:
             self.cut_after = int(args[0])
         elif verb == "lose_answer":
             self.lose_answers = int(args[0])
-        elif verb == "stall_body":
-            self.stall_bodies = [int(args[0]), int(args[1]) if len(args) > 1 else 0]
-            self.stall_over.clear() if self.stall_bodies[0] else self.stall_over.set()
         elif verb == "status":
             self.statuses = [int(args[0]), int(args[1])]
         elif verb == "reset":
             self.up.bytes = self.down.bytes = self.connections = self.requests = self.answers_lost = 0
         elif verb != "counters":
             return {"error": f"unknown command {verb}"}
-        return {"bytes_up": self.up.bytes, "bytes_down": self.down.bytes, "connections": self.connections, "requests": self.requests, "answers_lost": self.answers_lost, "stalled": self.stalled}
+        return {"bytes_up": self.up.bytes, "bytes_down": self.down.bytes, "connections": self.connections, "requests": self.requests, "answers_lost": self.answers_lost}
 
     async def main(self, ready):
         self.loop = asyncio.get_running_loop()
         self.flowing = asyncio.Event()
         self.flowing.set()
-        self.stall_over = asyncio.Event()
-        self.stall_over.set()
         self.ended = asyncio.Event()
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", self.listen_port)
         self.port = self.server.sockets[0].getsockname()[1]

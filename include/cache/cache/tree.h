@@ -188,6 +188,9 @@ int tree_birth(struct tree *t, uint64_t gen) _must_check_;
 /* True if a stage of this generation is older than the tree file and the tree was not loaded yet: nothing can be said about its node before that. */
 bool tree_recovers_later(struct tree *t, uint64_t gen);
 enum recover_result { RECOVER_QUEUED, RECOVER_KNOWN /* already in the outbox */, RECOVER_COMMITTED /* on the server: the stage may go */, RECOVER_LOST_FOUND };
+/* A power cut left the row of an operation that carries gen, but not its bytes. The operation gets those of an older generation of the file that are here (older: gen, size, mtime_ns), or a
+ * CREATE becomes that of an empty file. Nothing was sent of it. -EINVAL: neither is possible, or it was sent: the caller drops it, and the server's version shows. */
+int tree_content_lost(struct tree *t, uint64_t gen, const struct stage_identity *older) _must_check_;
 int tree_recover_stage(struct tree *t, struct stage_identity *s /* ino, node: updated to the node that has it now */, enum recover_result *ret) _must_check_;
 /* The bytes of the new file that this operation makes are gone (a power cut before they were local, damage): it is an empty one. -ENOENT: no such CREATE is pending. */
 int tree_lost_content(struct tree *t, const struct id *op) _must_check_;
