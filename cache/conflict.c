@@ -104,6 +104,17 @@ void conflict_name(const char *name, size_t n, const char *host, unsigned number
         ret[stem + mark_bytes + ext_bytes] = 0;
 }
 
+void conflict_plain(const char *name, size_t n, char ret[NAME_BYTES_MAX + 1]) {
+        struct conflict_suffix old;
+        const size_t whole = suffix_at(name, n, &old), ext = whole < n ? n : ext_at(name, n);
+        size_t stem = ext;
+        for (size_t less; (less = suffix_at(name, stem, &old)) < stem;)
+                stem = less;
+        memcpy(ret, name, stem);
+        memcpy(ret + stem, name + ext, n - ext);
+        ret[stem + n - ext] = 0;
+}
+
 unsigned conflict_next(const char *name, size_t n, const char *host) {
         char who[CONFLICT_HOST_MAX + 1];
         struct conflict_suffix old;

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* conflict.h: names of conflict copies; the grammar is in conflict.c. All pure. */
+/* conflict.h: names of conflict copies; the grammar is in conflict.c. The mark's functions that work on rows are in tree_priv.h. */
 #pragma once
 #include "cache/tree.h"
 
 #define CONFLICT_HOST_MAX 64u
+/* What the mark of a copy says (tree_conflict.c). */
+struct conflict_mark { struct id copy, original, version; char host[CONFLICT_HOST_MAX + 1]; };
+bool conflict_is_mark(const char *xattr_name);
 struct conflict_suffix { const char *host; size_t host_bytes; unsigned number; }; /* host: in the name, not terminated */
 /* The name has a suffix " (conflict HOST N)" at its end or before its extension. */
 bool conflict_parse(const char *name, size_t n, struct conflict_suffix *ret) _must_check_;

@@ -314,7 +314,7 @@ static int file_detach_copy(struct file *f, const struct node *old, struct node 
         int r = file_stage_identity(fs, old, &id);
         if (r < 0)
                 return r;
-        struct tree_new what = { .kind = NODE_FILE, .mode = old->mode, .uid = old->uid, .gid = old->gid };
+        struct tree_new what = { .kind = NODE_FILE, .mode = old->mode, .uid = old->uid, .gid = old->gid, .conflict_host = host, .conflict_of = old->id, .conflict_version = old->version };
         const char *base = id.name[0] ? id.name : "file";
         r = -EEXIST;
         for (unsigned n = 1; r == -EEXIST && n < 1000; n++) {

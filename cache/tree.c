@@ -40,6 +40,7 @@ static const char schema[] =
         "  cookie INTEGER, bits INTEGER, pend INTEGER, extra BLOB);"
         "CREATE UNIQUE INDEX node_id ON node(id);"
         "CREATE INDEX node_kept ON node(parent) WHERE bits & 6;"
+        "CREATE INDEX node_conflict ON node(ino) WHERE bits & 64;"
         "CREATE TABLE entry(parent INTEGER, cookie INTEGER, name TEXT, node INTEGER, placement BLOB, bits INTEGER, PRIMARY KEY(parent, cookie)) WITHOUT ROWID;"
         "CREATE UNIQUE INDEX entry_name ON entry(parent, name);"
         "CREATE INDEX entry_more ON entry(node) WHERE bits >= 2;"

@@ -66,7 +66,7 @@ void local_attrs_to_op(const struct nrow *row, struct orow *o) {
                                          .btime_ns = v->btime_ns };
         o->extra = v->extra;
         o->extra_n = v->extra_n;
-        o->op.attr_mask = ATTR_MODE | ATTR_UID | ATTR_GID | ATTR_MTIME | ATTR_BTIME | ATTR_CTIME | (extra_has_xattr(v->extra, v->extra_n) ? ATTR_XATTR : 0);
+        o->op.attr_mask = ATTR_MODE | ATTR_UID | ATTR_GID | ATTR_MTIME | ATTR_BTIME | ATTR_CTIME | (extra_has_xattr(v->extra, v->extra_n, NULL) ? ATTR_XATTR : 0);
 }
 
 /* The node's first name: CREATE with everything that the row says. */
@@ -115,6 +115,8 @@ int tree_create(struct tree *t, uint64_t dir, const char *name, size_t n, const 
         }
         if (r == 0)
                 r = new_node(t, what, &row);
+        if (r == 0 && what->conflict_host)
+                r = conflict_mark_make(t, &row, &what->conflict_of, &what->conflict_version, what->conflict_host);
         if (r == 0)
                 r = row_insert(t, &row);
         if (r == 0)
@@ -351,7 +353,7 @@ static bool set_later(const struct orow *list, size_t n, const struct orow *here
 }
 
 /* Queues (or merges) what the row says in the fields of the mask. */
-static int queue_attrs(struct tree *t, const struct nrow *row, uint32_t mask) {
+int local_queue_attrs(struct tree *t, const struct nrow *row, uint32_t mask) {
         struct orow *list;
         size_t n = 0;
         if (row->nlink == 0 || (row->parent == 0 && row->ino != INO_ROOT)) /* no name: nobody else will see it */
@@ -397,7 +399,7 @@ int tree_setattr(struct tree *t, uint64_t ino, const struct tree_attrs *a, struc
                 r = row_write(t, &row);
         }
         if (r == 0)
-                r = queue_attrs(t, &row, mask);
+                r = local_queue_attrs(t, &row, mask);
         if (r == 0)
                 r = row_get(t, t->w, ino, &row);
         if (r == 0)
@@ -451,7 +453,7 @@ static int change_xattr(struct tree *t, uint64_t ino, const char *name, const vo
                 r = row_write_extra(t, &row);
         if (r == 0)
                 r = row_write(t, &row);
-        return r < 0 ? r : queue_attrs(t, &row, ATTR_XATTR);
+        return r < 0 ? r : local_queue_attrs(t, &row, ATTR_XATTR);
 }
 
 int tree_xattr_set(struct tree *t, uint64_t ino, const char *name, const void *value, size_t n, int flags) {

@@ -6,6 +6,7 @@
  *
  * Until the first load is complete, a name that is not here may well be on the server: -EHOSTDOWN, never -ENOENT. Directories made here are complete
  * from the start. */
+#include "conflict.h"
 #include "tree_priv.h"
 
 #include <assert.h>
@@ -173,7 +174,8 @@ int tree_xattr_list(struct tree *t, uint64_t ino, struct buf *ret) {
         if (r == 0)
                 r = read_extra(t, ino, a, &kind, &target, &x, &n);
         for (size_t i = 0; i < n && r == 0; i++)
-                r = buf_add(ret, x[i].name, strlen(x[i].name) + 1);
+                if (!conflict_is_mark(x[i].name)) /* programs that copy attributes must not copy that */
+                        r = buf_add(ret, x[i].name, strlen(x[i].name) + 1);
         return r;
 }
 

@@ -10,6 +10,7 @@
  * with every length checked: -EBADMSG. */
 #include <assert.h>
 
+#include "conflict.h"
 #include "tree_priv.h"
 
 #define PACK_VERSION 1
@@ -138,13 +139,22 @@ static bool next_record(struct in *i, struct record *ret) {
         return true;
 }
 
-bool extra_has_xattr(const uint8_t *p, size_t n) {
+bool extra_has_xattr(const uint8_t *p, size_t n, bool *ret_conflict) {
         struct in i = { p, n, false };
         struct record rec;
-        while (next_record(&i, &rec))
-                if (rec.tag == 'X')
-                        return true;
-        return false;
+        bool any = false;
+        while (next_record(&i, &rec)) {
+                if (rec.tag != 'X')
+                        continue;
+                any = true;
+                char name[XATTR_NAME_MAX + 1];
+                if (ret_conflict && rec.name_n <= XATTR_NAME_MAX) {
+                        memcpy(name, rec.name, rec.name_n);
+                        name[rec.name_n] = 0;
+                        *ret_conflict = *ret_conflict || conflict_is_mark(name);
+                }
+        }
+        return any;
 }
 
 static uint64_t target_bytes(const uint8_t *p, size_t n) {

@@ -26,6 +26,7 @@ enum node_bits {
         NB_UNNAMED = 4,  /* made without a name, never linked: nothing in the outbox */
         NB_GONE = 8,     /* the server deleted it; shown because of pending work in or below it */
         NB_XATTR = 16,   /* extra has extended attributes */
+        NB_CONFLICT = 64, /* extra has the mark of a conflict copy */
         NB_REMOTE = 32,  /* with NB_KEPT: the server took the last name; local content brings the node back */
 };
 /* A node as it is in table node: the local view and what belongs to it. */
@@ -189,7 +190,7 @@ int shadow_ensure(struct tree *t, struct nrow *row) _must_check_; /* before the 
 /* ---- tree_pack.c: rows as bytes ---- */
 int extra_pack(struct arena *a, const char *target, const struct xattr *xattrs, size_t n, const uint8_t **ret, size_t *ret_n) _must_check_;
 int extra_unpack(struct arena *a, const uint8_t *p, size_t n, const char **ret_target, const struct xattr **ret, size_t *ret_n) _must_check_;
-bool extra_has_xattr(const uint8_t *p, size_t n);
+bool extra_has_xattr(const uint8_t *p, size_t n, bool *ret_conflict /* NULL, or set to true if the mark of a conflict copy is among them */);
 int vrow_pack(struct arena *a, const struct vrow *v, const uint8_t **ret, size_t *ret_n) _must_check_;
 int vrow_unpack(struct arena *a, const uint8_t *p, size_t n, struct vrow *ret) _must_check_;
 int vrow_from_node(struct arena *a, const struct node_row *n, struct vrow *ret) _must_check_;
@@ -244,7 +245,14 @@ int apply_merged(struct tree *t, struct orow *o, const struct op_result *r) _mus
 int apply_begin(struct tree *t, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a, struct tree_applied *out) _must_check_;
 int apply_end(struct tree *t, int r);
 
+/* ---- tree_conflict.c: the mark of a conflict copy, in a row in memory whose extra is loaded ---- */
+struct conflict_mark;
+int conflict_mark_get(struct tree *t, const struct nrow *row, struct conflict_mark *ret) _must_check_;   /* 1: it has one; 0 */
+int conflict_mark_set(struct tree *t, struct nrow *row, const struct conflict_mark *mark) _must_check_;  /* NULL: takes it off. The caller writes extra */
+int conflict_mark_make(struct tree *t, struct nrow *copy, const struct id *original, const struct id *version, const char *host) _must_check_;
+
 /* ---- tree_local.c ---- */
+int local_queue_attrs(struct tree *t, const struct nrow *row, uint32_t mask) _must_check_; /* what the row says in those fields: its own operation, or in a soft one */
 int local_place_check(struct tree *t, uint64_t dir, const char *name, size_t n, struct nrow *ret_dir) _must_check_;
 int local_new_create(struct tree *t, struct nrow *row, const struct nrow *dir, const char *name, size_t n) _must_check_; /* queues CREATE and adds the name */
 void local_attrs_to_op(const struct nrow *row, struct orow *o);

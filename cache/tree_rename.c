@@ -6,7 +6,8 @@
  *   free             else                                     RENAME
  *   never sent       any                                      the target's operations are cancelled; then as free
  *   a file           file, CREATE never sent, one link each   REPLACE on the target's id; the source's CREATE goes
- *   a file           file, sent, but a temporary, one link    REPLACE with `source`
+ *   a file           file, sent, but a temporary or the       REPLACE with `source`
+ *                    target's conflict copy, one link
  *   anything else    any                                      RENAME with `replaced`
  *   exchange                                                  RENAME with OPF_EXCHANGE
  *
@@ -16,6 +17,7 @@
  *
  * A CREATE that gets a new place must stay behind what its new place depends on: it moves to the end of the order, or, if something depends on it already, a RENAME is queued.
  */
+#include "conflict.h"
 #include "tree_priv.h"
 
 #include <assert.h>
@@ -222,7 +224,7 @@ static int rename_over(struct tree *t, struct rename *m) {
 /* ---- replace ---- */
 
 /* How the source may become the target's new version: 0 not at all; 1 it was never sent; 2 it was sent. */
-static int replace_kind(struct tree *t, const struct rename *m, struct orow **ret_ops, size_t *ret_n) {
+static int replace_kind(struct tree *t, struct rename *m, struct orow **ret_ops, size_t *ret_n) {
         const struct nrow *s = &m->s, *d = &m->d;
         *ret_n = 0;
         if (s->v.kind != NODE_FILE || d->v.kind != NODE_FILE || s->nlink != 1 || d->nlink != 1)
@@ -240,7 +242,13 @@ static int replace_kind(struct tree *t, const struct rename *m, struct orow **re
         }
         if (s->seq == 0 && create && soft)
                 return 1;
-        return (s->seq == 0 && create) || outbox_temporary(m->name, m->n) ? 2 : 0;
+        if ((s->seq == 0 && create) || outbox_temporary(m->name, m->n))
+                return 2;
+        struct conflict_mark mark; /* a conflict copy that goes back to where it comes from is its new version */
+        r = row_extra(t, &m->s);
+        if (r == 0)
+                r = conflict_mark_get(t, &m->s, &mark);
+        return r <= 0 ? r : id_equal(&mark.original, &d->id) ? 2 : 0;
 }
 
 static int swap_shadows(struct tree *t, uint64_t a, uint64_t b) {
@@ -294,8 +302,15 @@ static int count_pend(struct tree *t, uint64_t ino) {
 static int replace(struct tree *t, struct rename *m, const struct orow *ops, size_t n_ops, bool sent) {
         struct nrow *s = &m->s, *d = &m->d;
         struct orow o = { .ino = s->ino, .op = { .kind = OP_REPLACE, .id = rng_id(t->rng), .node = d->id, .version = d->v.version } };
+        struct conflict_mark mark;
         struct id known = s->v.version; /* of the source: what is deleted with its name */
         int r = row_extra(t, s);
+        if (r == 0)
+                r = row_extra(t, d);
+        if (r == 0 && (r = conflict_mark_get(t, d, &mark)) >= 0) /* who saves a conflict copy resolves nothing; its own mark a copy leaves behind */
+                r = conflict_mark_set(t, s, r > 0 ? &mark : NULL);
+        if (r == 0)
+                r = row_write_extra(t, s);
         if (r == 0) /* while their names are as they were */
                 r = shadow_ensure(t, s);
         if (r == 0)

@@ -5,7 +5,7 @@
  *
  *   DROP           the row goes; the view is computed anew. Later soft rows that named it as their base name what it started from
  *   REBASE         the place from the server's rows, new operation id
- *   CONFLICT_COPY  all pending contents of the node go, the newest becomes the content of a new node beside it; the temporary of a REPLACE is unlinked
+ *   CONFLICT_COPY  all pending contents of the node go, the newest becomes the content of a new node beside it, marked (tree_conflict.c); the temporary of a REPLACE is unlinked
  *   NEW_NAME       same node, conflict name, new operation id; later soft rows follow the name. Why this ends: conflict.c
  *   DIR_NAME       our new directory wants the name of a file: as NEW_NAME, and behind it an exchange of the two names: the directory gets the name
  *   REVIVE         OPF_REVIVE, new operation id; content also takes the deleted version as its base
@@ -246,6 +246,8 @@ static int resolve_copy(struct tree *t, struct orow *own, struct nrow *row, stru
         if (r == 0)
                 r = free_name(t, parent.ino, at ? at->name : "file", at ? at->n : 4, host, &name);
         if (r == 0)
+                r = conflict_mark_make(t, &copy, &row->id, &side->v.version, host);
+        if (r == 0)
                 r = row_insert(t, &copy);
         if (r == 0)
                 r = local_new_create(t, &copy, &parent, name, strlen(name));
@@ -267,7 +269,7 @@ static int resolve_copy(struct tree *t, struct orow *own, struct nrow *row, stru
 }
 
 /* The node of a CREATE is on the server, with other bytes: from before this state was rolled back, or from a clone of it. Ours become a node of their own. */
-static int resolve_made_before(struct tree *t, struct orow *own, struct nrow *row, const char *host) {
+static int resolve_made_before(struct tree *t, struct orow *own, struct nrow *row, const struct server_side *side, const char *host) {
         struct nrow copy = { .id = rng_id(t->rng), .last_gen = own->gen, .v = row->v }, parent;
         const char *name = NULL;
         copy.v.gen = own->gen;
@@ -281,6 +283,8 @@ static int resolve_made_before(struct tree *t, struct orow *own, struct nrow *ro
                 r = row_get(t, t->w, INO_ROOT, &parent);
         if (r == 0)
                 r = free_name(t, parent.ino, own->op.name, own->op.name_bytes, host, &name);
+        if (r == 0)
+                r = conflict_mark_make(t, &copy, &row->id, &side->v.version, host);
         if (r == 0)
                 r = row_insert(t, &copy);
         if (r == 0)
@@ -296,7 +300,45 @@ static int resolve_made_before(struct tree *t, struct orow *own, struct nrow *ro
         return r < 0 ? r : settle_both(t, own);
 }
 
-static int resolve_new_name(struct tree *t, struct orow *own, const struct server_side *side, const char *host) {
+/* The node that the server has under that name, hidden behind ours. -ENOENT */
+static int server_occupant(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t not_ino, struct nrow *ret) {
+        int64_t ino;
+        int r = db_int(t->w, &ino, "SELECT s.ino FROM shadow_name s JOIN node n ON n.ino=s.ino WHERE s.parent=? AND s.name=? AND s.ino<>? AND n.bits & 8 = 0", "iti", (int64_t)parent, name, n,
+                       (int64_t)not_ino);
+        return r < 0 ? r : row_get(t, t->w, (uint64_t)ino, ret);
+}
+
+static int mark_row(struct tree *t, struct nrow *row, const struct id *original, const struct id *version, const char *host) {
+        int r = row_extra(t, row);
+        if (r == 0)
+                r = conflict_mark_make(t, row, original, version, host);
+        if (r == 0)
+                r = row_write_extra(t, row);
+        return r < 0 ? r : row_write(t, row);
+}
+
+/* Marks the node as a conflict copy of what has the name on the server. A CREATE carries the mark itself, else it is an operation of its own. */
+static int mark_second(struct tree *t, struct orow *own, uint64_t parent, const char *name, size_t n, const char *host) {
+        struct server_side there;
+        struct nrow row, other;
+        int r = server_occupant(t, parent, name, n, own->ino, &other);
+        if (r == 0)
+                r = shadow_get(t, &other, &there);
+        if (r == 0)
+                r = row_get(t, t->w, own->ino, &row);
+        if (r == 0)
+                r = mark_row(t, &row, &other.id, &there.v.version, host);
+        if (r < 0)
+                return r == -ENOENT ? 0 : r;
+        if (own->op.kind != OP_CREATE)
+                return local_queue_attrs(t, &row, ATTR_XATTR);
+        own->extra = row.v.extra;
+        own->extra_n = row.v.extra_n;
+        own->op.attr_mask |= ATTR_XATTR;
+        return 0;
+}
+
+static int resolve_new_name(struct tree *t, struct orow *own, const struct server_side *side, bool dir_name, const char *host) {
         struct op *op = &own->op;
         bool second = op->kind == OP_RENAME;
         uint64_t parent = second ? own->p2 : own->p1, was = own->ino2;
@@ -319,7 +361,10 @@ static int resolve_new_name(struct tree *t, struct orow *own, const struct serve
                 op->name = name;
                 op->name_bytes = n;
         }
-        r = outbox_reidentify(t, own);
+        if (!dir_name)
+                r = mark_second(t, own, parent, old, old_n, host);
+        if (r == 0)
+                r = outbox_reidentify(t, own);
         if (r == 0 && was && !own->ino2) {
                 r = count_pend(t, was);
                 if (r == 0)
@@ -341,18 +386,10 @@ static int resolve_new_name(struct tree *t, struct orow *own, const struct serve
         return r < 0 ? r : settle_both(t, own);
 }
 
-/* The node that the server has under that name, hidden behind ours. -ENOENT */
-static int server_occupant(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t not_ino, struct nrow *ret) {
-        int64_t ino;
-        int r = db_int(t->w, &ino, "SELECT s.ino FROM shadow_name s JOIN node n ON n.ino=s.ino WHERE s.parent=? AND s.name=? AND s.ino<>? AND n.bits & 8 = 0", "iti", (int64_t)parent, name, n,
-                       (int64_t)not_ino);
-        return r < 0 ? r : row_get(t, t->w, (uint64_t)ino, ret);
-}
-
 /* The directory that we made is now called (parent, conflict name); if nothing moves it away from there, it changes names with the file. */
-static int exchange_with_file(struct tree *t, const struct orow *own, const char *name, size_t n) {
+static int exchange_with_file(struct tree *t, const struct orow *own, const char *name, size_t n, const char *host) {
         struct server_side there = { 0 };
-        struct nrow row, other, dir;
+        struct nrow other, dir;
         struct orow *list;
         size_t count = 0;
         int r = outbox_of_node(t, own->ino, &list, &count);
@@ -373,8 +410,6 @@ static int exchange_with_file(struct tree *t, const struct orow *own, const char
                 if (there.names.v[i].parent == own->p1 && there.names.v[i].n == n && memcmp(there.names.v[i].name, name, n) == 0)
                         o.op.replaced_placement = there.names.v[i].placement;
         r = row_get(t, t->w, own->p1, &dir);
-        if (r == 0)
-                r = row_get(t, t->w, own->ino, &row);
         o.op.parent = o.op.parent2 = dir.id;
         if (r == 0)
                 r = shadow_ensure(t, &other);
@@ -382,7 +417,15 @@ static int exchange_with_file(struct tree *t, const struct orow *own, const char
                 r = row_write(t, &other);
         if (r == 0)
                 r = outbox_add(t, &o);
-        return r < 0 ? r : settle_both(t, &o);
+        if (r == 0)
+                r = settle_both(t, &o);
+        if (r == 0)
+                r = settle_pending(t); /* the file is shown again, under the conflict name */
+        if (r == 0)
+                r = row_get(t, t->w, o.ino2, &other);
+        if (r == 0)
+                r = mark_row(t, &other, &own->op.node, &(struct id){ { 0 } }, host);
+        return r < 0 ? r : local_queue_attrs(t, &other, ATTR_XATTR);
 }
 
 static int resolve_dir_name(struct tree *t, struct orow *own, const struct server_side *side, const char *host) {
@@ -390,8 +433,8 @@ static int resolve_dir_name(struct tree *t, struct orow *own, const struct serve
         const size_t n = own->op.name_bytes;
         if (own->op.kind != OP_CREATE || own->op.attrs.kind != NODE_DIR)
                 return -EINVAL;
-        int r = resolve_new_name(t, own, side, host);
-        return r < 0 ? r : exchange_with_file(t, own, name, n);
+        int r = resolve_new_name(t, own, side, true, host);
+        return r < 0 ? r : exchange_with_file(t, own, name, n, host);
 }
 
 /* ---- merge ---- */
@@ -495,6 +538,8 @@ static int follow_merge(struct tree *t, const struct orow *own, const struct id 
         struct orow *list;
         size_t n = 0;
         int r = row_get(t, t->w, own->ino, &row);
+        if (r == -ENOENT) /* deleted there, and nothing pending here */
+                return 0;
         if (r == 0)
                 r = shadow_get(t, &row, &side);
         if (r == 0)
@@ -543,6 +588,18 @@ int apply_merged(struct tree *t, struct orow *own, const struct op_result *res) 
                 r = row_find(t, t->w, &theirs, &ino);
         if (r == 0 && ino != own->ino)
                 r = absorb(t, own->ino, ino, &side);
+        const struct change *rows = res->current;
+        if (r == -ENOENT && current && current->node.seq <= t->cursor.seq) { /* the answer is older than what we know: that node has been deleted since */
+                struct change *copy = arena_alloc(t->scratch, res->n_current * sizeof(*copy));
+                if (!copy)
+                        return -ENOMEM;
+                memcpy(copy, res->current, res->n_current * sizeof(*copy));
+                struct change *gone = &copy[current - res->current];
+                gone->node.deleted = true;
+                gone->node.seq = t->cursor.seq;
+                gone->has_entries = false;
+                rows = copy;
+        }
         if (r == -ENOENT)
                 r = current ? 0 : -EPROTO; /* the rows of the node that stands for ours are the answer's */
         if (r == 0 && !id_equal(&row.id, &theirs)) {
@@ -561,7 +618,7 @@ int apply_merged(struct tree *t, struct orow *own, const struct op_result *res) 
                 if (r < 0)
                         return r;
         }
-        r = apply_changes(t, res->current, res->n_current, 0, own, &hint.done_version);
+        r = apply_changes(t, rows, res->n_current, 0, own, &hint.done_version);
         if (r == 0)
                 r = follow_merge(t, own, &theirs);
         if (r == 0)
@@ -607,14 +664,14 @@ static int resolve_in(struct tree *t, const struct op_result *res, const struct 
         case RESOLVE_CONFLICT_COPY:
         case RESOLVE_NEW_NAME:
                 if (own.op.kind == OP_CREATE && res->code == RES_ID_REUSED)
-                        return resolve_made_before(t, &own, &row, how->host ? how->host : "local");
+                        return resolve_made_before(t, &own, &row, &side, how->host ? how->host : "local");
                 if (is_content(&own))
                         return resolve_copy(t, &own, &row, &side, how->host ? how->host : "local");
                 if (own.op.kind != OP_CREATE && own.op.kind != OP_LINK && own.op.kind != OP_RENAME)
                         return -EINVAL;
                 if (own.op.kind == OP_RENAME && !source_name(&own, &side)) /* another rename was first */
                         return resolve_drop(t, &own, &row, &side);
-                return resolve_new_name(t, &own, &side, how->host ? how->host : "local");
+                return resolve_new_name(t, &own, &side, false, how->host ? how->host : "local");
         case RESOLVE_DIR_NAME:
                 return resolve_dir_name(t, &own, &side, how->host ? how->host : "local");
         case RESOLVE_REVIVE:

@@ -110,12 +110,17 @@ int row_extra(struct tree *t, struct nrow *w) {
         &(w)->v.content.root, (int64_t)((w)->v.content.depth << 8 | (w)->v.content.param), &(w)->v.version, (int64_t)(w)->v.gen, (int64_t)(w)->last_gen,     \
         (int64_t)(w)->seq
 
+static void extra_bits(struct nrow *w) {
+        bool conflict = false, any = extra_has_xattr(w->v.extra, w->v.extra_n, &conflict);
+        w->bits = (uint8_t)((w->bits & ~(NB_XATTR | NB_CONFLICT)) | (any ? NB_XATTR : 0) | (conflict ? NB_CONFLICT : 0));
+}
+
 int row_insert(struct tree *t, struct nrow *w) {
         int r = w->ino ? 0 : tree_number(t, NUMBER_INO, &w->ino);
         if (r < 0)
                 return r;
         w->extra_loaded = true;
-        w->bits = (uint8_t)((w->bits & ~NB_XATTR) | (extra_has_xattr(w->v.extra, w->v.extra_n) ? NB_XATTR : 0));
+        extra_bits(w);
         struct db_stmt *s;
         r = db_get(t->w, "INSERT INTO node(ino,id,mode,uid,gid,nlink,rdev,mtime,ctime_d,btime_d,size,root,shape,version,gen,last_gen,seq,parent,cookie,bits,pend,"
                          "extra,csize,nseq) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", &s);
@@ -151,7 +156,7 @@ int row_write(struct tree *t, const struct nrow *w) {
 
 int row_write_extra(struct tree *t, struct nrow *w) {
         assert(w->extra_loaded);
-        w->bits = (uint8_t)((w->bits & ~NB_XATTR) | (extra_has_xattr(w->v.extra, w->v.extra_n) ? NB_XATTR : 0));
+        extra_bits(w);
         return db_run(t->w, "UPDATE node SET extra=? WHERE ino=?", "bi", w->v.extra_n ? w->v.extra : NULL, w->v.extra_n, (int64_t)w->ino);
 }
 

@@ -33,6 +33,7 @@ int cmd_wait(int argc, char **argv);
 int cmd_accept(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 int cmd_scrub(int argc, char **argv);
+int cmd_conflicts(int argc, char **argv);
 
 /* One line on stderr, "tarn COMMAND: ...", and the code back. */
 int cli_fail(const char *program, int code, const char *fmt, ...) _printf_(3, 4);

@@ -6,6 +6,7 @@
  *                                              "reason", "pending_files", "pending_items"}
  *   {"cmd": "umount", "lazy": BOOL}         -> {"ok": true} or {"error": "busy"}; later one more line, the status at the end; the socket closes when the daemon ends
  *   {"cmd": "nudge"}                        -> {"ok": true}: try the server now
+ *   {"cmd": "conflicts"}                    -> the list that conflicts.c makes
  *   {"cmd": "failpoint", "arm": TEXT}       -> {"ok": true} or {"error": ...}, then
  *   {"cmd": "failpoints"}                   -> {"points": {NAME: HITS, ...}}: for tests, see base/failpoint.h; there are none in a release build
  *   {"cmd": "accept"}                       -> {"ok": true}: what the brake holds is removed, in the background
@@ -211,6 +212,8 @@ static void command(struct control *c, struct conn *k) {
         } else if (strcmp(cmd, "accept") == 0) {
                 c->c.let_go(c->c.arg);
                 conn_answer(c, k, json_pack("{s:b}", "ok", 1));
+        } else if (strcmp(cmd, "conflicts") == 0) {
+                conn_answer(c, k, conflicts_json(c->c.cache));
         } else if (strcmp(cmd, "scrub") == 0) {
                 start_scrub(c, k);
         } else if (strcmp(cmd, "wait") == 0) {

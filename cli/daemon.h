@@ -29,6 +29,9 @@ int daemon_run(const struct daemon_config *c);
 /* ---- scrub.c: on a thread of its own, minutes for a large cache. NULL: no memory. ---- */
 json_t *scrub_cache(struct cache *cache, _Atomic bool *stop);
 
+/* ---- conflicts.c: the list, from the local database. NULL: no memory ---- */
+json_t *conflicts_json(struct cache *cache);
+
 /* ---- control.c ---- */
 struct control;
 struct control_config {

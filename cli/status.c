@@ -43,6 +43,8 @@ static void show(const json_t *j) {
                 (void)printf("  held     %lld files and directories that the server does not have any more (%s ...) are kept here; copy what you need, then `tarn accept %s` removes them\n",
                              (long long)num(j, "held_nodes"), first ? first : "?", str(j, "mountpoint"));
         }
+        if (num(j, "conflicts"))
+                (void)printf("  conflict %lld cop%s: see `tarn conflicts`\n", (long long)num(j, "conflicts"), num(j, "conflicts") == 1 ? "y" : "ies");
         for (size_t i = 0; i < json_array_size(parked); i++) {
                 const json_t *p = json_array_get(parked, i);
                 (void)printf("  parked   %s: %s, %s (for %lld s, next try in %lld s)\n", str(p, "path"), str(p, "error"), str(p, "reason"), (long long)num(p, "age_s"),

@@ -6,6 +6,7 @@
  *   user.tarn.state   accepted   survives the end of the daemon
  *                     local      survives a power cut
  *                     server     the server has it
+ *   user.tarn.conflict  the mark of a conflict copy; may be removed (cache/tree_conflict.c)
  * The word is that of the moment (cache/file_level.c); of a handle that a remote version superseded it is its conflict copy's, or the node's. Costs: get 1 SELECT (the state 3), set and remove one transaction. */
 #include "fs.h"
 
@@ -13,6 +14,7 @@
 #include <sys/xattr.h>
 
 #define OURS "user.tarn."
+#define CONFLICT OURS "conflict"
 
 static bool ours(const char *name) {
         return strncmp(name, OURS, sizeof OURS - 1) == 0;
@@ -51,7 +53,7 @@ void op_removexattr(fuse_req_t req, fuse_ino_t nodeid, const char *name) {
         struct call c;
         call_begin(&c, req);
         int r = check_name(name);
-        if (r == 0 && ours(name))
+        if (r == 0 && ours(name) && strcmp(name, CONFLICT) != 0) /* to take the mark off is to say: both files stay */
                 r = -EPERM;
         if (r == 0)
                 r = tree_xattr_remove(c.m->cfg.cache->tree, nodeid_ino(nodeid), name);
@@ -77,7 +79,7 @@ void op_getxattr(fuse_req_t req, fuse_ino_t nodeid, const char *name, size_t siz
         _cleanup_buf_ struct buf b = BUF_INIT(XATTR_VALUE_MAX);
         const char *word;
         int r = check_name(name);
-        if (r == 0 && ours(name)) {
+        if (r == 0 && ours(name) && strcmp(name, CONFLICT) != 0) {
                 r = strcmp(name, OURS "state") == 0 ? state_word(m, nodeid, &word) : -ENODATA;
                 if (r == 0)
                         r = buf_add_str(&b, word);

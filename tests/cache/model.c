@@ -153,8 +153,16 @@ static bool below(struct model *m, const struct id *dir, const struct id *top) {
         return false;
 }
 
-static void take_attrs(struct node_row *row, const struct op *op, uint32_t mask) {
+static void take_attrs(struct model *m, struct node_row *row, const struct op *op, uint32_t mask) {
         const struct node_row *a = &op->attrs;
+        if (mask & ATTR_XATTR) {
+                struct xattr *list = arena_alloc(m->arena, (a->n_xattrs + 1) * sizeof(*list));
+                for (size_t i = 0; i < a->n_xattrs; i++)
+                        list[i] = (struct xattr){ .name = arena_strndup(m->arena, a->xattrs[i].name, strlen(a->xattrs[i].name)), .value_bytes = a->xattrs[i].value_bytes,
+                                                  .value = arena_strndup(m->arena, a->xattrs[i].value, a->xattrs[i].value_bytes) };
+                row->xattrs = list;
+                row->n_xattrs = a->n_xattrs;
+        }
         if (mask & ATTR_MODE)
                 row->mode = a->mode;
         if (mask & ATTR_UID)
@@ -220,7 +228,7 @@ static enum op_code judge(struct model *m, const struct op *op, struct touched *
                         assert_true(m->n_nodes < MODEL_NODES);
                         node = &m->nodes[m->n_nodes++];
                         *node = (struct model_node){ .row = { .id = op->node, .kind = op->attrs.kind, .content = content_empty } };
-                        take_attrs(&node->row, op, UINT32_MAX);
+                        take_attrs(m, &node->row, op, UINT32_MAX);
                         node->row.target = op->attrs.target ? arena_strndup(m->arena, op->attrs.target, strlen(op->attrs.target)) : NULL;
                         if (op->attrs.kind == NODE_FILE) {
                                 node->row.content = op->content;
@@ -262,12 +270,12 @@ static enum op_code judge(struct model *m, const struct op *op, struct touched *
                         return RES_NOT_FOUND;
                 node->row.content = op->content;
                 node->row.version = op->id;
-                take_attrs(&node->row, op, op->attr_mask);
+                take_attrs(m, &node->row, op, op->attr_mask);
                 if (e)
                         drop_entry(m, t, e, op->time_ns);
                 return RES_OK;
         case OP_ATTR:
-                take_attrs(&node->row, op, op->attr_mask);
+                take_attrs(m, &node->row, op, op->attr_mask);
                 return RES_OK;
         case OP_UNLINK:
                 e = parent ? at_n(m, &parent->row.id, op->name, op->name_bytes) : NULL;

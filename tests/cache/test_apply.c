@@ -190,6 +190,61 @@ static void test_conflict_copy(void **state) {
         w.n_open = 0;
 }
 
+static int count_conflict(void *arg, const struct tree_conflict *c) {
+        struct tree_conflict *last = arg;
+        *last = *c;
+        last->name = arena_strndup(w.arena, c->name, strlen(c->name));
+        return 0;
+}
+
+static uint64_t conflicts(struct tree_conflict *ret) {
+        uint64_t n = 99;
+        memset(ret, 0, sizeof(*ret));
+        MUST(tree_conflict_count(w.tree, &n));
+        MUST(tree_conflicts(w.tree, count_conflict, ret));
+        return n;
+}
+
+/* Listed from the transaction that makes it; after a restart; not when it is renamed by hand; and its way back over the original is a new version of that. */
+static void test_conflict_listed(void **state) {
+        struct tree_conflict c;
+        struct node moved, replaced;
+        struct outbox_item items[4];
+        (void)put_content(&w, f.ino, 1, 100);
+        assert_int_equal(model_write(&m, &f.id, 200), 0);
+        struct op_result r = answer(NULL);
+        assert_int_equal(conflicts(&c), 0);
+        (void)resolve(&r, RESOLVE_CONFLICT_COPY);
+        assert_int_equal(conflicts(&c), 1);
+        assert_string_equal(c.name, "file (conflict box 1)");
+        assert_int_equal(c.original.ino, f.ino);
+        assert_int_equal(c.parent, d.ino);
+        tree_close(w.tree);
+        world_reopen(&w, 2);
+        assert_int_equal(conflicts(&c), 1);
+        struct buf names = BUF_INIT(4096);
+        MUST(tree_xattr_list(w.tree, c.copy.ino, &names));
+        assert_int_equal(names.bytes, 0); /* cp -a does not see it */
+        MUST(mv(&w, d.ino, "file (conflict box 1)", d.ino, "other", 0));
+        assert_int_equal(conflicts(&c), 0);
+        MUST(mv(&w, d.ino, "other", d.ino, "file (conflict box 1)", 0));
+        sync_all(&w, &m);
+        assert_int_equal(conflicts(&c), 1);
+        const uint64_t copy = c.copy.ino;
+        MUST(tree_rename(w.tree, d.ino, "file (conflict box 1)", 21, d.ino, "file", 4, 0, world_kept, &w, &moved, &replaced));
+        assert_int_equal(moved.ino, copy);
+        assert_int_equal(conflicts(&c), 0);
+        assert_int_equal(outbox_all(&w, items, 4), 1);
+        assert_int_equal(items[0].op.kind, OP_REPLACE);
+        assert_true(id_equal(&items[0].op.node, &f.id));
+        sync_all(&w, &m);
+        assert_int_equal(look(&w, d.ino, "file").size, 100);
+        struct node now = look(&w, d.ino, "file");
+        assert_true(id_equal(&now.id, &f.id));
+        compare(&w, &m);
+        buf_free(&names);
+}
+
 static void test_conflict_copy_newest(void **state) {
         struct op_result r;
         (void)put_content(&w, f.ino, 1, 100);
@@ -515,7 +570,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_notes, setup, teardown),         cmocka_unit_test_setup_teardown(test_both_hold, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_name_waits, setup, teardown),    cmocka_unit_test_setup_teardown(test_conflict_copy, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_conflict_copy_newest, setup, teardown), cmocka_unit_test_setup_teardown(test_drop, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_conflict_copy_newest, setup, teardown), cmocka_unit_test_setup_teardown(test_conflict_listed, setup, teardown), cmocka_unit_test_setup_teardown(test_drop, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_rebase, setup, teardown),        cmocka_unit_test_setup_teardown(test_revive, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_merged_dir, setup, teardown),    cmocka_unit_test_setup_teardown(test_merged_before, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_merged_file, setup, teardown),   cmocka_unit_test_setup_teardown(test_answers, setup, teardown),

@@ -4,15 +4,17 @@
 Two mounts reach one server through a proxy each. Both are cut off; in a directory of its own for each row one of them does what the table calls "already on the server" and the other
 one what it calls "local, pending"; then the first one is connected, and when all of its work is committed, the second one. In the end both mounts and a third one that has never
 seen anything but the server show the same, and that is what the row says."""
+import json
 import os
 import re
 import shutil
 import sys
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "proxy"))
 from proxy import Proxy  # noqa: E402
-from support import Client, until  # noqa: E402
+from support import EXIT, Client, until  # noqa: E402
 
 
 def put(path, text):
@@ -226,3 +228,143 @@ def test_every_row_after_a_crash(world):
         link.client.kill()
         link.remount()
     run_table(world, ROWS, crash)
+
+
+# ---- tarn conflicts ----
+
+def conflicts(client):
+    """Paths of copies -> what the command says of them."""
+    def ask():
+        answer = json.loads(client.tarn("conflicts", client.dir, "--json").stdout)
+        assert answer["mountpoint"] == str(client.dir) and answer["more"] is False
+        return (answer["conflicts"],) if client.status()["conflicts"] == len(answer["conflicts"]) else None  # something came in between
+    return {c["path"]: c for c in until(ask, 10, "status and list agree")[0]}
+
+
+def make_conflicts(world, first, second, names):
+    for name in names:
+        put(first.dir / name, "base")
+    first.wait()
+    until(lambda: all((second.dir / n).exists() for n in names), 10, "the second one sees them")
+    world.server.stop()
+    for client in (first, second):
+        for name in names:
+            (client.dir / name).write_text(f"{client.name} {name}")
+    world.server.start()
+    for client in (first, second):
+        client.wait()
+    until(lambda: state_of(first.dir) == state_of(second.dir), 20, "both show the same")
+
+
+def test_list_and_resolve(world):
+    first, second = world.client("one"), world.client("two")
+    names = ["mine.txt", "theirs.txt", "both.txt", "renamed.txt", "removed.txt", "sub/deep.txt", "saved.txt"]
+    assert conflicts(first) == {}
+    assert "0 conflicts" in first.tarn("conflicts").stdout
+    make_conflicts(world, first, second, names)
+    listed = conflicts(first)
+    copy_of = {c["original"]["path"]: path for path, c in listed.items()}
+    assert sorted(copy_of) == sorted(names)
+    for name, copy in copy_of.items():
+        c, there = listed[copy], listed[copy]["original"]
+        assert plain(copy) == name.replace(".txt", " (conflict).txt")
+        assert c["size"] == (first.dir / copy).stat().st_size and there["size"] == (first.dir / name).stat().st_size
+        assert c["mtime_ns"] == (first.dir / copy).stat().st_mtime_ns and c["kind"] == there["kind"] == "file"
+        assert c["host"] in copy and c["version"] != there["version"] == c["first_version"] and not c["pending"] and not there["pending"]
+        assert sorted([(first.dir / copy).read_text(), (first.dir / name).read_text()]) == [f"one {name}", f"two {name}"]
+        assert not any(x.startswith("user.tarn") for x in os.listxattr(first.dir / copy))
+    text = first.tarn("conflicts", first.dir).stdout
+    assert "7 conflicts" in text and copy_of["sub/deep.txt"] in text and "7 copies" in first.tarn("status", first.dir).stdout
+    # the other one, one that was not there, and after a crash
+    third = world.client("three")
+    second.kill()
+    second.mount()
+    for client in (second, third):
+        assert {p: (c["version"], c["original"]["path"], c["host"]) for p, c in conflicts(client).items()} == {p: (c["version"], c["original"]["path"], c["host"]) for p, c in listed.items()}
+    # mine: a new version of the original, which keeps its inode number elsewhere and its history on the server
+    mine, ino = (first.dir / copy_of["mine.txt"]).read_text(), (second.dir / "mine.txt").stat().st_ino
+    first.tarn("conflicts", "resolve", first.dir / "mine.txt", "--keep", "mine")
+    assert (first.dir / "mine.txt").read_text() == mine and not (first.dir / copy_of["mine.txt"]).exists()
+    until(lambda: (second.dir / "mine.txt").read_text() == mine and not (second.dir / copy_of["mine.txt"]).exists(), 10)
+    assert (second.dir / "mine.txt").stat().st_ino == ino
+    first.wait()
+    token = world.server.token("anna")
+    history = json.loads(urlopen(Request(f"{world.server.url}/v1/workspaces/work/versions?path=mine.txt", headers={"Authorization": f"Bearer {token}"})).read())
+    assert len(history["versions"]) == 3, history
+    # theirs, in the other mount; named by the copy
+    theirs = (second.dir / "theirs.txt").read_text()
+    second.tarn("conflicts", "resolve", second.dir / copy_of["theirs.txt"], "--keep", "theirs")
+    assert (second.dir / "theirs.txt").read_text() == theirs and not (second.dir / copy_of["theirs.txt"]).exists()
+    # both
+    first.tarn("conflicts", "resolve", first.dir / copy_of["both.txt"], "--keep", "both")
+    assert (first.dir / copy_of["both.txt"]).exists() and (first.dir / "both.txt").exists()
+    # by hand
+    os.rename(first.dir / copy_of["renamed.txt"], first.dir / "other.txt")
+    (first.dir / copy_of["removed.txt"]).unlink()
+    # an editor that saves the copy decides nothing
+    save(first.dir / copy_of["saved.txt"], "edited")
+    left = sorted([copy_of["sub/deep.txt"], copy_of["saved.txt"]])
+    for client in (first, second, third):
+        until(lambda: sorted(conflicts(client)) == left, 10, "what is left is listed everywhere")
+    # offline, too
+    until(lambda: (third.dir / copy_of["saved.txt"]).read_text() == "edited", 10, "its bytes are in the cache")
+    world.server.stop()
+    third.tarn("conflicts", "resolve", third.dir / "sub" / "deep.txt", "--keep", "mine")
+    third.tarn("conflicts", "resolve", third.dir / "saved.txt", "--keep", "mine")
+    assert conflicts(third) == {} and (third.dir / "saved.txt").read_text() == "edited"
+    world.server.start()
+    third.wait()
+    for client in (first, second):
+        until(lambda: conflicts(client) == {} and (client.dir / "saved.txt").read_text() == "edited", 10)
+    until(lambda: state_of(first.dir) == state_of(third.dir) and state_of(second.dir) == state_of(third.dir), 20, "all show the same")
+
+
+def test_conflicts_bad_input(world):
+    first, second = world.client("one"), world.client("two")
+    make_conflicts(world, first, second, ["f"])
+    (copy,) = conflicts(first)
+
+    def refused(code, says, *argv):
+        p = first.tarn("conflicts", *argv, check=False)
+        assert p.returncode == EXIT[code] and says in p.stderr and p.stderr.count("\n") == 1, (argv, p.returncode, p.stderr)
+    put(first.dir / "plain", "x")
+    refused("other", "is not in conflict", "resolve", first.dir / "plain", "--keep", "mine")
+    refused("other", "is not in conflict", "resolve", first.dir / "absent", "--keep", "mine")
+    refused("usage", "say what to keep", "resolve", first.dir / "f")
+    refused("usage", "say what to keep", "resolve", first.dir / "f", "--keep", "all")
+    refused("usage", "the mount point itself", "resolve", first.dir, "--keep", "mine")
+    refused("usage", "", "resolve", "--keep", "mine")
+    refused("not_mounted", "not a mount", "resolve", "/tmp/x", "--keep", "mine")
+    refused("not_mounted", "not a mount", "/tmp")
+    refused("usage", "", "--nonsense")
+    assert sorted(conflicts(first)) == [copy]
+    # a second copy of the same file: one has to be named
+    world.server.stop()
+    for client in (first, second):
+        (client.dir / "f").write_text(f"again {client.name}")
+    world.server.start()
+    for client in (first, second):
+        client.wait()
+    until(lambda: len(conflicts(first)) == 2, 10)
+    refused("usage", "several conflict copies", "resolve", first.dir / "f", "--keep", "mine")
+    for path in conflicts(first):
+        first.tarn("conflicts", "resolve", first.dir / path, "--keep", "theirs")
+    # the original is gone: the copy gets its name back. A directory is for people
+    world.server.stop()
+    put(first.dir / "d", "file")
+    (second.dir / "d").mkdir()
+    (first.dir / "f").write_text("1")
+    (second.dir / "f").write_text("2")
+    world.server.start()
+    for client in (first, second):
+        client.wait()
+    until(lambda: len(conflicts(first)) == 2, 10)
+    refused("other", "a directory is part", "resolve", first.dir / "d", "--keep", "mine")
+    first.tarn("conflicts", "resolve", first.dir / "d", "--keep", "both")
+    copies = [p for p in conflicts(first) if p.startswith("f")]
+    (first.dir / "f").unlink()
+    assert conflicts(first)[copies[0]]["original"] is None
+    first.tarn("conflicts", "resolve", first.dir / copies[0], "--keep", "mine")
+    assert (first.dir / "f").read_text() in "12" and conflicts(first) == {}
+    first.umount()
+    refused("not_mounted", "not a mount", "resolve", first.dir / "f", "--keep", "mine")

@@ -73,7 +73,10 @@ int tree_xattr_list(struct tree *t, uint64_t ino, struct buf *ret) _must_check_;
 int tree_path(struct tree *t, uint64_t ino, struct buf *ret) _must_check_;
 
 /* ---- local changes: each is one transaction {rows, outbox}, accepted on return ---- */
-struct tree_new { enum node_kind kind; uint32_t mode, uid, gid; uint64_t rdev; const char *target; };
+struct tree_new {
+        enum node_kind kind; uint32_t mode, uid, gid; uint64_t rdev; const char *target;
+        const char *conflict_host; struct id conflict_of, conflict_version; /* not NULL: a conflict copy of that node, which shows that version */
+};
 int tree_create(struct tree *t, uint64_t dir, const char *name, size_t n, const struct tree_new *what, struct node *ret) _must_check_; /* -EEXIST -ENOTDIR -ENOENT -EILSEQ -ENAMETOOLONG */
 int tree_create_unnamed(struct tree *t, uint64_t dir, const struct tree_new *what, struct node *ret) _must_check_;  /* O_TMPFILE: nothing in the outbox until linked */
 int tree_link(struct tree *t, uint64_t ino, uint64_t dir, const char *name, size_t n, struct node *ret) _must_check_;      /* -EPERM for a dir, -EEXIST, -EMLINK */
@@ -151,6 +154,14 @@ int tree_resolve(struct tree *t, const struct op_result *r, const struct resolve
 
 /* "NAME (conflict HOST N).EXT", shortened at a UTF-8 boundary to 255 bytes; of a conflict name: the one with another HOST and N, not two suffixes. Pure. */
 void conflict_name(const char *name, size_t n, const char *host, unsigned number, char ret[NAME_BYTES_MAX + 1]);
+/* NAME.EXT without such suffixes; the name itself if it has none. Pure. */
+void conflict_plain(const char *name, size_t n, char ret[NAME_BYTES_MAX + 1]);
+
+/* Conflict copies that nobody has resolved (marked, and still under a conflict name), and what has the name that they were made for: wherever that is now, ino 0 if it is gone.
+ * Calls each without a lock until it returns non-zero (negative is passed on). 1 SELECT by a partial index, and some for each of them. */
+struct tree_conflict { struct node copy, original; uint64_t parent; const char *name; /* of the copy */ struct id version; /* that was there first */ const char *host; };
+int tree_conflicts(struct tree *t, int (*each)(void *arg, const struct tree_conflict *c), void *arg) _must_check_;
+int tree_conflict_count(struct tree *t, uint64_t *ret) _must_check_;
 
 int tree_cursor(struct tree *t, struct cursor *ret) _must_check_; /* -ENOENT: nothing was ever loaded */
 /* A new snapshot: rows go into side tables without constraints; events up to E meet them there; then the difference is applied in bounded steps, upserts before deletes,
