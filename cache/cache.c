@@ -381,21 +381,28 @@ int files_recover(struct files *fs, struct stages_found *found, unsigned *ret_re
         return 0;
 }
 
-/* Older than the tree file. One that stands on the version that the server has now proves that those before it got there: only their DONE was not written any more. */
+static int by_node_and_gen(const void *a, const void *b) {
+        const struct found_stage *x = a, *y = b;
+        int r = memcmp(x->stage->head.node.b, y->stage->head.node.b, ID_BYTES);
+        return r ? r : x->stage->gen < y->stage->gen ? 1 : x->stage->gen > y->stage->gen ? -1 : 0; /* newest first */
+}
+
+/* By node, not by inode: a save over a file has another inode than what it replaced. Older than the tree file. One that stands on the version that the server has now proves that those before it got there: only their DONE was not written any more. */
 static void drop_arrived(struct files *fs, struct stages_found *found) {
-        uint64_t arrived = 0, ino;
-        qsort(found->v, found->n, sizeof *found->v, by_ino_and_gen);
+        const struct id *arrived = NULL;
+        uint64_t ino;
+        qsort(found->v, found->n, sizeof *found->v, by_node_and_gen);
         for (size_t i = 0; i < found->n; i++) {
                 struct found_stage *fo = &found->v[i];
+                const struct stage_header *h = &fo->stage->head;
                 struct node node;
-                if (arrived && stage_ino(fo->stage) == arrived) {
+                if (arrived && id_equal(arrived, &h->node)) {
                         fo->top = false;
                         continue;
                 }
-                arrived = 0;
-                if (fo->top && !id_is_zero(&fo->stage->head.base_version) && tree_find_id(fs->c->tree, &fo->stage->head.node, &ino) == 0 && tree_get(fs->c->tree, ino, &node) == 0 &&
-                    id_equal(&node.version, &fo->stage->head.base_version))
-                        arrived = stage_ino(fo->stage);
+                arrived = NULL;
+                if (fo->top && !id_is_zero(&h->base_version) && tree_find_id(fs->c->tree, &h->node, &ino) == 0 && tree_get(fs->c->tree, ino, &node) == 0 && id_equal(&node.version, &h->base_version))
+                        arrived = &h->node;
         }
 }
 
