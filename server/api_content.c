@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "base/digest.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "meta_maintain.h"
 
@@ -46,6 +47,9 @@ int content_block_read(struct service *s, const struct meta_place *place, uint8_
         int r;
 
         assert(place->found);
+        r = FAILPOINT("content.read");
+        if (r < 0)
+                return r;
         if (b->raw_bytes > BLOCK_BYTES_MAX || b->stored_bytes > BLOCK_BYTES_MAX || b->stored_bytes == 0)
                 return damaged(s, place, -EPROTO);
         if (b->encoding == ENC_RAW) {

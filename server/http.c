@@ -3,9 +3,12 @@
  *
  * Threads
  *   MHD (2)        epoll; move bytes between sockets and requests, never wait for anything else
- *   worker (8)     run requests: database, disk, hashing; read the blocks of streamed answers
- *   upload (16)    run streamed PUTs, which wait for their bodies
+ *   worker (8)     requests for logins, metadata, events
+ *   commit (8)     commits and blocks that come
+ *   read (8)       packed reads, the blocks of streamed answers
+ *   upload (16)    streamed PUTs, which wait for their bodies; half of them at most for one asker
  *   http-reaper    deadlines, ends of long polls
+ * No class waits for the threads of another, and within one the askers take turns (http_lane.c).
  *
  * One lock (rank between the service's waiters and the pools' queues) guards all that they share; nothing but memcpy, a condition and shutdown(2) happens
  * under it. MHD calls us with its own locks held, so no MHD function is called under it.
@@ -32,6 +35,7 @@
 #define CONNECTION_MEMORY_BYTES (128u << 10)
 #define NETWORK_THREADS 2u
 #define LISTEN_BACKLOG 512
+#define QUEUE_MAX 512u           /* requests of one asker that wait for a thread of a class */
 
 static int why(char *ret_why, size_t n, int err, const char *fmt, ...) _printf_(4, 5);
 static int why(char *ret_why, size_t n, int err, const char *fmt, ...) {
@@ -273,9 +277,10 @@ int http_open(const struct http_config *c, struct http **ret, char *ret_why, siz
         cond_init(&h->stop);
         r = listen_open(h, &fd, ret_why, n);
         if (r >= 0) {
-                r = pool_new("worker", h->config.workers, &h->workers);
-                if (r >= 0)
-                        r = pool_new("upload", h->config.uploads, &h->streams);
+                static const char *const names[LANES] = {"worker", "commit", "read", "upload"};
+
+                for (size_t i = 0; r >= 0 && i < LANES; i++)
+                        r = lane_new(names[i], i == LANE_STREAM ? h->config.uploads : h->config.workers, i == LANE_STREAM ? MAX(h->config.uploads / 2, 1u) : 0, QUEUE_MAX, &h->lanes[i]);
                 if (r >= 0)
                         r = reaper_start(h);
                 if (r < 0)
@@ -328,8 +333,8 @@ void http_close(struct http *h, int64_t grace_ms) {
         while (h->active > 0) /* the workers end what they have: nothing they wait for comes from a client any more */
                 cond_wait(&h->changed, &h->lock);
         lock_drop(&h->lock);
-        pool_free(h->streams);
-        pool_free(h->workers);
+        for (size_t i = LANES; i > 0; i--)
+                lane_free(h->lanes[i - 1]);
         if (h->daemon)
                 MHD_stop_daemon(h->daemon);
         assert(!h->conns && !h->parked);

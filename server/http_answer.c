@@ -19,7 +19,7 @@
 
 #define PIECE_BYTES (128u << 10)
 
-static void out_fetch(struct job *j) {
+static void out_fetch(struct lane_job *j) {
         struct http_request *q = container_of(j, struct http_request, out_job);
         struct http *h = q->h;
         int64_t n = q->answer.pull(q->answer.pull_arg, q->out_off, q->out, SERVICE_PULL_BYTES);
@@ -68,7 +68,8 @@ static ssize_t out_read(void *cls, uint64_t pos, char *buf, size_t max) {
         lock_drop(&h->lock);
         (void)atomic_fetch_add(&q->refs, 1);
         q->out_job.run = out_fetch;
-        executor_submit(pool_executor(h->workers), &q->out_job);
+        if (lane_submit(h->lanes[LANE_READ], &q->out_job, q->who, false) < 0)
+                return MHD_CONTENT_READER_END_WITH_ERROR; /* does not happen: it may not be refused */
         return 0;
 }
 

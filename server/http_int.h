@@ -8,11 +8,20 @@
 #include "base/lock.h"
 #include "base/thread.h"
 #include "http.h"
+#include "http_lane.h"
 
 #define HTTP_RING_BYTES (1u << 20)        /* of one streamed upload, between the network and its thread */
 #define HTTP_DRAIN_BYTES (UINT64_C(64) << 20) /* of a refused body: read and dropped so that the client sees the answer; beyond it the connection is cut */
 #define RANK_HTTP (RANK_QUEUE - 2)        /* above the service's waiters, below the pools */
 
+/* Threads apart, so that no kind of request waits for another kind. */
+enum http_lane {
+        LANE_TREE,       /* logins, metadata, events: short */
+        LANE_COMMIT,     /* commits, blocks that come: a sync of the disk each */
+        LANE_READ,       /* blocks that go: packed reads, the pieces of downloads */
+        LANE_STREAM,     /* streamed uploads, which wait for their clients */
+        LANES
+};
 enum http_phase {
         PHASE_FRESH,     /* connected, no request line yet */
         PHASE_HEAD,      /* the head is coming */
@@ -52,7 +61,8 @@ struct http_request {
         struct buf body; size_t body_reserved;
         struct service_request request;
         struct service_answer answer;
-        struct job job;
+        struct lane_job job;
+        uint64_t who;                    /* whose turn it takes: of the token, or of the address */
         /* long poll */
         struct service_waiter waiter;
         struct http_request *next, *prev; /* lock: http.parked */
@@ -63,14 +73,14 @@ struct http_request {
         struct cond ring_changed;        /* lock */
         /* streamed answer */
         uint8_t *out; size_t out_at, out_bytes; uint64_t out_off; int out_error; bool fetching; /* lock */
-        struct job out_job;
+        struct lane_job out_job;
 };
 
 struct http {
         struct http_config config;
         struct service *service;
         struct MHD_Daemon *daemon;
-        struct pool *workers, *streams;
+        struct lane *lanes[LANES];       /* by enum http_lane */
         char url[300];
         struct lock lock;
         struct cond changed;             /* lock: active */

@@ -25,6 +25,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "base/digest.h"
 #include "base/log.h"
 
 static const struct { enum http_header at; const char *name; } kept_headers[] = {
@@ -93,7 +94,7 @@ static void request_answered(struct http_request *q) {
         resume_locked_then_drop(h, q);
 }
 
-static void request_run(struct job *j) {
+static void request_run(struct lane_job *j) {
         struct http_request *q = container_of(j, struct http_request, job);
         struct http *h = q->h;
 
@@ -142,7 +143,10 @@ void request_wake_locked(struct http_request *q, bool no_wait) {
         q->stage = REQ_RUNNING;
         q->woken = false;
         q->no_wait = no_wait || h->stopping;
-        executor_submit(pool_executor(h->workers), &q->job);
+        int r = lane_submit(h->lanes[LANE_TREE], &q->job, q->who, false);
+
+        assert(r == 0);
+        (void)r;
 }
 
 static void request_ready(struct service_waiter *w) {
@@ -180,10 +184,24 @@ static int64_t request_read(void *arg, void *p, size_t n) {
 
 /* ---- on MHD's threads ---- */
 
-/* Hands the request to a pool; its connection stands still unless it streams. */
-static void request_submit(struct http_request *q, struct pool *pool, bool suspend) {
-        struct http *h = q->h;
+/* Whose turn the request takes: a hash of what it authenticates with, or of its address. */
+static uint64_t asker(const struct http_request *q) {
+        const char *text = q->header[H_AUTHORIZATION] ? q->header[H_AUTHORIZATION] : q->peer;
+        size_t n = q->header[H_AUTHORIZATION] ? strlen(text) : strcspn(text, ":");
+        struct digest d;
+        uint64_t who;
 
+        sha256(text, n, &d);
+        memcpy(&who, d.b, sizeof who);
+        return who;
+}
+
+/* Hands the request to a lane; its connection stands still unless it streams. -EAGAIN: too many of this asker wait, nothing was done. */
+static int request_submit(struct http_request *q, enum http_lane lane, bool suspend) {
+        struct http *h = q->h;
+        int r;
+
+        q->who = asker(q);
         q->job.run = request_run;
         (void)atomic_fetch_add(&q->refs, 1);
         if (suspend)
@@ -192,7 +210,25 @@ static void request_submit(struct http_request *q, struct pool *pool, bool suspe
         q->stage = REQ_RUNNING;
         q->suspended = suspend;
         lock_drop(&h->lock);
-        executor_submit(pool_executor(pool), &q->job);
+        r = lane_submit(h->lanes[lane], &q->job, q->who, true);
+        if (r < 0) {
+                lock_take(&h->lock);
+                q->stage = REQ_BODY;
+                resume_locked_then_drop(h, q);
+                request_unref(q);
+        }
+        return r;
+}
+
+static enum http_lane lane_of(enum service_class class) {
+        switch (class) {
+        case CLASS_UPLOAD:
+                return LANE_COMMIT;
+        case CLASS_DOWNLOAD:
+                return LANE_READ;
+        default:
+                return LANE_TREE;
+        }
 }
 
 static void request_refuse(struct http_request *q, const char *code, const char *message) {
@@ -263,7 +299,10 @@ enum MHD_Result request_head(struct http_request *q, const char *method) {
                         return MHD_NO;
                 r->read = request_read;
                 r->read_arg = q;
-                request_submit(q, h->streams, false);
+                if (request_submit(q, LANE_STREAM, false) < 0) {
+                        free(steal_ptr(q->ring));
+                        request_refuse(q, "RATE_LIMITED", "too many of your requests are waiting; try again");
+                }
         }
         return MHD_YES;
 }
@@ -357,7 +396,8 @@ enum MHD_Result request_end(struct http_request *q) {
         if (stage == REQ_BODY) {
                 q->request.body = q->body.data;
                 q->request.body_bytes = q->body.bytes;
-                request_submit(q, h->workers, true);
+                if (request_submit(q, lane_of(q->admission.class), true) < 0) /* resumed: MHD calls again */
+                        request_refuse(q, "RATE_LIMITED", "too many of your requests are waiting; try again");
                 return MHD_YES;
         }
         assert(stage == REQ_RUNNING && q->ring);

@@ -465,7 +465,7 @@ static int cmd_serve(int argc, char **argv) {
                 {"listen", 'l', ARG_STR, &config.listen, "HOST:PORT (127.0.0.1:7380); port 0 picks a free one"},
                 {"tls-cert", 0, ARG_STR, &config.tls_cert, "certificate chain, PEM"},
                 {"tls-key", 0, ARG_STR, &config.tls_key, "its key, PEM"},
-                {"workers", 0, ARG_U64, &workers, "threads for database and disk work (8)"},
+                {"workers", 0, ARG_U64, &workers, "threads for each class of requests: metadata, commits, reads (8)"},
                 {"connections", 0, ARG_U64, &connections, "most connections at once (1024)"},
                 {"head-timeout", 0, ARG_DURATION_S, &head_s, "time for the head of a request (20s)"},
                 {"body-grace", 0, ARG_DURATION_S, &grace_s, "time for a body or an answer before --min-rate counts (30s)"},

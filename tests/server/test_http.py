@@ -614,10 +614,8 @@ def test_full_disk(tmp_path):
     small = tmp_path / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tarn-test", str(small)], check=True)
-    s = Server()
+    s = Server(data=str(small / "data"))
     try:
-        subprocess.run(["cp", "-a", s.data, str(small / "data")], check=True)
-        s.data = str(small / "data")
         s.start()
         rng, kept = random.Random(8), {}
         for i in range(40):
@@ -718,6 +716,27 @@ def test_password_prompt(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     os.close(fd)
     assert b"user ann added" in shown and b"typed password" not in shown
+
+
+def test_reads_that_hang_hold_nobody_else_up():
+    """A disk that does not answer reads takes the threads of reads, not those of logins, metadata and commits."""
+    with Server(env={"TARN_FAILPOINTS": "content.read=hold"}) as s:
+        if b"no such point" in open(s.log, "rb").read():
+            pytest.skip("this build has no failpoints")
+        assert s.put("f", b"x" * 1000)[0] == 201
+        stuck = [s.connection() for _ in range(20)]
+        for c in stuck:
+            c.request("GET", s.file("f"), headers={"Authorization": "Bearer " + s.token})
+        began = time.monotonic()
+        for i in range(10):
+            assert s.put(f"g{i}", b"y")[0] == 201
+            assert s.call("GET", "/v1/workspaces/w")[0] == 200
+            assert s.call("HEAD", s.file("f"))[0] == 200
+            assert s.call("DELETE", s.file(f"g{i}"))[0] == 204
+        assert s.call("POST", "/v1/login", body=json.dumps({"user": "ann", "password": PASSWORD, "device": "d"}), token=False)[0] == 200
+        assert time.monotonic() - began < 30  # the reads are held for 60
+        [c.close() for c in stuck]
+        s.kill()
 
 
 if __name__ == "__main__":
