@@ -5,8 +5,9 @@
  * own seq; for rows of a refusal the greatest seq in them). So replaying any event, prefix or suffix changes nothing. A node that is not here is made,
  * unless a tombstone says that it was deleted later, or the rows are older than the cursor (then they tell of something that has ended since).
  *
- * An event of an operation of ours completes its outbox row, before or after the answer, or instead of it: whichever comes first does it. Only one that was sent can be ours: the event of
- * a row that never was tells that this state was rolled back or cloned. The row may say something else by now; it stays, and the server judges it.
+ * An event of an operation of ours completes its outbox row, before or after the answer, or instead of it: whichever comes first does it. But if this state was rolled back or cloned, another
+ * life of it may have sent the operation, and the row may say something else by now. So an event counts as ours only if the row was sent and says what the event says; else it is
+ * applied like anybody's, the row stays, and the server judges it: the answer to what was sent before is the first one, to something else ID_REUSED.
  *
  * Order inside one event does not matter: nodes first, then deletions, then names; collisions are tree_settle.c's. A list of names that names a parent which is not
  * here yet (answers run ahead of events) is left for its event. */
@@ -224,6 +225,32 @@ static int complete(struct tree *t, struct orow *own, const struct change *chang
         return apply_fate(t, &(struct tree_done){ .op = own->op.id, .ino = own->ino, .gen = own->gen, .fate = FATE_DROPPED });
 }
 
+static bool is_ours(const struct orow *own, const struct event *e) {
+        const struct op *op = &own->op;
+        const struct change *c = NULL;
+        for (size_t i = 0; i < e->n_changes && !c; i++)
+                if (id_equal(&e->changes[i].node.id, &op->node))
+                        c = &e->changes[i];
+        if (outbox_soft(own))
+                return false;
+        if (!c || c->node.deleted)
+                return true;
+        const struct node_row *n = &c->node;
+        const bool content = op->kind == OP_CREATE || op->kind == OP_CONTENT || op->kind == OP_REPLACE;
+        if (content && n->kind == NODE_FILE && n->content.size != op->content.size)
+                return false;
+        if ((op->attr_mask & ATTR_MTIME) && n->mtime_ns != op->attrs.mtime_ns)
+                return false;
+        if ((op->attr_mask & ATTR_MODE) && n->mode != op->attrs.mode)
+                return false;
+        const char *name = op->kind == OP_CREATE || op->kind == OP_LINK ? op->name : op->kind == OP_RENAME ? op->name2 : NULL;
+        const size_t bytes = op->kind == OP_RENAME ? op->name2_bytes : op->name_bytes;
+        for (size_t i = 0; name && i < c->n_entries; i++)
+                if (id_equal(&c->entries[i].placement, &op->id))
+                        return c->entries[i].name_bytes == bytes && memcmp(c->entries[i].name, name, bytes) == 0;
+        return true;
+}
+
 static int cursor_write(struct tree *t, const struct cursor *c) {
         uint8_t b[ID_BYTES + 16];
         memcpy(b, c->epoch.b, ID_BYTES);
@@ -255,7 +282,7 @@ int tree_apply(struct tree *t, const struct event *events, size_t n, const struc
                 if (e->seq <= t->cursor.seq)
                         continue;
                 r = id_is_zero(&e->op) ? -ENOENT : outbox_find(t, t->w, t->scratch, &e->op, &own);
-                if (r == 0 && outbox_soft(&own)) /* not from here: see above */
+                if (r == 0 && !is_ours(&own, e)) /* the answer will tell */
                         r = -ENOENT;
                 if (r == 0)
                         r = complete(t, &own, e->changes, e->n_changes, e->seq);

@@ -168,10 +168,10 @@ static void decide_rename(const struct op *op, const struct op_result *r, struct
         case RES_NOT_FOUND: case RES_DELETED:
                 if (is_deleted(r, &op->node))
                         resolve(p, RESOLVE_DROP); /* delete wins; if it was edited here, that edit brings it back, where it was */
-                else if (is_deleted(r, &op->parent2))
-                        revive_place(op, p);
+                else if (is_deleted(r, &op->parent2) && name_is_there(op, r) && !(op->flags & OPF_REVIVE))
+                        resolve(p, RESOLVE_REVIVE);
                 else
-                        resolve(p, RESOLVE_DROP);
+                        resolve(p, RESOLVE_DROP); /* its own name is gone, or the place cannot come back: it stays where the server has it */
                 return;
         default: /* CYCLE and whatever else: undone here, nothing is lost */
                 resolve(p, RESOLVE_DROP);

@@ -55,6 +55,7 @@ static const struct row table[] = {
         { "replace, only the temporary moved", OP_REPLACE, .code = RES_STALE, .node = { TOLD }, RESOLVED(REBASE) },
         { "create into a deleted directory", OP_CREATE, .code = RES_DELETED, .parent_deleted = true, RESOLVED(REVIVE) },
         { "move into a deleted directory", OP_RENAME, .code = RES_DELETED, .node = { TOLD }, .parent2_deleted = true, RESOLVED(REVIVE) },
+        { "move into a deleted directory that cannot come back", OP_RENAME, .flags = OPF_REVIVE, .code = RES_NOT_FOUND, .node = { TOLD }, .parent2_deleted = true, RESOLVED(DROP) },
         { "link into a deleted directory", OP_LINK, .code = RES_DELETED, .node = { TOLD }, .parent_deleted = true, RESOLVED(REVIVE) },
         { "link | node deleted", OP_LINK, .code = RES_DELETED, .node = { TOLD, .deleted = true }, RESOLVED(DROP) },
         { "move that makes a cycle", OP_RENAME, .code = RES_CYCLE, .node = { TOLD }, RESOLVED(DROP) },
