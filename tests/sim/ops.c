@@ -346,7 +346,7 @@ static void op_patch(struct client *c) {
 
 static void after_unlink(struct client *c, const struct node *n) {
         for (unsigned i = 0; i < HANDLES_MAX; i++)
-                if (c->handles[i].used && c->handles[i].ino == n->ino && n->unlinked)
+                if (c->handles[i].used && file_ino(c->handles[i].file) == n->ino && n->unlinked) /* not the ino that was opened: a conflict copy has another */
                         c->handles[i].unlinked = true;
         if (n->unlinked)
                 file_forget(c->cache, n->ino);
@@ -364,7 +364,7 @@ static void op_unlink(struct client *c) {
         if (!rmdir)
                 supersede(c, &e.node); /* with several names too: others may be removing those */
         int r = tree_unlink(c->cache->tree, dir, e.name, e.name_bytes, rmdir, is_kept, c->cache, &n);
-        trace(c->w, "%s unlink %s in %llu: %s", c->name, e.name, (unsigned long long)dir, r < 0 ? err_name(r) : "ok");
+        trace(c->w, "%s unlink %s in %llu ino %llu: %s", c->name, e.name, (unsigned long long)dir, (unsigned long long)e.node.ino, r < 0 ? err_name(r) : "ok");
         if (!unexpected(c, "unlink", r) && r >= 0)
                 after_unlink(c, &n);
 }
@@ -472,11 +472,12 @@ static void handle_close(struct client *c, struct handle *h) {
                 t->superseded = true;
         if (t && !c->crashing)
                 t->durable = true;
+        uint64_t ino = file_ino(h->file);
         file_release(h->file, true);
-        if (h->unlinked && !file_is_open(c->cache, h->ino))
-                (void)!tree_forget(c->cache->tree, h->ino);
+        if (h->unlinked && !file_is_open(c->cache, ino))
+                (void)!tree_forget(c->cache->tree, ino);
         else if (t && !c->crashing)
-                remember_gen(c, h->ino, t);
+                remember_gen(c, ino, t);
         if (t)
                 trace(c->w, "%s text %u closes ino %llu", c->name, t->number, (unsigned long long)h->ino);
         *h = (struct handle){ 0 };

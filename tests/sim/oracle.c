@@ -235,7 +235,7 @@ int oracle_check(struct world *w) {
         }
         if (r >= 0)
                 trace(w, "tree %s", buf_text(&fresh));
-        if (w->verbose && r >= 0)
+        if (w->verbose)
                 fprintf(stderr, "%s", buf_text(&fresh));
         buf_free(&fresh);
         buf_free(&other);

@@ -41,7 +41,7 @@ struct client;
 /* What happened; each is in the last line of a run, so that one sees that it does happen. */
 enum sim_count {
         SIM_TURNS, SIM_OPERATIONS, SIM_COMMITTED, SIM_REFUSED, SIM_CONFLICTS, SIM_CRASHES, SIM_POWER_CUTS, SIM_PAGES_LOST, SIM_ROLLBACKS, SIM_CLONES, SIM_HORIZONS, SIM_GONE, SIM_FULL,
-        SIM_EXPIRED, SIM_QUOTA, SIM_LINKS, SIM_EXCHANGES, SIM_XATTRS, SIM_COUNTS
+        SIM_EXPIRED, SIM_QUOTA, SIM_LINKS, SIM_EXCHANGES, SIM_XATTRS, SIM_SERVER_ROLLBACKS, SIM_EPOCHS, SIM_COUNTS
 };
 extern const char *const sim_count_name[SIM_COUNTS];
 
@@ -93,6 +93,8 @@ struct world {
         struct counters counters;
         struct service *server;
         char dir[200], authorization[120];
+        char server_dir[300];    /* "": it lives in memory */
+        bool has_backup; size_t server_texts; /* of the server, and the texts that there were then */
         struct client clients[CLIENTS_MAX + 1]; /* the last one comes at the end and sees only what the server has */
         unsigned n_clients;
         struct message *messages; uint64_t order;
@@ -132,6 +134,8 @@ int client_up(struct client *c) _must_check_;
 enum down { DOWN_CLEAN, DOWN_KILLED, DOWN_POWER, DOWN_ROLLED_BACK /* to its backup */ };
 int client_down(struct client *c, enum down how) _must_check_;
 int client_backup(struct client *c) _must_check_;
+int server_backup(struct world *w) _must_check_;
+int server_rollback(struct world *w) _must_check_; /* to its backup */
 int client_clone(struct client *c) _must_check_;  /* there is a place for one more */
 /* One turn; false: nothing can happen any more before `until`. */
 bool world_turn(struct world *w, int64_t until);

@@ -41,9 +41,30 @@ static void horizon_moves(struct world *w) {
         w->count[SIM_HORIZONS] += r == 0;
 }
 
+static void server_goes_back(struct world *w) {
+        struct id epoch;
+        if (!w->has_backup) {
+                (void)!server_backup(w);
+                return;
+        }
+        w->count[SIM_SERVER_ROLLBACKS]++;
+        bool told = chance(w, 500);
+        if (server_rollback(w) >= 0 && told) {
+                w->count[SIM_EPOCHS]++;
+                (void)!meta_epoch_new(w->server->meta, WORKSPACE, &epoch);
+        }
+        if (w->quota_until == 0)
+                (void)!meta_quota_set(w->server->meta, WORKSPACE, 0);
+        trace(w, "server rolled back epoch=%d", told);
+}
+
 void disturb(struct world *w) {
         struct client *c = &w->clients[pick(w, w->n_clients)];
-        uint64_t k = pick(w, 100);
+        uint64_t k = pick(w, w->server_dir[0] ? 140 : 100);
+        if (k >= 100) {
+                server_goes_back(w);
+                return;
+        }
         if (!c->up)
                 return;
         if (k < 45) {
