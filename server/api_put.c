@@ -9,7 +9,7 @@
  * Conditions: without any, the newest bytes win and the replaced version is kept and named in the answer (`replaced`). If-Match names the ETag that must be
  * there (* = anything), If-None-Match: * that nothing is. They are looked at before the body is read, and judged in the transaction, by version id.
  *
- * Idempotency-Key makes a retry safe: it is the operation id. Missing parent directories are made. */
+ * Idempotency-Key makes a retry safe: it is the operation id, and a request is the same if its condition is written the same. Missing parent directories are made. */
 #include "api_content.h"
 
 #include <string.h>
@@ -117,20 +117,27 @@ static int upload_run(struct call *c, struct upload *u, struct content *ret) {
         return content_writer_flush(&u->writer);
 }
 
-/* Reads If-Match against what is there now. 0; 1 answered; -errno. `any`: the header allows whatever is there. */
-static int match_now(struct call *c, uint64_t ws, const char *path, bool *ret_given, struct id *ret_version) {
+/* Reads If-Match against what is there now. 0; 1 answered; -errno. A request with an Idempotency-Key may be our own that was done already: then what it asked for is there no more, and
+ * only the transaction knows; it is given a version that nothing has. */
+static int match_now(struct call *c, uint64_t ws, const char *path, bool *ret_given, struct id *ret_version, struct digest *ret_condition) {
+        static const struct id none = { { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff } };
+        const bool again = c->req->idempotency_key && *c->req->idempotency_key;
         struct node_row row;
         char etag[80];
         int r;
 
         *ret_given = false;
         memset(ret_version, 0, sizeof *ret_version);
+        memset(ret_condition, 0, sizeof *ret_condition);
         if (!c->req->if_match)
                 return 0;
         *ret_given = true;
+        sha256(c->req->if_match, strlen(c->req->if_match), ret_condition);
         r = meta_resolve(c->s->meta, ws, path, c->arena, &row);
-        if (r == -ENOENT || r == -ENOTDIR)
-                return call_fail(c, "PRECONDITION_FAILED", "there is no %s", path), 1;
+        if (r == -ENOENT || r == -ENOTDIR) {
+                *ret_version = none;
+                return again ? 0 : (call_fail(c, "PRECONDITION_FAILED", "there is no %s", path), 1);
+        }
         if (r < 0)
                 return r;
         if (strcmp(c->req->if_match, "*") == 0)
@@ -139,6 +146,9 @@ static int match_now(struct call *c, uint64_t ws, const char *path, bool *ret_gi
                 return call_fail(c, "PRECONDITION_FAILED", "%s is not a file", path), 1;
         etag_of(&row.content, etag);
         if (!etag_in_list(c->req->if_match, etag, false)) {
+                *ret_version = none;
+                if (again)
+                        return 0;
                 (void)snprintf(c->ans->etag, sizeof c->ans->etag, "%s", etag);
                 return call_fail(c, "PRECONDITION_FAILED", "the file's ETag is %s", etag), 1;
         }
@@ -225,7 +235,7 @@ int api_file_put(struct call *c) {
                 return call_fail(c, "INVALID", "PUT takes If-None-Match only as *; use If-Match to name what must be there");
         r = put_look(c, w.ws, path);
         if (r == 0)
-                r = match_now(c, w.ws, path, &put.if_match, &put.match);
+                r = match_now(c, w.ws, path, &put.if_match, &put.match, &put.condition);
         if (r != 0)
                 return r < 0 ? r : 0;
         if (c->req->content_length > 0) {
@@ -259,7 +269,7 @@ int api_file_delete(struct call *c) {
                 return 0;
         if (!*path)
                 return call_fail(c, "INVALID", "the root cannot be deleted");
-        r = match_now(c, w.ws, path, &del.if_match, &del.match);
+        r = match_now(c, w.ws, path, &del.if_match, &del.match, &del.condition);
         if (r != 0)
                 return r < 0 ? r : 0;
         del.ws = w.ws;

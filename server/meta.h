@@ -160,6 +160,7 @@ struct meta_put {
         bool has_mtime; int64_t mtime_ns; /* else now */
         bool make_parents;              /* missing directories on the way are made (0755) */
         bool if_match; struct id match; /* only if this is the current version; zero id: only if it exists ("*") */
+        struct digest condition;        /* of the condition as the caller wrote it: a retry of the same request finds another `match`, or none */
         bool if_none_match;             /* only if nothing is there ("*") */
         struct page_get *pages;         /* as in meta_batch */
 };
@@ -173,7 +174,7 @@ struct meta_put_result {
 };
 int meta_put_path(struct meta *m, const struct meta_put *p, struct arena *a, struct meta_put_result *ret) _must_check_;
 /* DELETE by path: a file, special, symlink or empty directory (else RES_NOT_EMPTY). Conditions as above. */
-struct meta_delete { const struct meta_subject *subject; uint64_t ws; struct id op; const char *path; bool if_match; struct id match; };
+struct meta_delete { const struct meta_subject *subject; uint64_t ws; struct id op; const char *path; bool if_match; struct id match; struct digest condition; };
 int meta_delete_path(struct meta *m, const struct meta_delete *d, struct arena *a, struct meta_put_result *ret) _must_check_;
 /* An older version becomes the newest (a new version with those bytes, mode kept; mtime that of the old one). A deleted node comes back. code RES_NOT_FOUND: no such node or version. */
 struct meta_restore { const struct meta_subject *subject; uint64_t ws; struct id op, node, version; struct page_get *pages; };

@@ -292,11 +292,11 @@ int meta_put_path(struct meta *m, const struct meta_put *p, struct arena *a, str
         struct solo s = { .m = m, .a = a, .subject = p->subject, .ws = p->ws, .op = { .id = p->op }, .put = p, .pages = p->pages };
         if (id_is_zero(&p->op))
                 return -EINVAL;
-        struct { struct digest root; uint64_t size, mode, mtime, flags; struct id match; } fixed = {
+        struct { struct digest root; uint64_t size, mode, mtime, flags; struct digest condition; } fixed = {
                 .root = p->content.root, .size = p->content.size, .mode = p->has_mode ? p->mode : 0, .mtime = p->has_mtime ? (uint64_t)p->mtime_ns : 0,
                 .flags = (uint64_t)p->content.depth << 32 | (uint64_t)p->content.param << 40 | (uint64_t)p->has_mode | (uint64_t)p->has_mtime << 1 | (uint64_t)p->if_match << 2 |
                          (uint64_t)p->if_none_match << 3,
-                .match = p->match,
+                .condition = p->condition,
         };
         digest_of(&s.digest, "PUT", &fixed, sizeof fixed, p->path);
         return solo_run(&s, ret);
@@ -306,8 +306,8 @@ int meta_delete_path(struct meta *m, const struct meta_delete *d, struct arena *
         struct solo s = { .m = m, .a = a, .subject = d->subject, .ws = d->ws, .op = { .id = d->op }, .del = d };
         if (id_is_zero(&d->op))
                 return -EINVAL;
-        uint8_t fixed[1 + ID_BYTES] = { d->if_match };
-        memcpy(fixed + 1, d->match.b, ID_BYTES);
+        uint8_t fixed[1 + DIGEST_BYTES] = { d->if_match };
+        memcpy(fixed + 1, d->condition.b, DIGEST_BYTES);
         digest_of(&s.digest, "DELETE", fixed, sizeof fixed, d->path);
         return solo_run(&s, ret);
 }

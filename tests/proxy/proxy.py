@@ -12,7 +12,10 @@ As a program:  proxy.py LISTEN_PORT TARGET_HOST:TARGET_PORT   reads one command 
     stall on|off          bytes stop flowing, connections stay
     cut                   resets every connection now
     cut_after BYTES       the next connection is reset after so many bytes of the answer
-    lose_answer N         the next N HTTP requests reach the server; their answers do not come back (the connection is cut when the answer starts)
+    lose_answer N [METHOD]  the next N HTTP requests reach the server; their answers do not come back (the connection is cut when the answer starts)
+    drop N [METHOD]       the next N HTTP requests are cut off before the server sees them
+    duplicate N [METHOD]  the next N HTTP requests reach the server twice, over two connections; one answer comes back
+                          METHOD (also of lose_answer): only requests with that method count
     status N CODE         the next N HTTP requests are answered CODE (503, 429) with Retry-After: 1, the server does not see them
     counters | reset | quit
 As a module: Proxy(target_host, target_port), start(), command(text), stop(); runs its event loop on a thread of its own.
@@ -53,7 +56,9 @@ class Proxy:
         self.flowing = None
         self.writers = set()
         self.cut_after = None
-        self.lose_answers = 0
+        self.faults = {"lose_answer": [0, b""], "drop": [0, b""], "duplicate": [0, b""]}  # how many more, which method
+        self.fired = {"lose_answer": 0, "drop": 0, "duplicate": 0}
+        self.twice = set()
         self.statuses = [0, 503]
         self.connections = self.requests = self.answers_lost = 0
         self.loop = self.thread = self.server = None
@@ -89,6 +94,42 @@ class Proxy:
     def is_request(self, data):
         return data[:5] in (b"GET /", b"PUT /", b"POST ", b"HEAD ", b"DELET")
 
+    def due(self, fault, data):
+        left = self.faults[fault]
+        if left[0] <= 0 or not data.startswith(left[1]):
+            return False
+        left[0] -= 1
+        self.fired[fault] += 1
+        return True
+
+    async def again(self, request):
+        """The same request over a connection of its own; whatever is answered is thrown away."""
+        reader, writer = await asyncio.open_connection(*self.target)
+        try:
+            writer.write(request)
+            await writer.drain()
+            await asyncio.wait_for(reader.read(PIECE), 10)
+        except (OSError, asyncio.TimeoutError):
+            pass
+        finally:
+            writer.close()
+
+    def collect(self, state, data):
+        """Bytes of the request that is to be sent twice, until it is complete."""
+        state["copy"] += data
+        head, end, body = bytes(state["copy"]).partition(b"\r\n\r\n")
+        if not end:
+            return
+        length = 0
+        for line in head.lower().split(b"\r\n"):
+            if line.startswith(b"content-length:"):
+                length = int(line.split(b":")[1])
+        if len(body) >= length:
+            task = asyncio.create_task(self.again(head + end + body[:length]))
+            self.twice.add(task)
+            task.add_done_callback(self.twice.discard)
+            state["copy"] = None
+
     async def pump(self, reader, writer, other, line, state, is_up):
         queue = asyncio.Queue(256)
 
@@ -119,9 +160,15 @@ class Proxy:
                         await other.drain()
                         other.close()
                         return
-                    if self.lose_answers > 0:
-                        self.lose_answers -= 1
+                    if self.due("drop", data):
+                        state["abort"] = True
+                        raise ConnectionResetError
+                    if self.due("lose_answer", data):
                         state["lose"] = True
+                    if self.due("duplicate", data):
+                        state["copy"] = bytearray()
+                if data and is_up and state.get("copy") is not None:
+                    self.collect(state, data)
                 if data and not is_up:
                     if state["lose"]:
                         self.answers_lost += 1
@@ -169,15 +216,15 @@ class Proxy:
                 w.transport.abort()
         elif verb == "cut_after":
             self.cut_after = int(args[0])
-        elif verb == "lose_answer":
-            self.lose_answers = int(args[0])
+        elif verb in self.faults:
+            self.faults[verb] = [int(args[0]), args[1].encode() + b" " if len(args) > 1 else b""]
         elif verb == "status":
             self.statuses = [int(args[0]), int(args[1])]
         elif verb == "reset":
             self.up.bytes = self.down.bytes = self.connections = self.requests = self.answers_lost = 0
         elif verb != "counters":
             return {"error": f"unknown command {verb}"}
-        return {"bytes_up": self.up.bytes, "bytes_down": self.down.bytes, "connections": self.connections, "requests": self.requests, "answers_lost": self.answers_lost}
+        return {"bytes_up": self.up.bytes, "bytes_down": self.down.bytes, "connections": self.connections, "requests": self.requests, "answers_lost": self.answers_lost, "fired": dict(self.fired)}
 
     async def main(self, ready):
         self.loop = asyncio.get_running_loop()
