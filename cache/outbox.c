@@ -237,6 +237,8 @@ void outbox_classify(struct orow *o) {
                 o->bits |= OB_BARRIER;
         if ((op->kind == OP_CREATE || op->kind == OP_CONTENT) && !dir && op->name && outbox_temporary(op->name, op->name_bytes))
                 o->bits |= OB_TEMP;
+        if (op->kind == OP_RENAME && !dir && !(o->bits & OB_BARRIER) && !(op->flags & OPF_EXCHANGE) && op->name2 && outbox_temporary(op->name2, op->name2_bytes))
+                o->bits |= OB_TEMP; /* on its way out, most often */
         o->class = o->bits & OB_BARRIER ? CLASS_BARRIER : CLASS_PLAIN;
         if (o->bits & OB_FROZEN)
                 o->class = CLASS_PLAIN == o->class ? CLASS_PLAIN : CLASS_BARRIER;

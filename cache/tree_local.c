@@ -264,6 +264,32 @@ static int cancel_link(struct tree *t, const struct nrow *row, uint64_t dir, con
         return r;
 }
 
+/* A file of the server that was renamed to the name which goes now, and that rename was never sent: it becomes the unlink, at the place where the server has the file, so nobody
+ * ever hears of the name in between (how some programs replace a document: the old one moves to a temporary name and is deleted). In the order it stays where it
+ * was, before what took the old name. 1: done. */
+static int unlink_instead(struct tree *t, const struct nrow *row, uint64_t dir, const char *name, size_t n) {
+        struct orow *list;
+        size_t count = 0;
+        if (row->v.kind != NODE_FILE || row->pend != 1)
+                return 0;
+        int r = outbox_of_node(t, row->ino, &list, &count);
+        if (r < 0 || count != 1)
+                return r;
+        struct orow *o = &list[0];
+        if (o->op.kind != OP_RENAME || o->ino != row->ino || o->ino2 || !id_is_zero(&o->op.replaced) || o->op.flags || !outbox_soft(o) || o->p2 != dir || o->op.name2_bytes != n ||
+            memcmp(o->op.name2, name, n) != 0)
+                return 0;
+        o->op.kind = OP_UNLINK;
+        o->op.version = row->v.version;
+        o->op.parent2 = (struct id){0};
+        o->op.name2 = NULL;
+        o->op.name2_bytes = 0;
+        o->p2 = 0;
+        o->op.time_ns = t->now_ns;
+        r = outbox_change(t, o);
+        return r < 0 ? r : 1;
+}
+
 static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, struct node *ret) {
         struct nrow parent, row;
         struct name_at at;
@@ -283,6 +309,8 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
                 return r < 0 ? r : -ENOTEMPTY;
         struct vname v = { .parent = dir, .cookie = at.cookie, .name = name, .n = n, .placement = at.placement };
         r = last ? local_cancel(t, &row) : cancel_link(t, &row, dir, name, n);
+        if (r == 0 && last)
+                r = unlink_instead(t, &row, dir, name, n);
         if (r == 0) {
                 struct orow o = { .ino = row.ino, .p1 = dir, .bits = is_dir ? OB_CHILDREN : 0,
                                   .op = { .kind = OP_UNLINK, .node = row.id, .parent = parent.id, .name = name, .name_bytes = n, .placement = at.placement } };

@@ -290,6 +290,53 @@ static void test_atomic_save(void **state) {
         model_close(&m);
 }
 
+/* The old document goes to a temporary name, the new one takes its place, the old one is deleted: nobody hears of the temporary name. */
+static void test_moved_away(void **state) {
+        model_open(&m, 7);
+        struct node f = make(&w, INO_ROOT, "doc", NODE_FILE), g, t;
+        (void)put_content(&w, f.ino, 1, 10);
+        settle_server();
+        f = look(&w, INO_ROOT, "doc");
+        t = make(&w, INO_ROOT, "new.tmp", NODE_FILE);
+        (void)put_content(&w, t.ino, 2, 20);
+        MUST(mv(&w, INO_ROOT, "doc", INO_ROOT, "old.tmp", 0));
+        MUST(mv(&w, INO_ROOT, "new.tmp", INO_ROOT, "doc", 0));
+        next();
+        assert_int_equal(n, 0); /* the rename is held, and what follows it */
+        MUST(rm(&w, INO_ROOT, "old.tmp"));
+        world_check(&w);
+        next();
+        assert_int_equal(n, 2);
+        assert_int_equal(items[0].op.kind, OP_UNLINK);
+        assert_string_equal(items[0].op.name, "doc");
+        assert_true(id_equal(&items[0].op.node, &f.id) && id_equal(&items[0].op.version, &f.version));
+        assert_int_equal(items[1].op.kind, OP_CREATE);
+        assert_string_equal(items[1].op.name, "doc");
+        settle_server();
+        compare(&w, &m);
+        /* one that stays is told after two seconds */
+        g = look(&w, INO_ROOT, "doc");
+        MUST(mv(&w, INO_ROOT, "doc", INO_ROOT, "doc~", 0));
+        next();
+        assert_int_equal(n, 0);
+        clock_manual_advance(&w.clock, 2000);
+        next();
+        assert_int_equal(n, 1);
+        assert_int_equal(items[0].op.kind, OP_RENAME);
+        /* one that was sent ends as any other */
+        struct id op = items[0].op.id;
+        MUST(outbox_mark_sent(w.tree, &op, 1));
+        MUST(rm(&w, INO_ROOT, "doc~"));
+        MUST(outbox_unsend(w.tree, &op));
+        next();
+        assert_int_equal(n, 2);
+        assert_int_equal(items[0].op.kind, OP_RENAME);
+        settle_server();
+        compare(&w, &m);
+        assert_true(model_find(&m, &g.id)->row.deleted);
+        model_close(&m);
+}
+
 static void test_cancel(void **state) {
         /* a temporary that vanished unsent is never sent, whatever was done to it */
         struct node f = make(&w, INO_ROOT, "a.tmp", NODE_FILE), x;
@@ -342,7 +389,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_hold, setup, teardown),    cmocka_unit_test_setup_teardown(test_barrier, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_barrier_waits, setup, teardown), cmocka_unit_test_setup_teardown(test_rmdir, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_frozen, setup, teardown),  cmocka_unit_test_setup_teardown(test_atomic_save, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_cancel, setup, teardown),  cmocka_unit_test_setup_teardown(test_long_queue, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_moved_away, setup, teardown), cmocka_unit_test_setup_teardown(test_cancel, setup, teardown),  cmocka_unit_test_setup_teardown(test_long_queue, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
