@@ -21,8 +21,8 @@
  * Nothing is shown of FILL and LINK: until `complete` is set, lookups of what is not there say -EHOSTDOWN. The other phases change what is shown by the same code as events
  * (tree_settle.c), so pending work is kept, unchanged content is not touched, and notes go out for what did change.
  *
- * With the epoch that the tree is of, rows count by seq as always, and nodes that are newer than E (accepted meanwhile) are not deleted. With another epoch seqs do not
- * compare: each row is taken. */
+ * With the epoch that the tree is of, rows count by seq as always, and nodes that are newer than E (accepted meanwhile) are not deleted. With another epoch, or where the server went back
+ * without one (tree_held.c), seqs do not compare: each row is taken. */
 #include "tree_priv.h"
 
 #include <assert.h>
@@ -615,7 +615,7 @@ static int finish(struct step *s, const struct cursor *upto) {
         if (r == 0)
                 r = clear(t);
         if (r == 0)
-                r = db_run(t->w, "DELETE FROM meta WHERE key IN ('snap_forks','snap_fork_seq')", "");
+                r = db_run(t->w, "DELETE FROM meta WHERE key IN ('snap_forks','snap_fork_seq','snap_parted')", "");
         if (r == 0)
                 r = held_refresh(t);
         if (r == 0)
@@ -653,7 +653,11 @@ static int step_in(struct step *s, const struct cursor *upto) {
         if (r < 0)
                 return r;
         s->state.upto = *upto;
-        s->same_epoch = id_equal(&s->state.epoch, &t->cursor.epoch);
+        int64_t parted;
+        r = meta_get(t->w, "snap_parted", &parted);
+        if (r < 0)
+                return r;
+        s->same_epoch = id_equal(&s->state.epoch, &t->cursor.epoch) && !parted;
         switch (phase) {
         case PHASE_LOAD:
                 r = prepare(s, &phase);

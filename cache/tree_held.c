@@ -11,6 +11,9 @@
  *   the tree's                     after F: only clients have it                      held, however few
  *   any other epoch                everything                                         held
  *
+ * A server that went back without a new epoch (a copy of its files was put back) has the tree's epoch, but other marks: its answer 410 says that the line of our cursor parts from its own at F,
+ * below the cursor (F is 0 if that is not known). Such a snapshot counts as one of another epoch that forks at F: its rows are taken whatever their sequence numbers are.
+ *
  * A held node (table held) stays in the tree as it is, is readable, and its cached bytes are not evicted (cache.c hands their contents to the blobs). It counts as known to the server with the
  * sequence number 1, so that whatever the server says about it later is newer, and ends the hold. `tarn status` names them; `tarn accept` lets them go, in steps. Sync goes on meanwhile. Another
  * snapshot neither removes nor counts them.
@@ -92,12 +95,18 @@ int held_add(struct tree *t, uint64_t ino) {
 }
 
 int tree_snapshot_fork(struct tree *t, const struct id *predecessor, uint64_t fork_seq) {
+        int64_t parted = 0;
         int r = tree_begin(t);
         bool ours = id_equal(predecessor, &t->cursor.epoch) && !id_is_zero(predecessor);
         if (r == 0)
+                r = meta_get(t->w, "snap_parted", &parted);
+        if (r == 0 && !parted) { /* what was said of the tree's own cursor stays until that is another */
                 r = meta_set(t->w, "snap_forks", ours);
-        if (r == 0)
-                r = meta_set(t->w, "snap_fork_seq", ours ? (int64_t)fork_seq : 0);
+                if (r == 0)
+                        r = meta_set(t->w, "snap_fork_seq", ours ? (int64_t)fork_seq : 0);
+                if (r == 0)
+                        r = meta_set(t->w, "snap_parted", ours && fork_seq < t->cursor.seq);
+        }
         return tree_end(t, r);
 }
 

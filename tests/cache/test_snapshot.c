@@ -361,6 +361,39 @@ static void test_fork(void **state) {
         compare(&w, &m);
 }
 
+/* A copy of the server's files was put back: the epoch is the same, the numbers are lower, and say nothing. */
+static void test_gone_back(void **state) {
+        populate(2, 10);
+        load_snapshot(&w, &m, 1000, 1000);
+        const struct id d0 = model_at(&m, &id_root, "dir0")->row.node, f = look(&w, look(&w, INO_ROOT, "dir1").ino, "file3").id;
+        const uint64_t size = look(&w, look(&w, INO_ROOT, "dir1").ino, "file3").size;
+        for (unsigned i = 0; i < 20; i++)
+                (void)model_write(&m, &f, 100 + i);
+        (void)model_make(&m, &d0, "after", NODE_FILE, 5);
+        sync_down(&w, &m);
+        struct cursor old;
+        MUST(tree_cursor(w.tree, &old));
+        assert_int_equal(look(&w, look(&w, INO_ROOT, "dir1").ino, "file3").size, 119);
+        assert_int_equal(model_unlink(&m, &d0, "after"), 0); /* as if it had never been */
+        (void)model_write(&m, &f, size);
+        for (size_t i = 0; i < m.n_nodes; i++)
+                m.nodes[i].row.seq = 1 + i % 3;
+        for (size_t i = 0; i < m.n_entries; i++)
+                m.entries[i].row.seq = 1 + i % 3;
+        m.seq = 3;
+        m.n_log = 0;
+        MUST(tree_snapshot_fork(w.tree, &old.epoch, 0));
+        load_snapshot(&w, &m, 1000, 10);
+        assert_int_equal(look(&w, look(&w, INO_ROOT, "dir1").ino, "file3").size, size);
+        assert_int_equal(tree_held(w.tree), 1); /* only we have it */
+        (void)look(&w, look(&w, INO_ROOT, "dir0").ino, "after");
+        assert_int_equal(tree_held_drop(w.tree, 100, NULL, NULL), 0);
+        compare(&w, &m);
+        (void)model_write(&m, &f, 7);
+        sync_down(&w, &m);
+        compare(&w, &m);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_first_load, setup, teardown), cmocka_unit_test_setup_teardown(test_links, setup, teardown),
@@ -368,7 +401,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_restart, setup, teardown),    cmocka_unit_test_setup_teardown(test_events_meet_pages, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_new_epoch, setup, teardown),  cmocka_unit_test_setup_teardown(test_brake, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_brake_limits, setup, teardown), cmocka_unit_test_setup_teardown(test_no_brake_for_a_tenth, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_events_do_not_brake, setup, teardown), cmocka_unit_test_setup_teardown(test_fork, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_events_do_not_brake, setup, teardown), cmocka_unit_test_setup_teardown(test_fork, setup, teardown), cmocka_unit_test_setup_teardown(test_gone_back, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
