@@ -99,6 +99,7 @@ struct world {
         unsigned n_clients;
         struct message *messages; uint64_t order;
         bool faults, operations, verbose;
+        bool waiting;            /* for people: operations stay parked */
         bool power;              /* power cuts: what is not synced is remembered (disk.c) */
         unsigned trouble;        /* chance of a fault per message, per mille */
         unsigned rough;          /* chance of a disturbance per operation, per mille */
