@@ -410,7 +410,7 @@ int file_open_stage(struct file *f, struct stage **ret) {
  * f->lock held. */
 static void drop_hidden_layers(struct file *f, struct stage *st) {
         lock_take(&st->lock);
-        struct stage *hidden = st->base_limit == 0 && st->below ? stage_ref(st->below) : NULL, *next = hidden ? stage_ref(hidden) : NULL;
+        struct stage *hidden = st->base_limit == 0 && st->below ? stage_ref(st->below) : NULL, *next = hidden ? stage_ref(hidden) : NULL, *last = NULL;
         struct content base = st->base;
         lock_drop(&st->lock);
         while (next) {
@@ -422,14 +422,19 @@ static void drop_hidden_layers(struct file *f, struct stage *st) {
                 lock_drop(&next->lock);
                 if (!layer)
                         break;
-                stage_put(next);
+                stage_put(last);
+                last = next;
                 next = below;
         }
-        if (hidden == next) {
+        if (!last) {
                 stage_put(hidden);
                 stage_put(next);
                 return;
         }
+        lock_take(&last->lock);
+        last->below_shared = true;
+        lock_drop(&last->lock);
+        stage_put(last);
         lock_take(&st->lock);
         bool same = st->below == hidden;
         if (same) {
@@ -524,6 +529,7 @@ int file_seal(struct file *f, uint64_t *ret_gen) {
         if (!logged) { /* nothing ever reached it; who reads it goes on */
                 lock_take(&st->lock);
                 f->top = st->below ? stage_ref(st->below) : NULL;
+                st->below_shared = true;
                 if (!f->top && !f->blob)
                         f->content = st->base;
                 lock_drop(&st->lock);

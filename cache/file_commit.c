@@ -140,11 +140,18 @@ static struct stage *loose_above(struct files *fs, const struct stage *st) {
         return NULL;
 }
 
-/* st's reference of the stage below. st may be in a loose stack. */
+/* st's reference of the stage below, if it was in no stack but that of st. st may be in a loose stack. */
 static struct stage *take_below(struct files *fs, struct stage *st) {
-        LOCK_SCOPE(&st->lock);
-        LOCK_SCOPE(&fs->lock);
-        return steal_ptr(st->below);
+        lock_take(&st->lock);
+        lock_take(&fs->lock);
+        struct stage *below = steal_ptr(st->below);
+        lock_drop(&fs->lock);
+        bool shared = st->below_shared;
+        lock_drop(&st->lock);
+        if (!shared)
+                return below;
+        stage_put(below);
+        return NULL;
 }
 
 static bool only_ref(const struct stage *st, unsigned ours) {
@@ -356,6 +363,13 @@ static void become(struct stage *st, struct blob *blob) {
         lock_drop(&st->lock);
 }
 
+/* A block that is ours in part: the rest of it, under the eyes of readers. */
+static int complete(struct stage *st, uint64_t off, const void *buf, size_t n) {
+        bool begun;
+        LOCK_SCOPE(&st->io);
+        return sums_write(st, off, buf, n, &begun);
+}
+
 struct adoption { struct blobs_handover handover; struct stage *st; struct blob *blob; };
 static void adoption_now(struct blobs_handover *h) {
         struct adoption *a = container_of(h, struct adoption, handover);
@@ -388,7 +402,7 @@ static int adopt_file(struct stage *st, const struct content *content, const str
                 bool have = all_here(st, off, n) && large;
                 /* cut anew, partly of base bytes: nobody else has this block. One that was taken over from a list is found by its hash. */
                 if (!have && !stage_block_reused(st, i))
-                        have = stage_pread(st, off, buf, n, clock_mono_ms(st->owner->cfg.clock) + BASE_LATE_MS) == (ssize_t)n && pwrite_full(fd, buf, n, off) == 0;
+                        have = stage_pread(st, off, buf, n, clock_mono_ms(st->owner->cfg.clock) + BASE_LATE_MS) == (ssize_t)n && (large ? complete(st, off, buf, n) : pwrite_full(fd, buf, n, off)) == 0;
                 if (have)
                         present[i / 8] |= (uint8_t)(1u << (i % 8));
         }

@@ -255,6 +255,7 @@ static void drop_untrusted(struct file *f) {
                 return;
         lock_take(&st->lock);
         f->top = st->below ? stage_ref(st->below) : NULL;
+        st->below_shared = true;
         if (!f->top && !f->blob)
                 f->content = st->base;
         lock_drop(&st->lock);

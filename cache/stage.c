@@ -121,13 +121,14 @@ int stage_new(struct stages *s, const struct stage_header *head, struct stage *b
         atomic_init(&st->refs, 1);
         atomic_init(&st->ino, head->ino);
         atomic_init(&st->first_write_ns, 0);
+        atomic_init(&st->damage_told, false);
         st->gen = head->gen;
         st->session = head->session;
         st->head = *head;
         lock_init(&st->io, "stage io", RANK_STAGE_IO);
         lock_init(&st->lock, "stage", RANK_STAGE);
         st->state = STAGE_OPEN;
-        st->log.fd = st->fd = -1;
+        st->log.fd = st->fd = st->sums_fd = -1;
         st->size = size;
         st->base_limit = head->base_limit;
         st->below = below ? stage_ref(below) : NULL;
@@ -197,7 +198,11 @@ static struct stage *stage_free(struct stage *st) {
         blob_put(st->become);
         if (st->fd >= 0)
                 (void)close(st->fd);
+        if (st->sums_fd >= 0)
+                (void)close(st->sums_fd);
         own_log_close(st);
+        free(st->payloads);
+        free(st->payload_sums);
         extents_free(&st->map);
         free(st->known);
         for (size_t i = 0; i < st->n_sent_blocks; i++)

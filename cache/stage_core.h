@@ -26,12 +26,13 @@ enum stage_state {
 };
 struct sent_block { struct digest hash; uint32_t bytes; };
 struct known_block { uint64_t off; struct blockref ref; bool sent, off_disk; };
+struct payload { const struct segment *seg; uint64_t at; uint32_t bytes, first; }; /* first: of its sums, one per 4 KiB */
 struct own_log {
         int fd;                       /* -1: closed */
         uint32_t number;
         struct id salt;
         uint64_t end;                 /* next record */
-        uint64_t charged;
+        uint64_t charged, sums_charged; /* sums: of the file beside it */
         struct slog_entry last;        /* record before end, if it may still be made longer */
         bool last_open;
         bool released;                /* the file went back: nothing is written any more */
@@ -44,6 +45,7 @@ struct stage {
         bool in_dirty;                /* owner's lock */
         uint64_t gen;
         _Atomic uint64_t ino;         /* changes by file_reassign */
+        _Atomic bool damage_told;     /* logged once */
         struct id session;
 
         struct lock io;               /* RANK_STAGE_IO: serialises changes; held over pwrite, log append, punch; never over fsync */
@@ -68,11 +70,14 @@ struct stage {
         struct extents map;
         uint64_t size, base_limit;
         struct stage *below;          /* reference */
+        bool below_shared;            /* we left its stack and it did not: that stack lets it go when the time comes, not we */
         struct blob *blob;            /* reference: base, if below is NULL; got when first needed */
         struct content base;          /* identity of blob */
         struct blob *become;          /* reference: state GONE: holds the same bytes */
         struct id version;            /* committed: its version on the server */
-        int fd;                       /* large: data file */
+        int fd, sums_fd;              /* large: data file and the sums of its pages (stage_sums.c), until the end */
+        struct payload *payloads; size_t n_payloads, payload_room; /* small: what lies where, and its sums */
+        uint64_t *payload_sums; size_t n_payload_sums, payload_sum_room;
         char data_name[STAGE_DATA_NAME];
         uint64_t pages;               /* charged for the data file, in EXTENT_PAGE */
         uint64_t small_bytes;         /* payload bytes in the shared log, for the totals */
@@ -167,13 +172,32 @@ struct piece {
         int fd;
         struct stage *stage;          /* DISK: reference, keeps fd */
         uint64_t epoch;
+        bool large;
+        int sums_fd;                  /* large */
+        uint64_t grid, grid_end, sums[SMALL_STAGE_BYTES / EXTENT_PAGE + 1]; /* small: the first 4 KiB that are checked together, the payload's end */
         struct blob *blob;            /* BLOB: reference; at = offset in it */
 };
 int view_find(struct stage *top, uint64_t off, uint64_t max, struct piece *ret) _must_check_;
-/* DISK: the bytes; -ESTALE: they moved meanwhile, find again. */
-int piece_read(const struct piece *p, void *buf, size_t n) _must_check_;
 void piece_end(struct piece *p);
 struct blob *stage_base_blob(struct stage *st, int *ret_err); /* reference, or NULL */
+/* ---- stage_sums.c ---- */
+/* DISK: the bytes, checked; -ESTALE: they moved meanwhile, find again; -EIO: damaged. No lock held, or (small home) io. */
+int piece_read(const struct piece *p, void *buf, size_t n) _must_check_;
+int payload_reserve(struct stage *st, size_t n) _must_check_;   /* makes the next payload_add infallible. lock held */
+void payload_sums(const void *buf, size_t n, uint64_t *ret);
+void payload_add(struct stage *st, const struct segment *seg, uint64_t at, uint32_t bytes, const uint64_t *sums); /* lock held */
+void payload_piece(const struct stage *st, const struct segment *seg, struct piece *p);  /* lock held */
+void sums_name(uint32_t number, char ret[STAGE_DATA_NAME]);
+/* Large home. io held. write: -EIO with *ret_begun false: what is there is damaged, nothing was changed. */
+int sums_write(struct stage *st, uint64_t off, const void *buf, size_t n, bool *ret_begun) _must_check_;
+int sums_edges(struct stage *st, uint64_t off, uint64_t n) _must_check_; /* may [off, off + n) be cut out? -EIO: a page that stays in part is damaged */
+void sums_punch(struct stage *st, uint64_t off, uint64_t n);
+int sums_make(const struct extents *map, int fd, int sums_fd) _must_check_;
+int sums_digest(const struct extents *map, int sums_fd, uint64_t *ret) _must_check_;
+uint64_t sums_pages(const struct extents *map);                /* pages of the sums file */
+uint64_t sums_regions(const struct extents *map, uint64_t off, uint64_t n); /* pages that the sums file grows by, at most */
+/* Recovery: what the map does not have leaves the file, and the sums are right or made anew. */
+int sums_recover(struct stage *st, uint64_t file_bytes, bool new_boot, bool sealed_then, uint64_t digest, bool *ret_made) _must_check_;
 /* ---- stage_early.c ---- */
 void early_touch(struct stage *st, uint64_t off, uint64_t end); /* lock held */
 int early_known(struct stage *st, uint64_t off, const struct blockref *ref) _must_check_; /* recovery: a sent block. lock held */

@@ -327,8 +327,7 @@ static uint64_t punch_block(struct stage *st, uint64_t off, uint64_t end, const 
         stage_account(st, st->pages - freed, st->small_bytes);
         lock_drop(&st->lock);
         for (size_t i = 0; i < done; i++)
-                if (fallocate(st->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)p.v[i].off, (off_t)p.v[i].bytes) < 0)
-                        log_debug("stage gen=%llu punch error=%s", (unsigned long long)st->gen, err_name(errno));
+                sums_punch(st, p.v[i].off, p.v[i].bytes);
         return freed;
 }
 

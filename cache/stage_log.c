@@ -196,6 +196,14 @@ int slog_write(int fd, const struct id *salt, uint64_t pos, const struct slog_en
         return r;
 }
 
+int slog_read(int fd, const struct id *salt, uint64_t pos, struct slog_entry *ret) {
+        uint8_t rec[LOG_UNIT];
+        ssize_t n = pread_some(fd, rec, sizeof rec, pos);
+        if (n < 0)
+                return (int)n;
+        return (size_t)n == sizeof rec && entry_decode(rec, salt, pos, ret) && !ret->payload_bytes ? 0 : -EBADMSG;
+}
+
 #define WINDOW_BYTES (1u << 20)
 struct window { int fd; uint8_t *p; uint64_t off; size_t n; uint64_t size; };
 

@@ -32,9 +32,10 @@ enum slog_kind {
         LOG_REASSIGN = 10,/* payload: stage_header, of which ino, node, parent, name and base version count */
         LOG_LAYER = 11,   /* a newer generation took its place in the outbox: only a layer now */
         LOG_DONE = 12,    /* on the server or without meaning: the stage may go */
-        LOG_SYNC = 13,    /* everything before `off` (shared: position; own: this record) is on the platter */
+        LOG_SYNC = 13,    /* everything before `off` (shared: position; own: seq) is on the platter; own: bytes: digest of the sums, or 0 */
         LOG_CUT = 14,     /* recovery: records of this stage with this seq or more that were written before this one are void */
-        LOG_KIND_LAST = LOG_CUT,
+        LOG_INTENT = 15,  /* not in a log, but at the start of the sums file: this range is being changed */
+        LOG_KIND_LAST = LOG_INTENT,
 };
 struct slog_entry {
         enum slog_kind kind;
@@ -70,6 +71,9 @@ int slog_sent_decode(const uint8_t *p, size_t n, struct slog_sent *ret) _must_ch
 
 /* Writes one record (payload may be NULL with payload_bytes 0). */
 int slog_write(int fd, const struct id *salt, uint64_t pos, const struct slog_entry *e, const void *payload) _must_check_;
+
+/* One record without payload. -EBADMSG: none there. */
+int slog_read(int fd, const struct id *salt, uint64_t pos, struct slog_entry *ret) _must_check_;
 
 /* Reads a log file from its first record on. each gets every record whose own sum verifies; payload is NULL if there is none or if its bytes are damaged (then e->payload_bytes
  * is not 0). Damaged or unwritten ranges are skipped: a record after one shows itself by its seq. ret_end: after the last record that verifies. each's negative result ends it. */

@@ -43,7 +43,7 @@ static int data_file_take(struct stages *s, struct stage_room *room, char ret_na
         return 0;
 }
 
-static int log_file_take(struct stages *s, struct own_log *ret) {
+static int log_file_take(struct stages *s, struct own_log *ret, int *ret_sums_fd) {
         struct own_log l = { .fd = -1 };
         lock_take(&s->lock);
         bool pooled = s->n_log_pool > 0;
@@ -64,14 +64,22 @@ static int log_file_take(struct stages *s, struct own_log *ret) {
         }
         l.salt = rng_id(s->rng);
         l.end = LOG_UNIT;
-        *ret = l;
-        return 0;
+        *ret = l; /* also if there is no file for the sums: it is the caller's to give back */
+        sums_name(l.number, name);
+        *ret_sums_fd = openat(s->dir_fd, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+        if (*ret_sums_fd < 0)
+                return -errno;
+        static const uint8_t none[LOG_UNIT];
+        return pwrite_full(*ret_sums_fd, none, sizeof none, 0); /* the intent has its place from now on */
 }
 
 void own_log_recycle(struct stages *s, struct own_log *log) {
         char name[STAGE_DATA_NAME];
         log_name(log->number, name);
         FAILPOINT_HERE("stage.recycle");
+        char sums[STAGE_DATA_NAME];
+        sums_name(log->number, sums);
+        (void)unlinkat(s->dir_fd, sums, 0); /* before somebody takes the number; who reads it has it open */
         if (log->fd < 0)
                 log->fd = openat(s->dir_fd, name, O_RDWR | O_CLOEXEC);
         bool keep = log->fd >= 0 && ftruncate(log->fd, 0) == 0;
@@ -87,9 +95,9 @@ void own_log_recycle(struct stages *s, struct own_log *log) {
                 (void)unlinkat(s->dir_fd, name, 0);
         if (log->fd >= 0)
                 (void)close(steal_fd(&log->fd));
-        if (log->charged)
-                blobs_discharge(s->cfg.blobs, log->charged);
-        log->charged = 0;
+        if (log->charged + log->sums_charged)
+                blobs_discharge(s->cfg.blobs, log->charged + log->sums_charged);
+        log->charged = log->sums_charged = 0;
 }
 
 int own_log_open(struct stage *st) {
@@ -151,18 +159,15 @@ static int collect(void *arg, const struct extent *e) {
         return 0;
 }
 
-static int move_bytes(const struct extent *e, int fd, uint8_t *buf) {
-        const struct segment *seg = e->where;
-        for (uint64_t done = 0; done < e->bytes;) {
-                size_t n = (size_t)MIN(e->bytes - done, (uint64_t)SMALL_STAGE_BYTES);
-                int r = pread_full(seg->fd, buf, n, e->at + done);
-                if (r == 0)
-                        r = pwrite_full(fd, buf, n, e->off + done);
-                if (r < 0)
-                        return r;
-                done += n;
-        }
-        return 0;
+static int move_bytes(struct stage *st, const struct extent *e, int fd, uint8_t *buf) {
+        struct segment *seg = e->where;
+        struct piece p = { .kind = PIECE_DISK, .bytes = e->bytes, .at = e->at, .fd = seg->fd, .stage = st };
+        lock_take(&st->lock);
+        p.epoch = st->epoch;
+        payload_piece(st, seg, &p);
+        lock_drop(&st->lock);
+        int r = piece_read(&p, buf, (size_t)e->bytes); /* one payload: SMALL_STAGE_BYTES at most */
+        return r < 0 ? r : pwrite_full(fd, buf, (size_t)e->bytes, e->off);
 }
 
 /* The stage's whole state as records of a new copy, the file's first bytes last. */
@@ -227,7 +232,7 @@ static int write_copy(struct stage *st, struct mover *m, struct own_log *l, stru
 static int relocate(struct stage *st, const struct segment *old) {
         struct stages *s = st->owner;
         /* an upper bound: 64 KiB in at most SMALL_STAGE_RECORDS pieces */
-        struct stage_room room = { .fd = -1, .want = LOG_CHARGE + SMALL_STAGE_BYTES + (SMALL_STAGE_RECORDS + STAGE_SEGS_MAX) * 2 * EXTENT_PAGE };
+        struct stage_room room = { .fd = -1, .want = LOG_CHARGE + SMALL_STAGE_BYTES + (SMALL_STAGE_RECORDS + STAGE_SEGS_MAX) * 4 * EXTENT_PAGE };
         int r = 0;
         for (int round = 0; round < 2; round++) {
                 lock_take(&st->io);
@@ -294,7 +299,7 @@ int stage_grow(struct stage *st, struct stage_room *room) {
         struct stages *s = st->owner;
         struct stage_header head = st->head;
         struct mover m = { .st = st };
-        _cleanup_close_ int fd = -1;
+        _cleanup_close_ int fd = -1, sums_fd = -1;
         struct own_log log = { .fd = -1 };
         lock_take(&st->lock);
         head.base_limit = st->base_limit;
@@ -313,9 +318,11 @@ int stage_grow(struct stage *st, struct stage_room *room) {
                 return r;
         for (size_t i = 0; r == 0 && i < m.n; i++)
                 if (v[i].kind == EXTENT_DATA)
-                        r = move_bytes(&v[i], fd, buf);
+                        r = move_bytes(st, &v[i], fd, buf);
         if (r == 0)
-                r = log_file_take(s, &log);
+                r = log_file_take(s, &log, &sums_fd);
+        if (r == 0)
+                r = sums_make(&st->map, fd, sums_fd);
         uint16_t copy = (uint16_t)(st->copy + (st->logged ? 1 : 0));
         uint64_t seq = 0;
         if (r == 0)
@@ -334,6 +341,9 @@ int stage_grow(struct stage *st, struct stage_room *room) {
                 log.charged = LOG_CHARGE;
                 room->charged -= LOG_CHARGE;
         }
+        uint64_t sums = (sums_pages(&st->map) + 1) * EXTENT_PAGE;
+        log.sums_charged = MIN(sums, room->charged);
+        room->charged -= log.sums_charged;
         st->head = head;
         st->copy = copy;
         st->seq = seq;
@@ -343,6 +353,7 @@ int stage_grow(struct stage *st, struct stage_room *room) {
         lock_take(&st->lock);
         st->large = true;
         st->fd = steal_fd(&fd);
+        st->sums_fd = steal_fd(&sums_fd);
         memcpy(st->data_name, head.data_name, sizeof st->data_name);
         extents_rehome(&st->map);
         r = extents_reserve(&st->map); /* for the change that made us grow */
@@ -380,7 +391,7 @@ void stage_release_disk(struct stage *st, bool data_taken) {
         lock_drop(&st->lock);
         struct own_log log = st->log;
         st->log.fd = -1;
-        st->log.charged = 0;
+        st->log.charged = st->log.sums_charged = 0;
         st->log.released = true;
         lock_drop(&st->io);
         if (large) {

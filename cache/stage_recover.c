@@ -35,7 +35,7 @@ struct rec {
         uint64_t order;          /* of the segment: with pos the moment it was written */
         uint32_t number;         /* own: of the log */
         bool bad, is_void;       /* payload damaged; cut off by an earlier recovery */
-        uint8_t *payload;        /* small ones, copied */
+        uint8_t *payload;        /* small ones, copied; DATA: sums of its pieces */
 };
 struct own_found { uint32_t number; struct slog_file f; uint64_t end; bool used; };
 struct reading {
@@ -76,6 +76,13 @@ static int take_record(void *arg, const struct slog_entry *e, uint64_t pos, cons
                 if (!r->payload)
                         return -ENOMEM;
                 memcpy(r->payload, payload, e->payload_bytes);
+        }
+        if (payload && e->kind == LOG_DATA) {
+                uint64_t *sums = calloc((e->payload_bytes + EXTENT_PAGE - 1) / EXTENT_PAGE, sizeof *sums);
+                if (!sums)
+                        return -ENOMEM;
+                payload_sums(payload, e->payload_bytes, sums);
+                r->payload = (uint8_t *)sums;
         }
         rd->n++;
         return 0;
@@ -177,19 +184,23 @@ static struct own_found *own_of(struct reading *rd, uint32_t number) {
 }
 
 /* How many records of one copy count. ret_damaged: something that had been promised is missing. */
-static size_t believed(struct reading *rd, const struct rec *v, size_t n, bool *ret_damaged) {
+static size_t believed(struct reading *rd, const struct rec *v, size_t n, bool *ret_damaged, uint64_t *ret_digest) {
         size_t good = 0;
         while (good < n && v[good].e.seq == good && !v[good].bad)
                 good++;
         *ret_damaged = false;
+        *ret_digest = 0;
         bool own = !v[0].seg;
         if (own && rd->new_boot) {
-                size_t sync = 0, last = 0; /* one past the last SYNC, wherever it is */
+                size_t sync = 0, last = 0; /* what the last SYNC vouches for, wherever it is */
                 for (size_t i = 0; i < n; i++)
-                        if (v[i].e.kind == LOG_SYNC) {
-                                last = v[i].e.seq + 1;
-                                if (i < good)
-                                        sync = i + 1;
+                        if (v[i].e.kind == LOG_SYNC) { /* of records between its bound and itself the bytes may be missing */
+                                size_t upto = (size_t)MIN(v[i].e.off + (v[i].e.off == v[i].e.seq), v[i].e.seq + 1);
+                                last = MAX(last, upto);
+                                if (i < good && upto >= sync) {
+                                        sync = upto;
+                                        *ret_digest = v[i].e.off == v[i].e.seq ? v[i].e.bytes : 0;
+                                }
                         }
                 *ret_damaged = last > sync;
                 return sync;
@@ -213,8 +224,14 @@ static int replay(struct stage *st, const struct rec *r, struct found_stage *fou
                 return k;
         switch (e->kind) {
         case LOG_DATA:
-                if (!e->bytes || end < e->off || (r->seg && e->payload_bytes != e->bytes))
+                if (!e->bytes || end < e->off || (r->seg && (e->payload_bytes != e->bytes || e->bytes > SMALL_STAGE_BYTES || !r->payload)))
                         return -EBADMSG;
+                if (r->seg) {
+                        k = payload_reserve(st, (size_t)e->bytes);
+                        if (k < 0)
+                                return k;
+                        payload_add(st, r->seg, r->pos + LOG_UNIT, e->payload_bytes, (const uint64_t *)(const void *)r->payload);
+                }
                 extents_put(&st->map, &(struct extent) { .off = e->off, .bytes = e->bytes, .kind = EXTENT_DATA, .where = r->seg, .at = r->seg ? r->pos + LOG_UNIT : e->off });
                 early_touch(st, e->off, end);
                 st->size = MAX(st->size, end);
@@ -301,30 +318,13 @@ static int replay(struct stage *st, const struct rec *r, struct found_stage *fou
         case LOG_HEADER:
         case LOG_SYNC:
         case LOG_CUT:
+        case LOG_INTENT:
                 break;
         }
         return 0;
 }
 
-/* What is in the file but not in the map leaves it. */
-static void punch_gaps(struct stage *st, uint64_t file_bytes) {
-        for (uint64_t at = 0; at < file_bytes;) {
-                struct extent e = { 0 };
-                bool any = extents_find(&st->map, at, &e);
-                uint64_t upto = any ? MAX(e.off, at) : file_bytes;
-                if (any && e.kind == EXTENT_DATA && e.off <= at) {
-                        at = e.off + e.bytes;
-                        continue;
-                }
-                if (any && e.off <= at)
-                        upto = e.off + e.bytes;
-                if (upto > at)
-                        (void)fallocate(st->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)(MIN(upto, file_bytes) - at));
-                at = upto;
-        }
-}
-
-static int open_data(struct reading *rd, struct stage *st, const struct found_stage *found) {
+static int open_data(struct reading *rd, struct stage *st, const struct found_stage *found, uint64_t digest, bool *ret_made) {
         char path[PATH_MAX];
         for (size_t i = 0; i < rd->n_lent; i++)
                 rd->lent[i].used |= strcmp(rd->lent[i].name, st->data_name) == 0;
@@ -337,9 +337,15 @@ static int open_data(struct reading *rd, struct stage *st, const struct found_st
         struct stat sb;
         if (fstat(st->fd, &sb) < 0)
                 return -errno;
-        if (!found->done)
-                punch_gaps(st, (uint64_t)sb.st_size);
-        return 0;
+        if (found->done)
+                return 0;
+        char sums[STAGE_DATA_NAME];
+        sums_name(st->log.number, sums);
+        st->sums_fd = openat(rd->s->dir_fd, sums, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        if (st->sums_fd < 0)
+                return -errno;
+        LOCK_SCOPE(&st->io); /* nobody else is here; asserted */
+        return sums_recover(st, (uint64_t)sb.st_size, rd->new_boot, found->sealed, digest, ret_made);
 }
 
 /* What an earlier recovery cut off goes; returns what is left, in order. */
@@ -373,8 +379,9 @@ static int build(struct reading *rd, struct rec *v, size_t n, struct found_stage
                         break;
                 }
         struct stage_header h;
-        bool damaged;
-        size_t good = believed(rd, v, n, &damaged);
+        bool damaged, made = false;
+        uint64_t digest;
+        size_t good = believed(rd, v, n, &damaged, &digest);
         if (good == 0 || n == 0 || v[0].e.kind != LOG_HEADER || stage_header_decode(v[0].payload, v[0].e.payload_bytes, &h) < 0 || h.gen != v[0].e.gen)
                 return -EBADMSG;
         struct stage *st;
@@ -418,12 +425,20 @@ static int build(struct reading *rd, struct rec *v, size_t n, struct found_stage
                         /* what is not believed must not come back behind new records */
                         st->log.end = v[good - 1].pos + slog_record_bytes(v[good - 1].e.payload_bytes);
                         r = own_log_open(st);
+                        if (r == 0 && rd->new_boot) {
+                                /* its last SYNC may be among what goes: another one first, in one sector */
+                                struct slog_entry sync = { .kind = LOG_SYNC, .gen = h.gen, .copy = st->copy, .seq = st->seq, .off = st->seq };
+                                r = slog_write(st->log.fd, &st->log.salt, st->log.end, &sync, NULL);
+                                st->log.end += LOG_UNIT;
+                                st->seq++;
+                        }
                         if (r == 0 && ftruncate(st->log.fd, (off_t)st->log.end) < 0)
                                 r = -errno;
                 }
                 st->log.charged = (st->log.end / LOG_CHARGE + 1) * LOG_CHARGE;
-                blobs_charge_found(s->cfg.blobs, st->log.charged);
-                int k = open_data(rd, st, &f);
+                st->log.sums_charged = (sums_pages(&st->map) + 1) * EXTENT_PAGE;
+                blobs_charge_found(s->cfg.blobs, st->log.charged + st->log.sums_charged);
+                int k = open_data(rd, st, &f, digest, &made);
                 if (k < 0)
                         f.damaged = true;
         }
@@ -443,7 +458,7 @@ static int build(struct reading *rd, struct rec *v, size_t n, struct found_stage
                 return r;
         }
         /* after a mere kill the page cache may hold some of it; what is done, damaged or without its file has nothing to sync, and a sync that must fail would stop the start */
-        if (!rd->new_boot && !f.done && !f.damaged && !(st->large && st->fd < 0))
+        if ((!rd->new_boot || made || (st->large && good < n)) && !f.done && !f.damaged && !(st->large && st->fd < 0))
                 stage_mark_dirty(st);
         else
                 st->synced = st->changes;

@@ -5,13 +5,12 @@
  * answer is one *piece*: as many bytes as have one source. A reader goes from piece to piece; most reads are one piece. A piece holds the references that keep its source alive.
  *
  * Bytes may move between the look and the read: a block that the server holds is punched, a committed stage's file becomes a blob's. Whoever moves bytes first changes the map and the
- * stage's epoch, then moves. piece_read compares the epoch after its read; -ESTALE sends the reader back to view_find, which sees the new place. So nobody waits and nobody
+ * stage's epoch, then moves. piece_read (stage_sums.c) compares the epoch after its read; -ESTALE sends the reader back to view_find, which sees the new place. So nobody waits and nobody
  * ever returns bytes of a hole.
  *
  * Locks: one stage's `lock` at a time, for memory only. Blobs are looked up with no lock held (it may cost a SELECT). */
 #include "stage_core.h"
 
-#include <assert.h>
 #include <sys/stat.h>
 
 #include "base/io.h"
@@ -66,7 +65,10 @@ static enum layer_says look_locked(struct stage *st, uint64_t off, uint64_t *lim
                                 return SAYS_SENT;
                         }
                         const struct segment *seg = e.where;
-                        *p = (struct piece) { .kind = PIECE_DISK, .bytes = n, .at = at, .fd = seg ? seg->fd : st->fd, .stage = stage_ref(st), .epoch = st->epoch };
+                        *p = (struct piece) { .kind = PIECE_DISK, .bytes = n, .at = at, .fd = seg ? seg->fd : st->fd, .stage = stage_ref(st), .epoch = st->epoch,
+                                             .large = !seg, .sums_fd = st->sums_fd };
+                        if (seg)
+                                payload_piece(st, seg, p);
                         return SAYS_PIECE;
                 }
                 *limit = MIN(*limit, e.off - off);
@@ -127,13 +129,6 @@ int view_find(struct stage *top, uint64_t off, uint64_t max, struct piece *ret) 
                 stage_put(st);
                 return r;
         }
-}
-
-int piece_read(const struct piece *p, void *buf, size_t n) {
-        assert(p->kind == PIECE_DISK && n <= p->bytes);
-        int r = pread_full(p->fd, buf, n, p->at);
-        LOCK_SCOPE(&p->stage->lock);
-        return p->stage->epoch != p->epoch ? -ESTALE : r;
 }
 
 ssize_t stage_pread(struct stage *stage, uint64_t off, void *buf, size_t n, int64_t deadline_ms) {

@@ -184,11 +184,11 @@ static int sum_small(void *arg, const struct extent *e) {
 static int want_large(struct stage *st, uint64_t off, uint64_t n, bool grow, struct stage_room *room) {
         struct sum_pages sum = { 0 };
         lock_take(&st->lock);
-        uint64_t have = grow ? 0 : extents_pages(&st->map, off, n);
+        uint64_t have = grow ? 0 : extents_pages(&st->map, off, n), sums = sums_regions(&st->map, off, n);
         if (grow)
                 (void)extents_each(&st->map, 0, UINT64_MAX, sum_small, &sum);
         lock_drop(&st->lock);
-        uint64_t want = (hull_pages(off, n) - have + sum.pages) * EXTENT_PAGE;
+        uint64_t want = (hull_pages(off, n) - have + sums + sum.pages * 2 + grow) * EXTENT_PAGE; /* twice: what is here may touch as many pages of sums */
         if (grow || st->log.end + 4 * LOG_UNIT > st->log.charged)
                 want += LOG_CHARGE;
         room->want = MAX(room->want, want);
@@ -205,6 +205,13 @@ static void charge_log(struct stage *st, struct stage_room *room) {
         }
 }
 
+static void charge_sums(struct stage *st, uint64_t pages, struct stage_room *room) {
+        assert(pages * EXTENT_PAGE <= room->charged);
+        st->log.sums_charged += pages * EXTENT_PAGE;
+        room->charged -= pages * EXTENT_PAGE;
+        room->want = room->charged;
+}
+
 int stage_put_data(struct stage *st, uint64_t off, const void *buf, size_t n, struct stage_room *room) {
         lock_assert_held(&st->io);
         assert(st->state == STAGE_OPEN && n > 0);
@@ -212,6 +219,8 @@ int stage_put_data(struct stage *st, uint64_t off, const void *buf, size_t n, st
                 return -EIO;
         lock_take(&st->lock);
         int r = extents_reserve(&st->map);
+        if (r == 0 && !st->large && n <= SMALL_STAGE_BYTES)
+                r = payload_reserve(st, n);
         lock_drop(&st->lock);
         if (r < 0)
                 return r;
@@ -226,17 +235,25 @@ int stage_put_data(struct stage *st, uint64_t off, const void *buf, size_t n, st
                                 return r;
                 }
                 charge_log(st, room);
+                lock_take(&st->lock);
+                uint64_t sums = sums_regions(&st->map, off, n);
+                lock_drop(&st->lock);
+                charge_sums(st, sums, room);
         }
         int64_t now_ns = clock_real_ns(st->owner->cfg.clock);
+        uint64_t sums[SMALL_STAGE_BYTES / EXTENT_PAGE + 1];
         struct slog_entry e = { .kind = LOG_DATA, .off = off, .bytes = n, .time_ns = now_ns };
         struct extent x = { .off = off, .bytes = n, .kind = EXTENT_DATA, .at = off };
         if (st->large) {
                 lock_take(&st->lock);
                 early_touch(st, off, off + n); /* who cuts or sends these bytes right now learns it before they change */
                 lock_drop(&st->lock);
+                bool begun = true;
                 r = FAILPOINT("stage.write");
                 if (r == 0)
-                        r = pwrite_full(st->fd, buf, n, off);
+                        r = sums_write(st, off, buf, n, &begun);
+                if (!begun)
+                        return r;
                 if (r == 0)
                         r = FAILPOINT("stage.written");
                 if (r == 0)
@@ -247,6 +264,7 @@ int stage_put_data(struct stage *st, uint64_t off, const void *buf, size_t n, st
                 }
         } else {
                 e.payload_bytes = (uint32_t)n;
+                payload_sums(buf, n, sums);
                 struct segment *seg;
                 r = append(st, &e, buf, false, &seg, &x.at);
                 if (r == -EAGAIN) {
@@ -261,6 +279,8 @@ int stage_put_data(struct stage *st, uint64_t off, const void *buf, size_t n, st
         }
         lock_take(&st->lock);
         uint64_t before = st->large ? extents_pages(&st->map, off, n) : 0;
+        if (!st->large)
+                payload_add(st, x.where, x.at, (uint32_t)n, sums);
         extents_put(&st->map, &x);
         uint64_t pages = st->pages, small = st->small_bytes;
         if (st->large) {
@@ -295,8 +315,7 @@ static void drop_bytes(struct stage *st, uint64_t off, uint64_t n, uint64_t befo
         lock_drop(&st->lock);
         room->charged += (before - after) * EXTENT_PAGE;
         room->want = room->charged;
-        if (fallocate(st->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)MIN(n, (uint64_t)INT64_MAX - off)) < 0)
-                log_debug("stage gen=%llu punch error=%s", (unsigned long long)st->gen, err_name(errno));
+        sums_punch(st, off, n);
 }
 
 static int cut_record(struct stage *st, struct slog_entry *e, struct stage_room *room) {
@@ -329,7 +348,9 @@ int stage_put_zero(struct stage *st, uint64_t off, uint64_t n, bool grow, struct
         assert(st->state == STAGE_OPEN && n > 0);
         int64_t now_ns = clock_real_ns(st->owner->cfg.clock);
         struct slog_entry e = { .kind = LOG_ZERO, .off = off, .bytes = n, .flags = grow, .time_ns = now_ns };
-        int r = cut_record(st, &e, room);
+        int r = sums_edges(st, off, n);
+        if (r == 0)
+                r = cut_record(st, &e, room);
         if (r < 0)
                 return r;
         lock_take(&st->lock);
@@ -353,7 +374,9 @@ int stage_put_size(struct stage *st, uint64_t size, struct stage_room *room) {
         assert(st->state == STAGE_OPEN);
         int64_t now_ns = clock_real_ns(st->owner->cfg.clock);
         struct slog_entry e = { .kind = LOG_SIZE, .bytes = size, .time_ns = now_ns };
-        int r = cut_record(st, &e, room);
+        int r = sums_edges(st, size, UINT64_MAX - size);
+        if (r == 0)
+                r = cut_record(st, &e, room);
         if (r < 0)
                 return r;
         lock_take(&st->lock);
@@ -403,8 +426,8 @@ int stage_seal(struct stage *st) {
         return 0;
 }
 
-/* -EAGAIN: nothing failed, but there was no room for the mark that says what is on the platter. */
-static int sync_large(struct stage *st, int data_fd) {
+/* seq: records before it were in the log, and their bytes in the file, when this began. -EAGAIN: nothing failed, but there was no room for the mark that says what is on the platter. */
+static int sync_large(struct stage *st, int data_fd, uint64_t seq) {
         int fr = FAILPOINT("stage.sync");
         if (fr < 0)
                 return fr;
@@ -415,9 +438,15 @@ static int sync_large(struct stage *st, int data_fd) {
                 lock_drop(&st->io);
                 return 0;
         }
+        uint64_t digest = 0;
+        lock_take(&st->lock);
+        bool still = st->state == STAGE_SEALED && st->seq == seq;
+        lock_drop(&st->lock);
+        if (still && sums_digest(&st->map, st->sums_fd, &digest) < 0) /* io guards map and sums */
+                digest = 0;
         int r = own_log_open(st);
         if (r == 0)
-                r = stage_note(st, LOG_SYNC, 0, 0, 0, 0, NULL, 0);
+                r = stage_note(st, LOG_SYNC, seq, digest, 0, 0, NULL, 0);
         if (r == -ENOSPC)
                 r = -EAGAIN;
         int log_fd = r == 0 ? fcntl(st->log.fd, F_DUPFD_CLOEXEC, 3) : -1; /* the log may move or close meanwhile */
@@ -450,8 +479,9 @@ static void set_synced(struct stage *st, uint64_t changes, bool large) {
 int stage_sync(struct stage *st) {
         lock_assert_none();
         lock_take(&st->io);
-        uint64_t changes = st->changes;
+        uint64_t changes = st->changes, seq = st->seq;
         bool large = st->large, done, untrusted = st->untrusted;
+        st->log.last_open = false; /* what comes from now on is in later records */
         lock_take(&st->lock);
         done = st->synced >= changes || st->state == STAGE_GONE;
         int fd = st->fd;
@@ -461,7 +491,7 @@ int stage_sync(struct stage *st) {
                 return -EIO;
         if (done)
                 return 0;
-        int r = large ? sync_large(st, fd) : segments_sync(st->owner->segs);
+        int r = large ? sync_large(st, fd, seq) : segments_sync(st->owner->segs);
         if (r == -EAGAIN) {
                 stage_mark_dirty(st); /* the next flush tries again */
                 return -ENOSPC;

@@ -156,10 +156,19 @@ static void settle_committed(struct cw *w) {
         struct files *fs = w->cache->files;
         for (int64_t end = now_ms() + WAIT_MS;;) {
                 assert_int_equal(cache_sync(w->cache), 0);
-                assert_true(now_ms() < end);
-                LOCK_SCOPE(&fs->lock);
-                if (fs->jobs == 0 && !fs->retire_first && !fs->loose)
+                bool late = now_ms() >= end;
+                lock_take(&fs->lock);
+                unsigned jobs = fs->jobs;
+                struct stage *loose = fs->loose;
+                bool over = jobs == 0 && !fs->retire_first && !loose;
+                if (late && !over)
+                        print_message("jobs %u, retire %d, loose gen %llu refs %u due %d committed %d carried %d\n", jobs, fs->retire_first != NULL, loose ? (unsigned long long)loose->gen : 0,
+                                      loose ? loose->refs : 0, loose ? loose->due : 0, loose ? loose->committed : 0, loose ? outbox_carries(w->cache->tree, loose->gen) : 0);
+                lock_drop(&fs->lock);
+                assert_true(over || !late);
+                if (over)
                         return;
+                LOCK_SCOPE(&fs->lock);
                 (void)!cond_wait_until(&fs->idle, &fs->lock, now_ms() + 20);
         }
 }

@@ -392,6 +392,10 @@ static void test_layers(void **state) {
         stages_totals(w->cache->stages, &t);
         print_message("%llu layers\n", (unsigned long long)t.sealed);
         assert_true(t.sealed < 24);
+        lock_take(&w->cache->files->lock);
+        bool loose = w->cache->files->loose != NULL;
+        lock_drop(&w->cache->files->lock);
+        assert_false(loose); /* what stays in the stack is not on the list of what may go */
         cw_close(w);
         cw_open(w);
         compare_ino(w, n.ino, &m);

@@ -429,10 +429,184 @@ static void test_early_overwritten(void **state) {
         world_free(w);
 }
 
+/* ---- bits that flip on this disk ---- */
+
+struct spot { int fd; uint64_t at; };
+/* A byte of the stage's own bytes that the view shows, wherever it lies. False: it has none. */
+static bool random_spot(struct rng *r, struct stage *st, struct spot *ret) {
+        for (int i = 0; i < 200 && st->map.n > 0; i++) {
+                struct piece p;
+                assert_int_equal(view_find(st, rng_below(r, stage_size(st)), 1, &p), 0);
+                bool own = p.kind == PIECE_DISK && p.stage == st;
+                *ret = (struct spot) { p.fd, p.at };
+                piece_end(&p);
+                if (own)
+                        return true;
+        }
+        return false;
+}
+static void flip(const struct spot *s, uint8_t bit) {
+        uint8_t b;
+        assert_int_equal(pread_full(s->fd, &b, 1, s->at), 0);
+        b ^= bit;
+        assert_int_equal(pwrite_full(s->fd, &b, 1, s->at), 0);
+}
+
+/* Reads all of it in pieces: right bytes, or -EIO. Returns how many were refused. */
+static size_t read_damaged(struct rng *r, struct stage *st, const struct model *m) {
+        size_t refused = 0;
+        uint8_t *buf = malloc(m->n + 1);
+        for (size_t at = 0; at < m->n;) {
+                size_t n = MIN(1 + (size_t)rng_below(r, rng_below(r, 2) ? 200000 : 5000), m->n - at);
+                ssize_t got = stage_pread(st, at, buf, n, now_ms() + WAIT_MS);
+                assert_true(got == (ssize_t)n || got == -EIO);
+                if (got > 0)
+                        assert_memory_equal(buf, m->p + at, n);
+                refused += got < 0;
+                at += n;
+        }
+        free(buf);
+        return refused;
+}
+
+static void test_flips(void **state) {
+        struct world *w = world_new(256 * MIB);
+        rng_seed(&w->rng, test_seed());
+        struct rng *r = &w->rng.rng;
+        size_t flips = 0, kept = 0;
+        for (int round = 0; round < 30; round++) {
+                struct stages *s = open_stages(w, 64 * MIB);
+                size_t max = round % 2 ? 3 * MIB : 40000;
+                struct model m = { 0 };
+                struct stage *st;
+                struct stage_header h = { .gen = stages_gen(s), .ino = 5, .base = content_empty };
+                assert_int_equal(stage_new(s, &h, NULL, NULL, 0, &st), 0);
+                for (size_t i = 1 + rng_below(r, 40); i-- > 0;)
+                        do
+                                random_change(r, st, &m, max);
+                        while (!st->logged);
+                struct spot spot;
+                bool sealed = rng_below(r, 2);
+                if (sealed)
+                        seal(st);
+                if (random_spot(r, st, &spot)) {
+                        uint8_t bit = (uint8_t)(1u << rng_below(r, 8));
+                        uint64_t before = counter_get(&w->counters, corruptions_found);
+                        flip(&spot, bit);
+                        flips++;
+                        assert_true(read_damaged(r, st, &m) > 0);
+                        assert_true(counter_get(&w->counters, corruptions_found) > before);
+                        if (sealed) { /* and it is never made a version */
+                                const struct blocklist *list;
+                                struct content content;
+                                assert_int_equal(stage_chunk(st, now_ms() + WAIT_MS, &list, &content), -EIO);
+                        }
+                        if (st->large && round % 4 == 1) { /* found also after a start */
+                                flip(&spot, bit);
+                                int fd = dup(spot.fd);
+                                s = stop_and_go(w, s, &st, 1);
+                                assert_int_equal(read_damaged(r, st, &m), 0);
+                                spot.fd = fd;
+                                flip(&spot, bit);
+                                s = stop_and_go(w, s, &st, 1);
+                                assert_true(read_damaged(r, st, &m) > 0);
+                                flip(&spot, bit);
+                                (void)close(fd);
+                                kept++;
+                        } else {
+                                flip(&spot, bit);
+                        }
+                }
+                assert_int_equal(read_damaged(r, st, &m), 0);
+                stage_put(st);
+                stages_close(s);
+                free(m.p);
+                world_close(w);
+                remove_tree(w->dir);
+                assert_int_equal(mkdir(w->dir, 0700), 0);
+                world_open(w, 256 * MIB, false);
+        }
+        print_message("%zu flips, %zu of them over a start\n", flips, kept);
+        assert_true(flips > 15);
+        world_free(w);
+}
+
+/* A page that is damaged is not made right by what is written beside the damage, or cut off beside it; only by writing all of it. */
+static void test_damage_is_not_laundered(void **state) {
+        struct world *w = world_new(256 * MIB);
+        rng_seed(&w->rng, 3);
+        struct stages *s = open_stages(w, 64 * MIB);
+        struct stage *st;
+        struct stage_header h = { .gen = stages_gen(s), .ino = 5, .base = content_empty };
+        assert_int_equal(stage_new(s, &h, NULL, NULL, 0, &st), 0);
+        static uint8_t buf[200000], back[200000];
+        w->rng.rng.fill(&w->rng.rng, buf, sizeof buf);
+        change(st, PUT, 0, buf, sizeof buf);
+        assert_true(st->large);
+        flip(&(struct spot) { st->fd, 3 * 4096 + 7 }, 1);
+        struct stage_room room = STAGE_ROOM_INIT;
+        lock_take(&st->io);
+        int a = stage_put_data(st, 3 * 4096 + 2000, "xyz", 3, &room), b = stage_put_zero(st, 3 * 4096 + 100, 50000, false, &room), c = stage_put_size(st, 3 * 4096 + 100, &room);
+        int error = st->error;
+        lock_drop(&st->io);
+        assert_int_equal(a, -EIO);
+        assert_int_equal(b, -EIO);
+        assert_int_equal(c, -EIO);
+        assert_int_equal(error, 0); /* nothing was changed */
+        stage_room_end(s, &room);
+        assert_int_equal(stage_pread(st, 3 * 4096, back, 100, now_ms() + WAIT_MS), -EIO);
+        assert_int_equal(stage_pread(st, 4 * 4096, back, 100, now_ms() + WAIT_MS), 100);
+        change(st, PUT, 3 * 4096 - 10, buf, 4096 + 20);
+        memcpy(buf + 3 * 4096 - 10, memcpy(back, buf, 4096 + 20), 4096 + 20);
+        assert_int_equal(stage_pread(st, 0, back, sizeof back, now_ms() + WAIT_MS), sizeof back);
+        assert_memory_equal(back, buf, sizeof buf);
+        stage_put(st);
+        stages_close(s);
+        world_free(w);
+}
+
+/* A kill between the bytes and their sums: what was being changed is believed as it is, what lies beside it too. */
+static void test_killed_in_a_write(void **state) {
+        struct world *w = world_new(256 * MIB);
+        rng_seed(&w->rng, test_seed());
+        struct stages *s = open_stages(w, 64 * MIB);
+        struct stage *st;
+        struct stage_header h = { .gen = stages_gen(s), .ino = 5, .base = content_empty };
+        assert_int_equal(stage_new(s, &h, NULL, NULL, 0, &st), 0);
+        static uint8_t buf[200000], back[200000], sums[4096];
+        w->rng.rng.fill(&w->rng.rng, buf, sizeof buf);
+        change(st, PUT, 0, buf, sizeof buf);
+        /* sums and log of before, bytes of after */
+        uint64_t off = 5000, n = 30000, log_end = st->log.end;
+        assert_int_equal(pread_full(st->sums_fd, sums, 49 * 8, 4096), 0);
+        uint8_t *more = malloc(n);
+        w->rng.rng.fill(&w->rng.rng, more, n);
+        change(st, PUT, off, more, n);
+        assert_int_equal(pwrite_full(st->sums_fd, sums, 49 * 8, 4096), 0);
+        assert_int_equal(ftruncate(st->log.fd, (off_t)log_end), 0);
+        memcpy(buf + off, more, n);
+        s = stop_and_go(w, s, &st, 1);
+        assert_int_equal(stage_pread(st, 0, back, sizeof back, now_ms() + WAIT_MS), sizeof back);
+        assert_memory_equal(back, buf, sizeof buf);
+        /* without a write under way the same is damage */
+        change(st, PUT, 100000, more, 3);
+        change(st, PUT, 150000, more, 3);
+        memcpy(buf + 100000, more, 3);
+        memcpy(buf + 150000, more, 3);
+        flip(&(struct spot) { st->fd, 100000 }, 4);
+        s = stop_and_go(w, s, &st, 1);
+        assert_int_equal(stage_pread(st, 100000, back, 3, now_ms() + WAIT_MS), -EIO);
+        assert_int_equal(stage_pread(st, 110000, back, 50000, now_ms() + WAIT_MS), 50000);
+        free(more);
+        stage_put(st);
+        stages_close(s);
+        world_free(w);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_control_records), cmocka_unit_test(test_random), cmocka_unit_test(test_neighbourhood), cmocka_unit_test(test_early), cmocka_unit_test(test_early_not_read_again),
-                cmocka_unit_test(test_early_overwritten),
+                cmocka_unit_test(test_early_overwritten), cmocka_unit_test(test_flips), cmocka_unit_test(test_damage_is_not_laundered), cmocka_unit_test(test_killed_in_a_write),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

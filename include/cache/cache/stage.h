@@ -3,7 +3,8 @@
  *
  * On disk a stage alone is enough to recover: a header (node id, ino, generation, parent, name, base content and version, mode) and an extent log of
  * {offset, bytes, time, kind, checksum}, appended after the data and before the reply; a sparse file's holes are never mistaken for data. Extents are DATA (bytes in the stage's file), SIZE (truncate), ZERO (punched),
- * SENT (bytes are a block on the server under our claim; they may leave the disk: read by hash). Checksums of the data come at the seal.
+ * SENT (bytes are a block on the server under our claim; they may leave the disk: read by hash). Each 4 KiB has an XXH3-64 that is checked on every read:
+ * damage of this disk is -EIO, in a read, a cut or an upload, and never somebody's version.
  * After its commit a stage becomes the blob of the new version without a download. */
 #pragma once
 #include "base/blocklist.h"
