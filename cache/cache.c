@@ -82,9 +82,10 @@ static int open_tree(struct cache *c, const struct cache_config *cfg, bool *ret_
 
 /* ---- matching ---- */
 
-static bool nothing_changed(struct stage *st) {
-        LOCK_SCOPE(&st->lock);
-        return st->map.n == 0 && st->size == st->head.base_limit && st->base_limit == st->head.base_limit && !st->error;
+/* Only its header was written. Size and limits do not tell: a stage that was cut to nothing and then moved to a file of its own has a header with the limit 0. */
+static bool nothing_changed(struct found_stage *fo) {
+        LOCK_SCOPE(&fo->stage->lock);
+        return !fo->changed && !fo->stage->error;
 }
 
 static int by_ino_and_gen(const void *a, const void *b) {
@@ -243,7 +244,7 @@ static int sort_found(struct files *fs, struct stages_found *found, unsigned *re
                         if (found->v[k - 1].top) /* one that is dropped holds nothing */
                                 for (struct stage *x = found->v[k - 1].stage; x && !held; x = x->below)
                                         held = x == st;
-                fo->top = !held && !fo->done && !fo->damaged && !fo->layer && (fo->sealed || !nothing_changed(st));
+                fo->top = !held && !fo->done && !fo->damaged && !fo->layer && (fo->sealed || !nothing_changed(fo));
                 fo->held = held;
                 if (fo->damaged) {
                         (*ret_lost)++;

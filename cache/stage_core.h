@@ -208,7 +208,7 @@ struct sent_block *stage_sent_block(struct stage *st, const struct digest *hash,
 bool stage_block_reused(struct stage *st, size_t i);
 bool stage_known_block(struct stage *st, uint64_t off, struct blockref *ret, bool *ret_sent);
 /* ---- stage_recover.c ---- */
-struct found_stage { struct stage *stage; bool sealed, layer, done, damaged, incomplete; bool top, held, keep; /* cache.c's */ };
+struct found_stage { struct stage *stage; bool sealed, layer, done, damaged, incomplete, changed /* a record says so, whatever the map looks like */; bool top, held, keep; /* cache.c's */ };
 struct stages_found { struct found_stage *v; size_t n, room; unsigned lost; };
 int stages_recover(struct stages *s, bool new_boot, const char *lost_dir, struct stages_found *ret) _must_check_;
 void stages_found_free(struct stages_found *f);

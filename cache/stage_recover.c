@@ -222,6 +222,7 @@ static int replay(struct stage *st, const struct rec *r, struct found_stage *fou
         int k = extents_reserve(&st->map);
         if (k < 0)
                 return k;
+        found->changed |= e->kind == LOG_DATA || e->kind == LOG_ZERO || e->kind == LOG_SIZE || e->kind == LOG_SENT || e->kind == LOG_MTIME;
         switch (e->kind) {
         case LOG_DATA:
                 if (!e->bytes || end < e->off || (r->seg && (e->payload_bytes != e->bytes || e->bytes > SMALL_STAGE_BYTES || !r->payload)))

@@ -21,11 +21,13 @@ import pytest
 from support import PASSWORD, PATIENCE, SCALE, SERVER, TARN, alive, run, until
 from writer import Scene
 
-OPTIONS = "cache_size=24M,free_floor=1,drain_timeout=0"  # small, so that blocks are evicted
+OPTIONS = "cache_size=256M,drain_timeout=0"
+SMALL = "cache_size=24M,free_floor=1,drain_timeout=0"  # so that blocks are evicted
 ROUNDS = max(1, round(3 * SCALE))
 ONLY = os.environ.get("TARN_FAULT_POINT")
 FIRST = {"tree.schema", "index.schema", "load.page", "load.step"}         # with an empty cache directory
 START = {"tree.opened", "recover.found", "recover.match", "recover.flush", "replace.fsync", "replace.rename", "replace.renamed", "segment.begin"}
+EVICT = {"evict.index", "evict.punch", "pack.trim"}                       # with a small cache
 INIT = {"server.schema"}                                                  # when the server's directory is made
 
 
@@ -70,9 +72,9 @@ def mount_under(client, options, text):
 
 def test_the_client_dies_at_each_of_its_places(world):
     r = random.Random(seed_of())
-    s = Scene(world, r.random(), OPTIONS, size_max=1 << 20, reads=True)
+    s = Scene(world, r.random(), OPTIONS, size_max=2 << 20, reads=True)
     a, silent, hits = s.client, [], {}
-    names = [n for n in points(TARN) if n not in FIRST | START]
+    names = [n for n in points(TARN) if n not in FIRST | START | EVICT]
     token = world.server.token("anna")
 
     def somebody_else(n):
@@ -98,7 +100,7 @@ def test_the_client_dies_at_each_of_its_places(world):
                 except (OSError, AssertionError):
                     pass
                 if not any(w.is_alive() for w in s.writers) and alive(pid):
-                    break
+                    until(lambda: not alive(pid), 10, "the end of a daemon whose mount answers no more")
             fired = not alive(pid)
             if not fired:
                 s.stop()
