@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Installs what the tests need, builds, runs the required suites, and ends with one line of totals: "N passed, N failed".
 #
-#   ./test.sh                     everything: suites unit, sim, fs and e2e on a debug build, then unit, sim and fs (and e2e in CI) under ASan and UBSan
+#   ./test.sh                     everything: suites unit, sim, fs, e2e and fault on a debug build, then unit, sim and fs (and e2e in CI) under ASan and UBSan
 #   ./test.sh --fast              without the sanitizers
 #   ./test.sh SUITE...            only these suites, without the sanitizers
 #
@@ -10,7 +10,7 @@
 set -uo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
 
-suites=(unit sim fs e2e) sanitized=(unit sim fs e2e)
+suites=(unit sim fs e2e fault) sanitized=(unit sim fs e2e)
 case "${1:-}" in
 '') ;;
 --fast) sanitized=() ;;

@@ -2,8 +2,9 @@
 """2,000 changes without a server, a remount in the middle of it, and then the server is back."""
 import os
 import random
+import time
 
-from support import until
+from support import SCALE, until
 
 
 def test_two_thousand_changes_and_a_remount_without_a_server(world):
@@ -59,3 +60,29 @@ def test_two_thousand_changes_and_a_remount_without_a_server(world):
     b = world.client("b")
     until(lambda: not differences(b.dir / "base"), 20, "the other client shows the same")
     assert os.listdir(b.dir) == ["base"] and not differences(d)
+
+
+def test_ten_thousand_operations_are_sent_when_the_server_is_back(world):
+    """On an idle machine well within 30 s; the deadline here stands a busy one."""
+    a = world.client("a")
+    d = a.dir / "d"
+    d.mkdir()
+    a.wait()
+    world.server.stop()
+    names = int(2500 * SCALE)
+    for i in range(names):  # four operations that do not cancel each other: create, save, link, rename
+        (d / f"f{i}").write_bytes(b"%d" % i)
+        os.link(d / f"f{i}", d / f"l{i}")
+        os.rename(d / f"f{i}", d / f"g{i}")
+        os.chmod(d / f"g{i}", 0o600)
+    pending = a.status()["pending_items"]
+    world.server.start()
+    began = time.monotonic()
+    a.wait(180)
+    took = time.monotonic() - began
+    print(f"{names * 4} operations offline, {pending} pending when the server came back, sent in {took:.1f} s")
+    assert pending >= names * 2, "void: they were sent or cancelled before"
+    b = world.client("b")
+    until(lambda: len(os.listdir(b.dir / "d")) == names * 2, 60, "the other client shows them")
+    for i in range(0, names, 7):
+        assert (b.dir / "d" / f"g{i}").read_bytes() == b"%d" % i and os.stat(b.dir / "d" / f"l{i}").st_nlink == 2
