@@ -190,7 +190,12 @@ int tree_link(struct tree *t, uint64_t ino, uint64_t dir, const char *name, size
         return tree_end(t, r);
 }
 
-/* Removes all soft contents of the node from the outbox (it loses its last name or is replaced). io_base: base of the oldest one. */
+/* Removes all soft contents of the node from the outbox (it loses its last name or is replaced). io_base: base of the oldest one. A save over the file is its content as well, unless it also takes the
+ * temporary's name away on the server, or has been in hand for so long that it must get there. */
+static bool is_content_alone(const struct tree *t, const struct orow *o) {
+        return o->op.kind == OP_CONTENT || (o->op.kind == OP_REPLACE && !o->ino2 && !outbox_protected(t, o));
+}
+
 int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_base) {
         struct orow *list;
         size_t n = 0;
@@ -198,9 +203,9 @@ int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_ba
         int r = row->pend ? outbox_of_node(t, row->ino, &list, &n) : 0;
         for (size_t i = 0; i < n && r == 0; i++) {
                 const struct orow *o = &list[i];
-                if (o->ino != row->ino || !outbox_soft(o) || (o->op.kind != OP_CONTENT && o->op.kind != OP_ATTR))
+                if (o->ino != row->ino || !outbox_soft(o) || (!is_content_alone(t, o) && o->op.kind != OP_ATTR))
                         continue;
-                if (o->op.kind == OP_CONTENT && first) {
+                if (o->op.kind != OP_ATTR && first) {
                         *io_base = o->op.version;
                         first = false;
                 }
@@ -500,6 +505,24 @@ int tree_xattr_remove(struct tree *t, uint64_t ino, const char *name) {
 
 /* ---- content ---- */
 
+/* A new content sets the times, so what later rows say of them is void. 1: no row after `here` sets them any more. */
+static int drop_times(struct tree *t, const struct nrow *row, struct orow *list, size_t n, const struct orow *here) {
+        for (size_t i = 0; i < n; i++)
+                if (list[i].ord > here->ord && list[i].ino == here->ino && (list[i].op.attr_mask & ATTR_MTIME) && (list[i].op.kind != OP_ATTR || !outbox_soft(&list[i])))
+                        return 0;
+        for (size_t i = 0; i < n; i++) {
+                struct orow *o = &list[i];
+                if (o->ord <= here->ord || o->ino != here->ino || !(o->op.attr_mask & ATTR_MTIME))
+                        continue;
+                o->op.attr_mask &= ~(uint32_t)ATTR_MTIME;
+                o->op.attrs.ctime_ns = row->v.ctime_ns;
+                int r = o->op.attr_mask & ~(uint32_t)ATTR_CTIME ? outbox_change(t, o) : outbox_remove(t, o);
+                if (r < 0)
+                        return r;
+        }
+        return 1;
+}
+
 static int queue_content(struct tree *t, const struct nrow *row, const struct id *base, struct id *ret_version, uint64_t *ret_dropped) {
         struct orow *list, *last = NULL;
         size_t n = 0;
@@ -512,7 +535,13 @@ static int queue_content(struct tree *t, const struct nrow *row, const struct id
         struct orow o = { .ino = row->ino, .gen = row->v.gen, .op = { .kind = OP_CONTENT, .id = rng_id(t->rng), .node = row->id, .version = *base } };
         if (row->bits & NB_REMOTE)
                 o.op.flags = OPF_REVIVE;
-        struct orow *into = last && outbox_soft(last) && !(last->gen && outbox_protected(t, last)) && !set_later(list, n, last, ATTR_MTIME) ? last : &o;
+        struct orow *into = last && outbox_soft(last) && !(last->gen && outbox_protected(t, last)) ? last : &o;
+        if (into == last && set_later(list, n, last, ATTR_MTIME)) {
+                r = drop_times(t, row, list, n, last);
+                if (r < 0)
+                        return r;
+                into = r > 0 ? last : &o;
+        }
         *ret_dropped = into == &o ? 0 : into->gen;
         into->gen = row->v.gen;
         into->op.content = (struct content){ .size = row->v.size, .param = 1 };

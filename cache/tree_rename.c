@@ -3,6 +3,7 @@
  *
  *   target           source                                   what is queued
  *   free             CREATE never sent, of this very name     nothing: the CREATE gets the new place
+ *   free             RENAME to this very name, not sent       nothing: that RENAME gets the new place
  *   free             else                                     RENAME
  *   never sent       any                                      the target's operations are cancelled; then as free
  *   a file           file, CREATE never sent, one link each   REPLACE on the target's id; the source's CREATE goes
@@ -15,7 +16,7 @@
  * target's inode becomes an orphan, which takes the temporary's id if the server knows that one: it is the node that the server will delete. So other clients see one
  * new version of the file that they know.
  *
- * A CREATE that gets a new place must stay behind what its new place depends on: it moves to the end of the order, or, if something depends on it already, a RENAME is queued.
+ * A CREATE or RENAME that gets a new place must stay behind what its new place depends on: it moves to the end of the order, or, if something depends on it already, a RENAME is queued.
  */
 #include "conflict.h"
 #include "tree_priv.h"
@@ -112,17 +113,12 @@ static int move_name(struct tree *t, struct rename *m, const struct id *placemen
         return r < 0 ? r : row_write(t, &m->s);
 }
 
-/* 1: the source's CREATE was never sent and has the new place now. */
-static int move_create(struct tree *t, struct rename *m) {
-        struct orow o, parent;
+/* May o, which names the source's place, name the second place instead? It must come after what that place depends on: 1, perhaps at the end of the order now. */
+static int may_move(struct tree *t, struct rename *m, struct orow *o) {
+        struct orow parent;
         uint64_t at;
-        int r = m->s.seq == 0 && m->s.pend ? outbox_create_of(t, m->s.ino, &o) : -ENOENT;
-        if (r < 0)
-                return r == -ENOENT ? 0 : r;
-        if (!outbox_soft(&o) || o.p1 != m->dir || o.op.name_bytes != m->n || memcmp(o.op.name, m->name, m->n) != 0 || !id_equal(&m->at.placement, &o.op.id))
-                return 0;
-        r = outbox_last_at(t, m->dir2, m->name2, m->n2, INT64_MAX, &at);
-        if (r == 0 && at == o.ord) /* back to where it was */
+        int r = outbox_last_at(t, m->dir2, m->name2, m->n2, INT64_MAX, &at);
+        if (r == 0 && at == o->ord) /* back to where it was */
                 at = 0;
         if (r == 0) {
                 r = outbox_create_of(t, m->dir2, &parent);
@@ -131,14 +127,26 @@ static int move_create(struct tree *t, struct rename *m) {
                 if (r == -ENOENT)
                         r = 0;
         }
-        if (r == 0 && at > o.ord) {
-                r = outbox_has_dependents(t, o.ord);
+        if (r == 0 && (at > o->ord || (o->bits & OB_DIRMOVE))) {
+                r = outbox_has_dependents(t, o->ord);
                 if (r > 0)
                         return 0;
                 if (r == 0)
-                        r = outbox_to_end(t, &o);
+                        r = outbox_to_end(t, o);
         }
+        return r < 0 ? r : 1;
+}
+
+/* 1: the source's CREATE was never sent and has the new place now. */
+static int move_create(struct tree *t, struct rename *m) {
+        struct orow o;
+        int r = m->s.seq == 0 && m->s.pend ? outbox_create_of(t, m->s.ino, &o) : -ENOENT;
         if (r < 0)
+                return r == -ENOENT ? 0 : r;
+        if (!outbox_soft(&o) || o.p1 != m->dir || o.op.name_bytes != m->n || memcmp(o.op.name, m->name, m->n) != 0 || !id_equal(&m->at.placement, &o.op.id))
+                return 0;
+        r = may_move(t, m, &o);
+        if (r <= 0)
                 return r;
         o.p1 = m->dir2;
         o.op.parent = m->p2.id;
@@ -152,8 +160,35 @@ static int move_create(struct tree *t, struct rename *m) {
         return r < 0 ? r : 1;
 }
 
+/* 1: the source's last RENAME was never sent and has the new place now. */
+static int move_rename(struct tree *t, struct rename *m) {
+        struct orow *list, *o = NULL;
+        size_t n = 0;
+        int r = m->s.pend ? outbox_of_node(t, m->s.ino, &list, &n) : 0;
+        for (size_t i = 0; i < n; i++)
+                if (id_equal(&list[i].op.id, &m->at.placement))
+                        o = &list[i];
+        if (r < 0 || !o || o->op.kind != OP_RENAME || o->ino != m->s.ino || o->ino2 || o->op.flags || !outbox_soft(o) || o->p2 != m->dir || o->op.name2_bytes != m->n ||
+            memcmp(o->op.name2, m->name, m->n) != 0)
+                return r;
+        r = may_move(t, m, o);
+        if (r <= 0)
+                return r;
+        o->p2 = m->dir2;
+        o->op.parent2 = m->p2.id;
+        o->op.name2 = m->name2;
+        o->op.name2_bytes = m->n2;
+        o->op.time_ns = t->now_ns;
+        r = outbox_change(t, o);
+        if (r == 0)
+                r = move_name(t, m, &o->op.id);
+        return r < 0 ? r : 1;
+}
+
 static int to_free_name(struct tree *t, struct rename *m) {
         int r = move_create(t, m);
+        if (r == 0)
+                r = move_rename(t, m);
         if (r != 0)
                 return r < 0 ? r : 0;
         struct orow o = rename_op(t, m);

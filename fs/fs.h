@@ -199,7 +199,7 @@ void op_readdir(fuse_req_t req, fuse_ino_t nodeid, size_t size, off_t off, struc
 void op_readdirplus(fuse_req_t req, fuse_ino_t nodeid, size_t size, off_t off, struct fuse_file_info *fi);
 
 /* ---- handle.c ---- */
-struct handle { struct handle *next, *prev; /* m->handles */ struct file *file; uint64_t nodeid; bool write; };
+struct handle { struct handle *next, *prev; /* m->handles */ struct file *file; uint64_t nodeid; bool write; _Atomic int64_t timed_out_ms; /* when a read last waited in vain, monotonic; 0: never */ };
 static inline struct handle *fi_handle(const struct fuse_file_info *fi) { return fi ? (struct handle *)(uintptr_t)fi->fh : NULL; }
 void op_open(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi);
 void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);

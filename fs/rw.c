@@ -10,6 +10,9 @@
  * A write that found no room has written nothing; when told that there is room it is tried again from the job pool, as often as it takes until its
  * deadline. Its bytes are copied out of the worker's request buffer only when it is parked.
  *
+ * A page that its readahead did not get is asked for by the kernel once more, at once. So after a read has waited for the whole net_timeout in vain, those that come on the same handle within
+ * AGAIN_MS get what is here and wait for nothing: else a program waits twice.
+ *
  * Interrupts: libfuse calls park_interrupt under the request's own lock, and fuse_req_interrupt_func takes that lock. So taking the function away before
  * the reply waits for a running cancel, which makes freeing safe; when the completion runs inside the cancel itself (same thread)
  * this must not be done, and need not. */
@@ -23,6 +26,8 @@
 
 #define WRITE_WAIT_MS 300000 /* for room, at least; the network's timeout if that is longer */
 
+#define AGAIN_MS 250
+
 enum park_state { SUBMITTED, ARMED, EARLY };
 
 struct park {
@@ -32,6 +37,7 @@ struct park {
         struct job job;          /* retry of a write */
         atomic_int state;
         ssize_t result;          /* EARLY */
+        struct handle *waits;    /* a read that waits for all of net_timeout: its handle, which the kernel keeps until the reply */
         bool is_write, counted;  /* counted: among the node's parked requests */
         bool listed;             /* in m->parks */
         unsigned refs;           /* m->lock, while listed: 1, and 1 for parks_end */
@@ -183,6 +189,9 @@ static void park_done(struct park *p, ssize_t result) {
 }
 
 static void read_done(struct file_read *r, ssize_t result) {
+        struct park *p = r->owner;
+        if (result == -ETIMEDOUT && p->waits)
+                atomic_store(&p->waits->timed_out_ms, clock_mono_ms(p->m->cfg.clock));
         park_done(r->owner, result);
 }
 
@@ -221,8 +230,11 @@ void op_read(fuse_req_t req, fuse_ino_t nodeid, size_t size, off_t off, struct f
                 call_end(&c);
                 return;
         }
-        p->r = (struct file_read){ .file = fi_handle(fi)->file, .off = (uint64_t)off, .buf = p->buf, .n = MIN(size, (size_t)IO_BYTES_MAX),
-                                   .deadline_ms = clock_mono_ms(c.m->cfg.clock) + c.m->cfg.net_timeout_ms, .done = read_done, .owner = p };
+        int64_t now = clock_mono_ms(c.m->cfg.clock), in_vain = atomic_load(&fi_handle(fi)->timed_out_ms);
+        bool again = in_vain && now - in_vain < AGAIN_MS;
+        p->waits = again ? NULL : fi_handle(fi);
+        p->r = (struct file_read){ .file = fi_handle(fi)->file, .off = (uint64_t)off, .buf = p->buf, .n = MIN(size, (size_t)IO_BYTES_MAX), .deadline_ms = again ? now : now + c.m->cfg.net_timeout_ms,
+                                   .done = read_done, .owner = p };
         ssize_t n = file_read(&p->r);
         if (n == -EINPROGRESS) {
                 park_arm(p);

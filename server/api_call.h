@@ -10,6 +10,7 @@
 #include "base/lock.h"
 #include "base/model.h"
 #include "meta.h"
+#include "reserve.h"
 #include "server/service.h"
 #include "store.h"
 
@@ -43,6 +44,7 @@ struct service {
         int lock_fd;
         _Atomic int logins;              /* password checks under way: each takes 64 MiB */
         _Atomic int64_t tidy_at_ms;      /* when meta_tidy is due */
+        struct reserve *reserve;
         struct lock objects_lock;
         struct service_object *objects;  /* objects_lock */
         struct lock job_lock;

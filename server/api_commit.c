@@ -104,6 +104,13 @@ static int batch_parse(struct call *c, struct batch *b) {
         return r;
 }
 
+/* The disk is full: what needs more of it than a row is refused, what gives room back goes on. The client waits with the rest, as for quota. */
+static void refuse_growth(struct batch *b) {
+        for (size_t i = 0; i < b->n; i++)
+                if (b->preset[i] == RES_OK && b->ops[i].kind != OP_UNLINK && b->ops[i].kind != OP_ATTR && b->ops[i].kind != OP_RENAME)
+                        b->preset[i] = RES_QUOTA;
+}
+
 int api_commit(struct call *c) {
         char name[STORE_NAME_BYTES + 1];
         _cleanup_(cleanup_batch_p) struct batch b = {.object = BUF_INIT(STORE_OBJECT_BYTES_MAX), .s = c->s};
@@ -121,6 +128,10 @@ int api_commit(struct call *c) {
         r = content_pages_open(c->s, &c->who, w.ws, &b.pages);
         if (r < 0)
                 return r;
+        if (reserve_tight(c->s->reserve)) {
+                refuse_growth(&b);
+                b.n_blocks = 0;
+        }
         if (b.n_blocks > 0) {
                 store_name_new(c->s->rng, name);
                 service_object_begin(c->s, &b.busy, name);

@@ -300,6 +300,8 @@ int content_writer_flush(struct content_writer *w) {
         }
         if (w->n == 0)
                 return 0;
+        if (reserve_tight(w->s->reserve))
+                return -ENOSPC;
         store_name_new(w->s->rng, name);
         service_object_begin(w->s, &busy, name);
         r = store->put(store, name, w->object.data, w->object.bytes);

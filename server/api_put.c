@@ -243,6 +243,8 @@ int api_file_put(struct call *c) {
                 if (r < 0)
                         return r;
         }
+        if (reserve_tight(c->s->reserve))
+                return -ENOSPC;
         content_writer_init(&u.writer, c->s, &c->who, w.ws, NULL);
         r = upload_run(c, &u, &put.content);
         if (r >= 0)

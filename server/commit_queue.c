@@ -116,8 +116,12 @@ static bool run_group(struct commit_queue *q, struct commit_job *only) {
                         j = head_of(q);
                 }
         } while (j && steps < q->c.max_ops && n < ARRAY_SIZE(members) && clock_mono_ms(q->c.clock) < end_ms);
-        if (!failed)
-                failed = FAILPOINT("commit.group") < 0 || q->c.commit(q->c.arg, &note) < 0;
+        if (!failed) {
+                r = FAILPOINT("commit.group");
+                if (r == 0)
+                        r = q->c.commit(q->c.arg, &note);
+                failed = r < 0;
+        }
         if (!failed) {
                 FAILPOINT_HERE("commit.done");
                 for (size_t i = 0; i < n; i++)
@@ -128,6 +132,8 @@ static bool run_group(struct commit_queue *q, struct commit_job *only) {
                 bool was_head = !members[n - 1].last && !only;
                 if (begun)
                         q->c.rollback(q->c.arg);
+                if (q->c.failed)
+                        q->c.failed(q->c.arg, r);
                 for (size_t i = 0; i < n; i++)
                         members[i].job->rewind(members[i].job);
                 count(q, 0, 1);

@@ -23,6 +23,7 @@ struct commit_queue_config {
         int (*begin)(void *arg);
         int (*commit)(void *arg, void **ret_note); /* 0; -errno: the queue then calls rollback */
         void (*rollback)(void *arg);
+        void (*failed)(void *arg, int err);        /* a group, or a step alone, was rolled back because of err; what follows is tried again. NULL fine */
         void (*committed)(void *arg, void *note);  /* after a commit, outside the transaction, no lock held; frees the note */
         void *arg;
         bool threaded;                 /* false: run on the caller's thread */

@@ -87,6 +87,12 @@ static void txn_rollback(void *arg) {
         lock_drop(&m->db_lock);
 }
 
+static void txn_failed(void *arg, int err) {
+        struct meta *m = arg;
+        if (err == -ENOSPC && m->c.full)
+                m->c.full(m->c.full_arg);
+}
+
 static void txn_committed(void *arg, void *p) {
         struct meta *m = arg;
         _cleanup_free_ struct note *note = p;
@@ -245,7 +251,7 @@ int meta_open(const struct meta_config *c, struct meta **ret, char *ret_why, siz
                 m->txn.m = m;
                 m->txn.db = m->writer;
                 struct commit_queue_config q = {
-                        .begin = txn_begin, .commit = txn_commit, .rollback = txn_rollback, .committed = txn_committed, .arg = m,
+                        .begin = txn_begin, .commit = txn_commit, .rollback = txn_rollback, .committed = txn_committed, .failed = txn_failed, .arg = m,
                         .threaded = c->threaded, .clock = c->clock,
                 };
                 r = commit_queue_new(&q, &m->queue);

@@ -34,6 +34,8 @@ struct meta_config {
         bool cheap_passwords;    /* tests only */
         /* A commit made `seq` the newest of this workspace. Called after it is on disk, no lock held, from the commit thread (or the caller's). NULL fine. */
         void (*notify)(void *arg, uint64_t ws, const char *workspace, uint64_t seq); void *notify_arg;
+        /* A transaction failed for lack of room and will be tried once more. NULL fine. */
+        void (*full)(void *arg); void *full_arg;
 };
 /* -EPROTONOSUPPORT: the schema is newer than this program (nothing was touched). ret_why: one line for people, on failure. */
 int meta_open(const struct meta_config *c, struct meta **ret, char *ret_why, size_t n) _must_check_;

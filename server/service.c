@@ -6,6 +6,7 @@
  *   lock          flock: one process has the directory open, whatever it does (serve, user add, ...)
  *   meta.db*      the metadata (SQLite)
  *   objects/      the object store
+ *   reserve       room for deletions on a full disk (reserve.c)
  *   admin.sock    administration of a running server (admin.c)
  *   url           where it listens (main.c)
  *
@@ -142,6 +143,12 @@ static int dir_open(struct service *s, const char *dir, char *ret_why, size_t n)
         return r < 0 ? why(ret_why, n, r, "cannot lock %s: %s", lock, strerror(-r)) : 0;
 }
 
+static void service_full(void *arg) {
+        struct service *s = arg;
+
+        (void)reserve_release(s->reserve);
+}
+
 static int stack_open(struct service *s, const char *dir, char *ret_why, size_t n) {
         _cleanup_free_ char *objects = NULL;
         struct store *store;
@@ -191,9 +198,16 @@ int service_open(const struct service_config *c, struct service **ret, char *ret
         if (r >= 0)
                 r = stack_open(s, c->data_dir, ret_why, n);
         if (r >= 0) {
+                r = reserve_open(c->data_dir, &s->reserve);
+                if (r < 0)
+                        r = why(ret_why, n, r, "cannot open %s/reserve: %s", c->data_dir, strerror(-r));
+        }
+        if (r >= 0) {
                 mc = (struct meta_config){.path = db, .vfs = c->vfs, .clock = s->clock, .rng = s->rng, .counters = s->counters, .threaded = c->workers > 0,
-                                          .cheap_passwords = !c->data_dir, .notify = service_notify, .notify_arg = s};
+                                          .cheap_passwords = !c->data_dir, .notify = service_notify, .notify_arg = s, .full = service_full, .full_arg = s};
                 r = meta_open(&mc, &s->meta, ret_why, n);
+                if ((r == -ENOSPC || r == -EIO) && reserve_release(s->reserve)) /* its shared memory is a file too */
+                        r = meta_open(&mc, &s->meta, ret_why, n);
         }
         if (r < 0) {
                 service_close(s);
@@ -210,6 +224,7 @@ void service_close(struct service *s) {
         assert(!s->waiters);
         meta_close(s->meta);
         store_close(s->store);
+        reserve_close(s->reserve);
         lock_destroy(&s->waiters_lock);
         lock_destroy(&s->objects_lock);
         lock_destroy(&s->job_lock);

@@ -16,12 +16,14 @@ As a program:  proxy.py LISTEN_PORT TARGET_HOST:TARGET_PORT   reads one command 
     drop N [METHOD]       the next N HTTP requests are cut off before the server sees them
     duplicate N [METHOD]  the next N HTTP requests reach the server twice, over two connections; one answer comes back
                           METHOD (also of lose_answer): only requests with that method count
+    stall_body N BYTES    the next N HTTP requests with at least so many bytes of body stop flowing (0: those that were stopped go on); all others pass
     status N CODE         the next N HTTP requests are answered CODE (503, 429) with Retry-After: 1, the server does not see them
     counters | reset | quit
 As a module: Proxy(target_host, target_port), start(), command(text), stop(); runs its event loop on a thread of its own.
 """
 import asyncio
 import json
+import re
 import sys
 import threading
 
@@ -60,6 +62,7 @@ class Proxy:
         self.fired = {"lose_answer": 0, "drop": 0, "duplicate": 0}
         self.twice = set()
         self.statuses = [0, 503]
+        self.stall_bodies, self.stalled, self.stall_over = [0, 0], 0, None
         self.connections = self.requests = self.answers_lost = 0
         self.loop = self.thread = self.server = None
 
@@ -163,6 +166,11 @@ class Proxy:
                     if self.due("drop", data):
                         state["abort"] = True
                         raise ConnectionResetError
+                    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", data)
+                    if self.stall_bodies[0] > 0 and length and int(length[1]) >= self.stall_bodies[1]:
+                        self.stall_bodies[0] -= 1
+                        self.stalled += 1
+                        await self.stall_over.wait()
                     if self.due("lose_answer", data):
                         state["lose"] = True
                     if self.due("duplicate", data):
@@ -218,18 +226,23 @@ class Proxy:
             self.cut_after = int(args[0])
         elif verb in self.faults:
             self.faults[verb] = [int(args[0]), args[1].encode() + b" " if len(args) > 1 else b""]
+        elif verb == "stall_body":
+            self.stall_bodies = [int(args[0]), int(args[1]) if len(args) > 1 else 0]
+            self.stall_over.clear() if self.stall_bodies[0] else self.stall_over.set()
         elif verb == "status":
             self.statuses = [int(args[0]), int(args[1])]
         elif verb == "reset":
             self.up.bytes = self.down.bytes = self.connections = self.requests = self.answers_lost = 0
         elif verb != "counters":
             return {"error": f"unknown command {verb}"}
-        return {"bytes_up": self.up.bytes, "bytes_down": self.down.bytes, "connections": self.connections, "requests": self.requests, "answers_lost": self.answers_lost, "fired": dict(self.fired)}
+        return {"bytes_up": self.up.bytes, "bytes_down": self.down.bytes, "connections": self.connections, "requests": self.requests, "answers_lost": self.answers_lost, "fired": dict(self.fired), "stalled": self.stalled}
 
     async def main(self, ready):
         self.loop = asyncio.get_running_loop()
         self.flowing = asyncio.Event()
         self.flowing.set()
+        self.stall_over = asyncio.Event()
+        self.stall_over.set()
         self.ended = asyncio.Event()
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", self.listen_port)
         self.port = self.server.sockets[0].getsockname()[1]
