@@ -9,6 +9,7 @@
 #define QUIET_POINT_MS 30000
 #define COMMIT_AGE_MS 300000
 #define FLUSH_MS 1000
+#define INDEX_MS 60000
 #define LISTENERS_MAX 4u
 
 struct file {
@@ -51,7 +52,7 @@ struct files {
         uint64_t dirty_limit;
         /* flusher */
         pthread_t thread; bool running, stop, dirty, kicked, flushing;
-        int64_t dirty_since_ms;
+        int64_t dirty_since_ms, index_due_ms;  /* index: of the blobs, once a minute */
         struct cond work, idle;
         struct retire *retire_first, *retire_last;
         uint64_t retire_added, retire_upto; /* those up to this one were synced and may go */

@@ -7,6 +7,7 @@
  *   2. what may only go after that sync: stages that nobody needs; committed stages are handed to the workers (file_commit.c)
  *   3. outbox rows that could not be written before are tried again
  *   4. writers that wait for room, in order of arrival
+ *   5. once a minute the blobs' index, so that a kill costs the order of a minute and not of the whole day
  *
  * Back-pressure. A write is parked when the dirty share is full, or when the blobs could not evict enough. It is told to come again when its bytes fit (each wake-up reserves them in
  * thought, so that a crowd does not wake for one place); it fails with -ENOSPC when we are offline, because nothing will free room then, or when its deadline passes. A writer that waits also
@@ -218,6 +219,14 @@ static void *run(void *arg) {
                         tick = mono_ms();
                 }
                 files_queue_again(fs);
+                lock_take(&fs->lock);
+                bool index = mono_ms() >= fs->index_due_ms;
+                if (index)
+                        fs->index_due_ms = mono_ms() + INDEX_MS;
+                lock_drop(&fs->lock);
+                int r = index ? blobs_sync(fs->c->blobs) : 0;
+                if (r < 0)
+                        log_warn("cache blobs_sync error=%s", err_name(r));
                 int64_t at = serve_waiters(fs);
                 /* deadlines are told on the cache's clock */
                 deadline = at == INT64_MAX ? at : mono_ms() + MAX((int64_t)1, MIN(at - clock_mono_ms(fs->c->clock), (int64_t)FLUSH_MS));
@@ -228,6 +237,7 @@ static void *run(void *arg) {
 
 int files_start(struct files *fs) {
         fs->running = true;
+        fs->index_due_ms = mono_ms() + INDEX_MS;
         if (fs->cfg.by_hand)
                 return 0;
         int r = thread_start(&fs->thread, "cache-flush", run, fs);

@@ -57,6 +57,34 @@ static void test_adopt(void **state) {
         adopt_under_a_reader(true);
 }
 
+/* ---- the blobs' index is written while the cache is open, not only at its close ---- */
+int __real_blobs_sync(struct blobs *b);
+int __wrap_blobs_sync(struct blobs *b);
+static _Atomic int index_syncs;
+int __wrap_blobs_sync(struct blobs *b) {
+        index_syncs++;
+        return __real_blobs_sync(b);
+}
+
+static void test_index_minute(void **state) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        cw_open(w);
+        struct files *fs = w->cache->files;
+        lock_take(&fs->lock);
+        assert_in_range(fs->index_due_ms, now_ms(), now_ms() + INDEX_MS);
+        int before = index_syncs;
+        fs->index_due_ms = 0; /* the minute is over */
+        fs->kicked = true;
+        cond_broadcast(&fs->work);
+        lock_drop(&fs->lock);
+        WAIT_UNLOCKED(w->source, index_syncs > before);
+        lock_take(&fs->lock);
+        int64_t next = fs->index_due_ms;
+        lock_drop(&fs->lock);
+        assert_in_range(next, now_ms(), now_ms() + INDEX_MS);
+        cw_free(w);
+}
+
 /* ---- a stage that two places let go of is let go once ---- */
 static void test_discarded_twice(void **state) {
         struct cw *w = cw_new(256 * MIB, 1);
@@ -238,6 +266,6 @@ static void test_all_at_once(void **state) {
 }
 
 int main(void) {
-        const struct CMUnitTest tests[] = { cmocka_unit_test(test_discarded_twice), cmocka_unit_test(test_adopt), cmocka_unit_test(test_all_at_once) };
+        const struct CMUnitTest tests[] = { cmocka_unit_test(test_discarded_twice), cmocka_unit_test(test_index_minute), cmocka_unit_test(test_adopt), cmocka_unit_test(test_all_at_once) };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
