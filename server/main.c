@@ -366,7 +366,7 @@ static int cmd_restore(int argc, char **argv) {
                 return fail(EXIT_FAILED, "no memory");
         if (r < 0 && r != -EUCLEAN)
                 return fail(exit_code(r), "%s", (const char *)text.data);
-        (void)printf("%s\n%s is ready; clients load anew and bring back what only they have\n", (const char *)text.data, data);
+        (void)printf("%s\n%s is ready; clients load anew and keep what only they have\n", (const char *)text.data, data);
         return exit_code(r);
 }
 

@@ -13,7 +13,7 @@
  *
  * Restore makes a new data directory: objects copied, database copied, and then every workspace gets a *new epoch* that names the old one and the seq at which it
  * forks, before the directory becomes usable (`format` is written last). What the old server accepted after the backup is thus known to be missing: clients see 410 with
- * fork_seq, load anew, and bring what only they have above it. Restoring by copying files by hand is found out by the marks (meta_read.c), but without a fork. */
+ * fork_seq, load anew, and keep what only they have above it. Restoring by copying files by hand is found out by the marks (meta_read.c), but without a fork. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
