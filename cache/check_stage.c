@@ -5,7 +5,7 @@
  * Records of all logs are sorted by (generation, copy, seq). The highest copy with a header counts; what a CUT made void is left out. Then:
  *
  *   same boot      every record up to the last must be there and verify; only the very last may be torn
- *   another boot   own log: up to its last SYNC; shared log: no gap before the segment's sync mark
+ *   another boot   own log: the records that its last SYNC vouches for; shared log: no gap before the segment's sync mark
  *   own log        the file that its header names must be in lent/ and as long as the extents say */
 #include <dirent.h>
 #include <fcntl.h>
@@ -163,8 +163,8 @@ static int judge(struct reading *rd, struct rec *v, size_t n, struct check_stage
         if (rd->new_boot && s->own) {
                 need = 0;
                 for (size_t i = 0; i < n; i++)
-                        if (v[i].kind == LOG_SYNC)
-                                need = i + 1;
+                        if (v[i].kind == LOG_SYNC) /* records with a lower seq are on the platter */
+                                need = MAX(need, (size_t)MIN(v[i].off, (uint64_t)n));
         } else if (rd->new_boot) {
                 need = good;
                 for (size_t i = good; i < n; i++)
