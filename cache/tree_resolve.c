@@ -319,6 +319,8 @@ static int mark_row(struct tree *t, struct nrow *row, const struct id *original,
 
 /* Marks the node as a conflict copy of what has the name on the server. A CREATE carries the mark itself, else it is an operation of its own. */
 static int mark_second(struct tree *t, struct orow *own, uint64_t parent, const char *name, size_t n, const char *host) {
+        struct conflict_suffix suffix;
+        struct conflict_mark mark;
         struct server_side there;
         struct nrow row, other;
         int r = server_occupant(t, parent, name, n, own->ino, &other);
@@ -326,6 +328,10 @@ static int mark_second(struct tree *t, struct orow *own, uint64_t parent, const 
                 r = shadow_get(t, &other, &there);
         if (r == 0)
                 r = row_get(t, t->w, own->ino, &row);
+        if (r == 0)
+                r = row_extra(t, &row);
+        if (r == 0 && conflict_parse(name, n, &suffix) && (r = conflict_mark_get(t, &row, &mark)) > 0) /* a copy whose conflict name is taken, too, stays a copy of the same */
+                return 0;
         if (r == 0)
                 r = mark_row(t, &row, &other.id, &there.v.version, host);
         if (r < 0)

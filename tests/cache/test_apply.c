@@ -219,19 +219,28 @@ static void test_conflict_listed(void **state) {
         assert_string_equal(c.name, "file (conflict box 1)");
         assert_int_equal(c.original.ino, f.ino);
         assert_int_equal(c.parent, d.ino);
+        /* its conflict name is taken, too: the next one, and still a copy of the same */
+        (void)model_make(&m, &d.id, "file (conflict box 1)", NODE_FILE, 7);
+        r = answer(NULL);
+        assert_int_equal(r.code, RES_EXISTS);
+        (void)resolve(&r, RESOLVE_NEW_NAME);
+        assert_int_equal(conflicts(&c), 1);
+        assert_string_equal(c.name, "file (conflict box 2)");
+        assert_int_equal(c.original.ino, f.ino);
+        assert_int_equal(model_unlink(&m, &d.id, "file (conflict box 1)"), 0);
         tree_close(w.tree);
         world_reopen(&w, 2);
         assert_int_equal(conflicts(&c), 1);
         struct buf names = BUF_INIT(4096);
         MUST(tree_xattr_list(w.tree, c.copy.ino, &names));
         assert_int_equal(names.bytes, 0); /* cp -a does not see it */
-        MUST(mv(&w, d.ino, "file (conflict box 1)", d.ino, "other", 0));
+        MUST(mv(&w, d.ino, "file (conflict box 2)", d.ino, "other", 0));
         assert_int_equal(conflicts(&c), 0);
-        MUST(mv(&w, d.ino, "other", d.ino, "file (conflict box 1)", 0));
+        MUST(mv(&w, d.ino, "other", d.ino, "file (conflict box 2)", 0));
         sync_all(&w, &m);
         assert_int_equal(conflicts(&c), 1);
         const uint64_t copy = c.copy.ino;
-        MUST(tree_rename(w.tree, d.ino, "file (conflict box 1)", 21, d.ino, "file", 4, 0, world_kept, &w, &moved, &replaced));
+        MUST(tree_rename(w.tree, d.ino, "file (conflict box 2)", 21, d.ino, "file", 4, 0, world_kept, &w, &moved, &replaced));
         assert_int_equal(moved.ino, copy);
         assert_int_equal(conflicts(&c), 0);
         assert_int_equal(outbox_all(&w, items, 4), 1);
