@@ -88,34 +88,38 @@ static void remember_gen(struct client *c, uint64_t ino, struct text *t) {
         all[c->n_gens++] = (struct gen_text){ .gen = n.gen, .text = t };
 }
 
-/* Bytes that are on this client already; -EINPROGRESS: they are not. */
+struct reading {
+        struct reading *next;
+        struct client *c;
+        struct file_read r;
+        struct text *expect;
+        uint8_t *buf;
+        _Atomic bool over; ssize_t result;
+        bool cancelled;
+};
+static struct reading *start_read(struct client *c, const struct node *n);
+static void sweep(struct client *c);
+
+/* Bytes that are on this client already; -EINPROGRESS: they are not (a base block may be missing under local bytes too; then it is being fetched now). */
 static int read_now(struct client *c, const struct node *n, struct buf *ret) {
-        struct file *f;
-        int r = buf_reserve(ret, n->size + 1);
-        if (r >= 0)
-                r = file_open(c->cache, n->ino, n->incarnation, false, false, &f);
-        if (r < 0)
-                return r;
-        struct file_read read = { .file = f, .off = 0, .buf = ret->data, .n = n->size, .deadline_ms = INT64_MAX / 2 };
-        if (!n->gen && n->content.size) { /* asked of the blob, so that nothing is started that must be waited for */
+        if (!n->gen && n->content.size) { /* asked of the blob, so that nothing is started without need */
                 struct blob *blob;
                 bool all = false;
                 if (blob_get(c->cache->blobs, &n->content, &blob) >= 0) {
                         all = blob_complete(blob);
                         blob_put(blob);
                 }
-                if (!all) {
-                        file_release(f, false);
+                if (!all)
                         return -EINPROGRESS;
-                }
         }
-        ssize_t k = file_read(&read);
-        assert(k != -EINPROGRESS);
-        file_release(f, false);
-        if (k < 0)
-                return (int)k;
-        ret->bytes = (size_t)k;
-        return 0;
+        struct reading *g = start_read(c, n);
+        if (!g)
+                return -EIO;
+        if (!g->over)
+                return -EINPROGRESS;
+        int r = g->result < 0 ? (int)g->result : buf_add(ret, g->buf, (size_t)g->result);
+        sweep(c);
+        return r;
 }
 
 struct text *text_of_node(struct client *c, const struct node *n) {
@@ -563,16 +567,6 @@ static void op_handle(struct client *c) {
 }
 
 /* ---- reading ---- */
-
-struct reading {
-        struct reading *next;
-        struct client *c;
-        struct file_read r;
-        struct text *expect;
-        uint8_t *buf;
-        _Atomic bool over; ssize_t result;
-        bool cancelled;
-};
 
 static void read_done(struct file_read *r, ssize_t result) {
         struct reading *g = r->owner;
