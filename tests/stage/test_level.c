@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The word for how safe a file is, at each step of its way; nothing is synced but by the test. */
+/* The word for how safe a file is, at each step of its way; nothing is synced but by the test. And the commit points of files that stay open. */
 #include "cache_world.h"
 
 static void open_by_hand(struct cw *w) {
@@ -88,7 +88,43 @@ static void test_dir(void **state) {
         cw_free(w);
 }
 
+/* Commit points of a file that stays open: half a minute without a write, and five minutes after the oldest write even if it never rests. */
+static void test_quiet_points(void **state) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        struct clock_manual clock;
+        clock_manual_init(&clock, 1000, 1700000000000000000);
+        cw_open_with(w, &clock.clock);
+        struct node n = cw_create(w, INO_ROOT, "f");
+        struct file *f = cw_file(w, n.ino, true, false);
+        assert_int_equal(write_at(f, 0, "a", 1, true, WAIT_MS), 1);
+        clock_manual_advance(&clock, 29000);
+        assert_int_equal(file_quiet_points(w->cache), 1000);
+        assert_int_equal(cw_row(w, n.ino).gen, 0);
+        clock_manual_advance(&clock, 1000);
+        (void)file_quiet_points(w->cache);
+        uint64_t first = cw_row(w, n.ino).gen, last = first;
+        assert_int_not_equal(first, 0);
+        assert_int_equal(cw_row(w, n.ino).size, 1);
+        (void)file_quiet_points(w->cache);
+        assert_int_equal(cw_row(w, n.ino).gen, first); /* nothing new: no version */
+        int points = 0;
+        for (int s = 0; s < 610; s += 10) {
+                assert_int_equal(write_at(f, 0, "b", 1, true, WAIT_MS), 1);
+                clock_manual_advance(&clock, 10000);
+                (void)file_quiet_points(w->cache);
+                uint64_t gen = cw_row(w, n.ino).gen;
+                points += gen != last;
+                if (gen != last)
+                        assert_true(s + 10 == 300 || s + 10 == 600);
+                last = gen;
+        }
+        assert_int_equal(points, 2);
+        file_release(f, true);
+        assert_int_equal(cw_row(w, n.ino).size, 62);
+        cw_free(w);
+}
+
 int main(void) {
-        const struct CMUnitTest tests[] = { cmocka_unit_test(test_small), cmocka_unit_test(test_large), cmocka_unit_test(test_dir) };
+        const struct CMUnitTest tests[] = { cmocka_unit_test(test_small), cmocka_unit_test(test_large), cmocka_unit_test(test_dir), cmocka_unit_test(test_quiet_points) };
         return cmocka_run_group_tests_name("level", tests, NULL, NULL);
 }
