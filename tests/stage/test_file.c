@@ -448,14 +448,17 @@ static void unlinked_save(bool sent, bool again, bool restart) {
         cw_accept_all(w);
         cw_settle(w);
         put(w, a.ino, false, 100, 500);
+        size_t on_way = 0;
         if (sent) {
                 struct arena *arena;
                 static struct outbox_item items[64];
                 size_t n = 0;
                 assert_int_equal(arena_new(16 << 20, &arena), 0);
                 assert_int_equal(outbox_list(w->cache->tree, arena, false, items, 64, &n), 0);
-                for (size_t i = 0; i < n; i++)
+                for (size_t i = 0; i < n; i++) {
                         assert_int_equal(outbox_mark_sent(w->cache->tree, &items[i].op.id, 1), 0);
+                        on_way += items[i].gen != 0;
+                }
                 arena_free(arena);
                 if (again)
                         put(w, a.ino, false, 600, 100);
@@ -475,7 +478,9 @@ static void unlinked_save(bool sent, bool again, bool restart) {
         assert_int_equal(tree_forget(w->cache->tree, moved.ino), 0);
         for (unsigned i = 0; i < 3; i++) {
                 assert_int_equal(cache_sync(w->cache), 0);
-                assert_int_equal(carried(w), n);
+                size_t left = carried(w); /* what was not on its way may have gone with the file; no row lost its bytes: asserted there */
+                assert_in_range(left, on_way, n);
+                n = left;
         }
         for (unsigned i = 0; i < 2 && restart; i++) {
                 cw_close(w);
