@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Installs what the tests need, builds, runs the required suites, and ends with one line of totals: "N passed, N failed".
 #
-#   ./test.sh                     everything: suites unit, sim, fs, e2e and fault on a debug build, then unit, sim and fs (and e2e in CI) under ASan and UBSan
+#   ./test.sh                     everything: suites unit, sim, fs, e2e and fault on a debug build, then all but fault under ASan and UBSan
 #   ./test.sh --fast              without the sanitizers
 #   ./test.sh SUITE...            only these suites, without the sanitizers
 #
-# TARN_TEST_SCALE=N  lengthens the tests that take a factor      CI=true  a required suite that was skipped is a failure
+# TARN_TEST_SCALE=N  lengthens the tests that take a factor      TARN_TEST_SEED=N  repeats the random ones      CI=true  a required suite that was skipped is a failure
 set -uo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
 
