@@ -254,14 +254,14 @@ int local_cancel(struct tree *t, const struct nrow *row) {
         return r < 0 ? r : 1;
 }
 
-/* A LINK of exactly this name that was never sent. 1: it is gone. */
-static int cancel_link(struct tree *t, const struct nrow *row, uint64_t dir, const char *name, size_t n) {
+/* The LINK that gave this name, if it was never sent (one that the name has left and come back to since is needed by the renames between). 1: it is gone. */
+static int cancel_link(struct tree *t, const struct nrow *row, const struct id *placement) {
         struct orow *list;
         size_t count = 0;
         int r = row->pend ? outbox_of_node(t, row->ino, &list, &count) : 0;
         for (size_t i = 0; i < count && r == 0; i++) {
                 const struct orow *o = &list[i];
-                if (o->op.kind == OP_LINK && o->p1 == dir && o->op.name_bytes == n && memcmp(o->op.name, name, n) == 0 && outbox_soft(o)) {
+                if (o->op.kind == OP_LINK && id_equal(&o->op.id, placement) && outbox_soft(o)) {
                         r = outbox_remove(t, o);
                         return r < 0 ? r : 1;
                 }
@@ -313,7 +313,7 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
         if (is_dir && (r = entry_any(t->w, row.ino)) != 0)
                 return r < 0 ? r : -ENOTEMPTY;
         struct vname v = { .parent = dir, .cookie = at.cookie, .name = name, .n = n, .placement = at.placement };
-        r = last ? local_cancel(t, &row) : cancel_link(t, &row, dir, name, n);
+        r = last ? local_cancel(t, &row) : cancel_link(t, &row, &at.placement);
         if (r == 0 && last)
                 r = unlink_instead(t, &row, dir, name, n);
         if (r == 0) {

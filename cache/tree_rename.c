@@ -3,7 +3,7 @@
  *
  *   target           source                                   what is queued
  *   free             CREATE never sent, of this very name     nothing: the CREATE gets the new place
- *   free             RENAME to this very name, not sent       nothing: that RENAME gets the new place
+ *   free             RENAME to this very name, not sent       nothing: that RENAME gets the new place (but not the one that it left)
  *   free             else                                     RENAME
  *   never sent       any                                      the target's operations are cancelled; then as free
  *   a file           file, CREATE never sent, one link each   REPLACE on the target's id; the source's CREATE goes
@@ -160,7 +160,7 @@ static int move_create(struct tree *t, struct rename *m) {
         return r < 0 ? r : 1;
 }
 
-/* 1: the source's last RENAME was never sent and has the new place now. */
+/* 1: the source's last RENAME was never sent and has the new place now. Not the place that it left: a RENAME to itself would keep a name that goes later. */
 static int move_rename(struct tree *t, struct rename *m) {
         struct orow *list, *o = NULL;
         size_t n = 0;
@@ -171,6 +171,8 @@ static int move_rename(struct tree *t, struct rename *m) {
         if (r < 0 || !o || o->op.kind != OP_RENAME || o->ino != m->s.ino || o->ino2 || o->op.flags || !outbox_soft(o) || o->p2 != m->dir || o->op.name2_bytes != m->n ||
             memcmp(o->op.name2, m->name, m->n) != 0)
                 return r;
+        if (o->p1 == m->dir2 && o->op.name_bytes == m->n2 && memcmp(o->op.name, m->name2, m->n2) == 0)
+                return 0;
         r = may_move(t, m, o);
         if (r <= 0)
                 return r;

@@ -184,6 +184,24 @@ static void test_rename(void **state) {
         assert_int_equal(node_of(a.ino).nlink, 3);
 }
 
+/* A name that came by a link, went away and came back by renames, and is removed then: nothing of it is left, whoever takes the name and leaves it. */
+static void test_name_back_and_gone(void **state) {
+        struct node f = make(&w, INO_ROOT, "f", NODE_FILE), n;
+        MUST(tree_link(w.tree, f.ino, INO_ROOT, "c", 1, &n));
+        MUST(mv(&w, INO_ROOT, "c", INO_ROOT, "d", 0));
+        MUST(mv(&w, INO_ROOT, "d", INO_ROOT, "c", 0));
+        MUST(tree_unlink(w.tree, INO_ROOT, "c", 1, false, world_kept, &w, &n));
+        (void)make(&w, INO_ROOT, "c", NODE_DIR);
+        MUST(mv(&w, INO_ROOT, "c", INO_ROOT, "e", 0));
+        assert_int_equal(look_error(&w, INO_ROOT, "c"), -ENOENT);
+        assert_int_equal(look_error(&w, INO_ROOT, "d"), -ENOENT);
+        assert_int_equal(node_of(f.ino).nlink, 1);
+        struct outbox_item items[8];
+        size_t count = outbox_all(&w, items, 8);
+        for (size_t i = 0; i < count; i++)
+                assert_false(items[i].op.kind == OP_RENAME && items[i].op.name_bytes == items[i].op.name2_bytes && memcmp(items[i].op.name, items[i].op.name2, items[i].op.name_bytes) == 0);
+}
+
 static void test_setattr(void **state) {
         struct node f = make(&w, INO_ROOT, "f", NODE_FILE), n;
         struct outbox_item items[4];
@@ -437,6 +455,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_list, setup, teardown),     cmocka_unit_test_setup_teardown(test_unlink, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_unlink_open, setup, teardown), cmocka_unit_test_setup_teardown(test_link, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_unnamed, setup, teardown),  cmocka_unit_test_setup_teardown(test_rename, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_name_back_and_gone, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_setattr, setup, teardown),  cmocka_unit_test_setup_teardown(test_xattr, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_content, setup, teardown),  cmocka_unit_test_setup_teardown(test_protected, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_settings, setup, teardown), cmocka_unit_test_setup_teardown(test_transactions, setup, teardown),
