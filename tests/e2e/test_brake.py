@@ -76,22 +76,17 @@ def test_a_snapshot_that_is_cut_removes_nothing_and_goes_on(world):
         p.command("refuse on")
         p.command("cut")
         restore(world, backup)
-        cuts = 0
-        p.command("cut_after 60000")
+        p.command("cut_after 10000 each")  # a page is larger: no connection brings one
         p.command("refuse off")
-        while cuts < 4:  # the pages take some 100 KB each: whatever the connection carries, it ends in the middle of one
-            until(lambda: p.cut_after is None, 60, "a connection that will be cut")
-            p.command("cut_after 60000")
-            cuts += 1
-            assert set(facts(a.dir)) == before
-        p.cut_after = None
+        until(lambda: p.cuts >= 4, 60, "four connections that were cut")
+        assert set(facts(a.dir)) == before
+        p.command("cut_after 0")
         until(lambda: a.status()["state"] == "online", 60, "online")
         (a.dir / "later").touch()
         a.wait(120)
         assert set(facts(a.dir)) == before | {"later"}
         s = a.status()
         assert s["held_nodes"] == 0 and s["loaded"]
-        assert a.log_text().count("cannot reach the server") >= 2  # it was cut indeed
     finally:
         for c in world.clients:
             c.close()

@@ -11,7 +11,7 @@ As a program:  proxy.py LISTEN_PORT TARGET_HOST:TARGET_PORT   reads one command 
     refuse on|off         new connections are reset
     stall on|off          bytes stop flowing, connections stay
     cut                   resets every connection now
-    cut_after BYTES       the next connection is reset after so many bytes of the answer
+    cut_after BYTES [each]  the next connection (each: every new one, until cut_after 0) is reset after so many bytes of the answer; the counters have the cuts
     lose_answer N [METHOD]  the next N HTTP requests reach the server; their answers do not come back (the connection is cut when the answer starts)
     drop N [METHOD]       the next N HTTP requests are cut off before the server sees them
     duplicate N [METHOD]  the next N HTTP requests reach the server twice, over two connections; one answer comes back
@@ -57,7 +57,7 @@ class Proxy:
         self.refuse = False
         self.flowing = None
         self.writers = set()
-        self.cut_after = None
+        self.cut_after, self.cut_each, self.cuts = None, False, 0
         self.faults = {"lose_answer": [0, b""], "drop": [0, b""], "duplicate": [0, b""]}  # how many more, which method
         self.fired = {"lose_answer": 0, "drop": 0, "duplicate": 0}
         self.twice = set()
@@ -80,7 +80,8 @@ class Proxy:
         pair = {writer, there_writer}
         self.writers |= pair
         state = {"lose": False, "left": self.cut_after}
-        self.cut_after = None
+        if not self.cut_each:
+            self.cut_after = None
         tasks = [asyncio.create_task(self.pump(reader, there_writer, writer, self.up, state, True)),
                  asyncio.create_task(self.pump(there_reader, writer, there_writer, self.down, state, False))]
         try:
@@ -186,6 +187,7 @@ class Proxy:
                         state["left"] -= len(data)
                         if state["left"] < 0:
                             state["abort"] = True
+                            self.cuts += 1
                             raise ConnectionResetError
                 now = self.loop.time()
                 left = line.send(now, len(data))
@@ -223,7 +225,7 @@ class Proxy:
             for w in list(self.writers):
                 w.transport.abort()
         elif verb == "cut_after":
-            self.cut_after = int(args[0])
+            self.cut_after, self.cut_each = int(args[0]) or None, len(args) > 1
         elif verb in self.faults:
             self.faults[verb] = [int(args[0]), args[1].encode() + b" " if len(args) > 1 else b""]
         elif verb == "stall_body":
@@ -235,7 +237,7 @@ class Proxy:
             self.up.bytes = self.down.bytes = self.connections = self.requests = self.answers_lost = 0
         elif verb != "counters":
             return {"error": f"unknown command {verb}"}
-        return {"bytes_up": self.up.bytes, "bytes_down": self.down.bytes, "connections": self.connections, "requests": self.requests, "answers_lost": self.answers_lost, "fired": dict(self.fired), "stalled": self.stalled}
+        return {"bytes_up": self.up.bytes, "bytes_down": self.down.bytes, "connections": self.connections, "requests": self.requests, "answers_lost": self.answers_lost, "fired": dict(self.fired), "stalled": self.stalled, "cuts": self.cuts}
 
     async def main(self, ready):
         self.loop = asyncio.get_running_loop()
