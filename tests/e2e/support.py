@@ -103,7 +103,8 @@ class Server:
 
     def stop(self, sig=signal.SIGTERM):
         if self.process:
-            self.process.send_signal(signal.SIGCONT)
+            if sig != signal.SIGKILL:  # that one needs no help, and a frozen server shall not answer before it dies
+                self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(sig)
             self.process.wait(30 * PATIENCE)
             self.process.stdout.close()
