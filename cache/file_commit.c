@@ -12,6 +12,10 @@
  *
  * Bytes of the base that the stage does not have are found by their hash in the old blob when somebody reads them (blob.c). If anything fails in 3 only cached bytes are lost.
  *
+ * A generation that two operations carry (a temporary that was saved over a file while it was on its way) is committed with the last one of them: until then the other one may have to be sent (again)
+ * with these bytes. The version that a layer above is based on is an operation of its own node: an answer that is about another node (the temporary's) does not change it, else the layer
+ * would be refused as based on something that its node never was.
+ *
  * Moved: a conflict copy took the generation; the file with its handles is re-keyed to the new node. Dropped: the stack goes once no handle shows it.
  *
  * One retirement at a time, in commit order; fs->lock guards the list.
@@ -62,12 +66,14 @@ static struct file *file_of_stage(struct files *fs, struct stage *st, struct sta
         }
 }
 
+/* version NULL: it is based on the version that it names already. */
 static void note_rebase(struct stage *above, const struct content *content, const struct id *version) {
         FAILPOINT_HERE("adopt.rebase");
         LOCK_SCOPE(&above->io);
         above->head.base = *content;
         above->head.below_gen = 0;
-        above->head.base_version = *version;
+        if (version)
+                above->head.base_version = *version;
         lock_take(&above->lock);
         above->head.base_limit = above->base_limit;
         bool gone = above->state == STAGE_GONE;
@@ -233,23 +239,24 @@ void files_loose_go(struct files *fs) {
 
 static void committed(struct files *fs, const struct tree_done *d) {
         struct stage *st, *above;
-        if (stage_get(fs->c->stages, d->gen, &st) < 0)
+        if (outbox_carries(fs->c->tree, d->gen) != 0 || stage_get(fs->c->stages, d->gen, &st) < 0)
                 return;
         struct file *f = file_of_stage(fs, st, &above);
         if (f) {
+                const struct id *version = d->ino == f->ino ? &d->version : NULL;
                 /* under f->lock: a stage that is made on top from now on names the content as its base, one that is there already is told */
                 files_retire_add(fs, stage_ref(st), &d->content, &d->version);
                 if (above)
-                        note_rebase(above, &d->content, &d->version);
-                else
-                        f->version = d->version;
+                        note_rebase(above, &d->content, version);
+                else if (version)
+                        f->version = *version;
                 lock_drop(&f->lock);
                 file_put(f);
         } else {
                 above = loose_above(fs, st);
                 files_retire_add(fs, stage_ref(st), &d->content, &d->version);
                 if (above)
-                        note_rebase(above, &d->content, &d->version);
+                        note_rebase(above, &d->content, d->ino == stage_ino(above) ? &d->version : NULL);
         }
         stage_put(above);
         stage_put(st);

@@ -9,6 +9,9 @@
  * life of it may have sent the operation, and the row may say something else by now. So an event counts as ours only if the row was sent and says what the event says; else it is
  * applied like anybody's, the row stays, and the server judges it: the answer to what was sent before is the first one, to something else ID_REUSED.
  *
+ * A generation may be carried by two operations: a temporary that was saved over a file while its CREATE (or CONTENT) was on its way. The first answer makes bytes known to the server and
+ * changes nothing of what the file shows: its incarnation stays, whoever has it open goes on (adopt_content), and what is based on the save stays based on it (file_commit.c).
+ *
  * Order inside one event does not matter: nodes first, then deletions, then names; collisions are tree_settle.c's. A list of names that names a parent which is not
  * here yet (answers run ahead of events) is left for its event. */
 #include "tree_priv.h"
@@ -179,7 +182,7 @@ int apply_changes(struct tree *t, const struct change *changes, size_t n, uint64
         return r;
 }
 
-/* A REPLACE whose source has just been answered carries the same generation: its bytes are on the server now. */
+/* A REPLACE whose source has just been answered carries the same generation: its bytes are on the server now, and no byte of what it shows has changed. */
 static int adopt_content(struct tree *t, const struct orow *own, const struct content *content) {
         struct orow *list;
         size_t n = 0;
@@ -189,11 +192,14 @@ static int adopt_content(struct tree *t, const struct orow *own, const struct co
                 r = outbox_of_node(t, own->ino, &list, &n);
         for (size_t i = 0; i < n && r == 0; i++)
                 if (list[i].op.kind == OP_REPLACE && list[i].gen == own->gen && outbox_soft(&list[i])) {
+                        const struct settle_hint same = { .done_gen = own->gen, .done_version = list[i].op.id };
                         list[i].gen = 0;
                         list[i].op.content = *content;
                         r = outbox_change(t, &list[i]);
                         if (r == 0)
-                                r = tree_settle_later(t, list[i].ino);
+                                r = settle(t, list[i].ino, NULL, &same);
+                        if (r == 0)
+                                r = tree_settle_later(t, list[i].ino); /* its names, when the others have theirs */
                 }
         return r == -ENOENT ? 0 : r;
 }

@@ -50,11 +50,11 @@ bool tree_recovers_later(struct tree *t, uint64_t gen) {
         return gen <= t->born_us && !atomic_load(&t->complete);
 }
 
-/* 1: its generation is in the outbox, under this node. */
+/* 1: its generation is in the outbox, under this node. Of two operations that carry it the later one is the save that shows it. */
 static int in_outbox(struct tree *t, struct db *db, struct stage_identity *s) {
         int64_t ino;
         struct nrow row;
-        int r = db_int(db, &ino, "SELECT ino FROM outbox WHERE gen=? AND gen > 0", "i", (int64_t)s->gen);
+        int r = db_int(db, &ino, "SELECT ino FROM outbox WHERE gen=? AND gen > 0 ORDER BY ord DESC LIMIT 1", "i", (int64_t)s->gen);
         if (r == 0)
                 r = row_get(t, db, (uint64_t)ino, &row);
         if (r < 0)

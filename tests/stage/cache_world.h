@@ -20,6 +20,7 @@ struct cw {
         _Atomic unsigned wakes;
         struct server_node *nodes; size_t n_nodes;
         uint64_t seq, entry_id;
+        bool judges;                   /* the server knows all versions, and what is based on another one than the newest is an error */
         char server_dir[160];          /* if set: every accepted content is written there too, for another process */
 };
 
@@ -195,9 +196,9 @@ static inline void cw_accept(struct cw *w, const struct outbox_item *item) {
         } else {
                 assert_int_equal(outbox_mark_sent(w->cache->tree, &item->op.id, 1), 0);
         }
-        struct server_node *n = cw_server_node(w, &item->op.node, true);
+        struct server_node *n = cw_server_node(w, &item->op.node, true), *source = id_is_zero(&item->op.source) ? NULL : cw_server_node(w, &item->op.source, false);
         w->seq++;
-        struct change ch = { 0 };
+        struct change ch[2] = { 0 };
         if (item->op.kind == OP_CREATE) {
                 n->row = item->op.attrs;
                 n->row.id = item->op.node;
@@ -206,8 +207,9 @@ static inline void cw_accept(struct cw *w, const struct outbox_item *item) {
                 memcpy(n->name, item->op.name, item->op.name_bytes);
                 n->name[item->op.name_bytes] = 0;
                 n->entry = (struct entry_row) { .entry_id = ++w->entry_id, .parent = item->op.parent, .node = item->op.node, .name_bytes = item->op.name_bytes, .placement = item->op.id, .seq = w->seq };
-        } else if (item->op.kind == OP_CONTENT) {
-                n->row.content = content;
+        } else if (item->op.kind == OP_CONTENT || item->op.kind == OP_REPLACE) {
+                assert_true(!w->judges || id_equal(&n->row.version, &item->op.version)); /* else it would be a conflict */
+                n->row.content = item->gen ? content : item->op.content;
                 n->row.version = item->op.id;
                 n->row.mtime_ns = item->op.attrs.mtime_ns;
         } else if (item->op.kind == OP_UNLINK) {
@@ -219,8 +221,13 @@ static inline void cw_accept(struct cw *w, const struct outbox_item *item) {
         }
         n->row.seq = w->seq;
         n->entry.name = n->name;
-        ch = (struct change) { .node = n->row, .has_entries = true, .entries = &n->entry, .n_entries = n->row.deleted ? 0 : 1 };
-        struct op_result res = { .op = item->op.id, .code = RES_OK, .seq = w->seq, .current = &ch, .n_current = 1 };
+        ch[0] = (struct change) { .node = n->row, .has_entries = true, .entries = &n->entry, .n_entries = n->row.deleted ? 0 : 1 };
+        if (source) {
+                source->row.deleted = true;
+                source->row.seq = w->seq;
+                ch[1] = (struct change) { .node = source->row, .has_entries = true };
+        }
+        struct op_result res = { .op = item->op.id, .code = RES_OK, .seq = w->seq, .current = ch, .n_current = source ? 2 : 1 };
         struct tree_applied applied = { 0 };
         int r = tree_accepted(w->cache->tree, &res, (bool (*)(void *, uint64_t))file_is_open, w->cache, a, &applied);
         if (r < 0)

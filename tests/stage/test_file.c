@@ -496,6 +496,78 @@ static void test_unlinked_save(void **state) {
                 unlinked_save(i & 1, i & 2, i & 4);
 }
 
+/* What is queued for the node, marked as sent; like the engine, with what the row says after that. */
+static struct outbox_item on_its_way(struct cw *w, struct arena *a, enum op_kind kind) {
+        static struct outbox_item items[64];
+        struct outbox_item item;
+        size_t n = 0, at = 0;
+        assert_int_equal(outbox_list(w->cache->tree, a, false, items, 64, &n), 0);
+        while (at < n && items[at].op.kind != kind)
+                at++;
+        assert_in_range(at, 0, n - 1);
+        assert_int_equal(outbox_mark_sent(w->cache->tree, &items[at].op.id, 1), 0);
+        assert_int_equal(outbox_get(w->cache->tree, &items[at].op.id, a, &item), 0);
+        return item;
+}
+
+/* A temporary is saved over a file while its CREATE is on its way; the file is opened at once, cut and written. Then the answers come: before the last close, one of them or both, or after it. With
+ * `both`, the save was sent with the CREATE. Nobody else is there: nothing is a conflict. */
+static void save_on_its_way(bool both, unsigned before_close, bool restart) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        bool (*is_open)(void *, uint64_t) = (bool (*)(void *, uint64_t))file_is_open;
+        struct outbox_item answer[2];
+        struct arena *a;
+        w->judges = true;
+        cw_open(w);
+        assert_int_equal(arena_new(16 << 20, &a), 0);
+        struct node doc = cw_create(w, INO_ROOT, "doc"), moved, replaced, n;
+        put(w, doc.ino, false, 0, 3000);
+        cw_accept_all(w);
+        cw_settle(w);
+        struct node temp = cw_create(w, INO_ROOT, "new");
+        put(w, temp.ino, false, 0, 2000);
+        answer[0] = on_its_way(w, a, OP_CREATE);
+        assert_int_equal(tree_rename(w->cache->tree, INO_ROOT, "new", 3, INO_ROOT, "doc", 3, 0, is_open, w->cache, &moved, &replaced), 0);
+        file_renamed(w->cache, &moved, &replaced);
+        assert_int_equal(moved.ino, temp.ino);
+        if (both)
+                answer[1] = on_its_way(w, a, OP_REPLACE);
+        struct file *f = cw_file(w, moved.ino, true, true);
+        assert_int_equal(write_at(f, 0, "x", 1, false, 0), 1);
+        for (unsigned i = 0; i < 2; i++) {
+                if (i == before_close)
+                        file_release(f, true);
+                if (i == 1 && !both)
+                        answer[1] = on_its_way(w, a, OP_REPLACE);
+                cw_accept(w, &answer[i]);
+                assert_int_equal(cw_row(w, moved.ino).incarnation, moved.incarnation); /* else what is open would become a conflict copy */
+                assert_int_equal(cache_sync(w->cache), 0);
+                (void)carried(w); /* no row lost its bytes */
+                if (restart && i == 0 && before_close == 0) {
+                        cw_close(w);
+                        cw_open(w);
+                }
+        }
+        if (before_close == 2)
+                file_release(f, true);
+        cw_accept_all(w);
+        cw_settle(w);
+        assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, "doc", 3, &n), 0);
+        assert_int_equal(n.size, 1);
+        struct model m = { .p = (uint8_t *)"x", .n = 1 };
+        compare_ino(w, n.ino, &m);
+        struct tree_totals totals;
+        assert_int_equal(tree_totals(w->cache->tree, &totals), 0);
+        assert_int_equal(totals.files, 1); /* no copy */
+        arena_free(a);
+        cw_free(w);
+}
+
+static void test_save_on_its_way(void **state) {
+        for (unsigned i = 0; i < 12; i++)
+                save_on_its_way(i & 1, (i >> 1) % 3, i >= 6);
+}
+
 /* Another client's version comes between the commit of ours and the moment at which our stage becomes a blob. */
 static void test_replaced_before_retired(void **state) {
         struct cw *w = cw_new(256 * MIB, 1);
@@ -548,7 +620,7 @@ static void test_speed(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_save), cmocka_unit_test(test_large), cmocka_unit_test(test_truncate_and_holes), cmocka_unit_test(test_random), cmocka_unit_test(test_append),
-                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_layers), cmocka_unit_test(test_unlinked_save), cmocka_unit_test(test_replaced_before_retired), cmocka_unit_test(test_speed),
+                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_layers), cmocka_unit_test(test_unlinked_save), cmocka_unit_test(test_save_on_its_way), cmocka_unit_test(test_replaced_before_retired), cmocka_unit_test(test_speed),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
