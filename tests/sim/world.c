@@ -213,7 +213,8 @@ int client_clone(struct client *c) {
                 return wrong(w, "%s: clone: %s", c->name, err_name(r));
         new->gens = calloc(c->n_gens + 1, sizeof *new->gens);
         assert(new->gens);
-        memcpy(new->gens, c->gens, c->n_gens * sizeof *new->gens);
+        if (c->n_gens)
+                memcpy(new->gens, c->gens, c->n_gens * sizeof *new->gens);
         new->n_gens = c->n_gens;
         w->n_clients++;
         w->count[SIM_CLONES]++;
