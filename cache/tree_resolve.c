@@ -220,6 +220,23 @@ static int unlink_source(struct tree *t, const struct orow *o) {
         return r < 0 ? r : tree_settle_later(t, o->ino2);
 }
 
+/* The conflict copy as a new node with a CREATE of its own, under a free name made of `name`. */
+static int insert_copy(struct tree *t, struct nrow *copy, const struct nrow *row, const struct server_side *side, struct nrow *parent, const char *name, size_t n, const char *host) {
+        const char *own_name = NULL;
+        int r = free_name(t, parent->ino, name, n, host, &own_name);
+        if (r == 0)
+                r = conflict_mark_make(t, copy, &row->id, &side->v.version, host);
+        if (r == 0)
+                r = row_insert(t, copy);
+        if (r == 0)
+                r = local_new_create(t, copy, parent, own_name, strlen(own_name));
+        if (r == 0)
+                r = dir_touch(t, parent->ino, t->now_ns);
+        if (r == 0)
+                r = tree_note(t, NOTE_ENTRY, parent->ino, own_name, strlen(own_name));
+        return r < 0 ? r : tree_note(t, NOTE_LIST, parent->ino, NULL, 0);
+}
+
 static int resolve_copy(struct tree *t, struct orow *own, struct nrow *row, struct server_side *side, const char *host) {
         struct orow *list;
         const struct orow *newest = own;
@@ -241,22 +258,9 @@ static int resolve_copy(struct tree *t, struct orow *own, struct nrow *row, stru
         copy.v.size = newest->op.content.size;
         if (!newest->gen) /* a REPLACE with bytes that are on the server already */
                 copy.v.content = newest->op.content;
-        const char *name = NULL;
         r = row_get(t, t->w, at ? at->parent : INO_ROOT, &parent);
         if (r == 0)
-                r = free_name(t, parent.ino, at ? at->name : "file", at ? at->n : 4, host, &name);
-        if (r == 0)
-                r = conflict_mark_make(t, &copy, &row->id, &side->v.version, host);
-        if (r == 0)
-                r = row_insert(t, &copy);
-        if (r == 0)
-                r = local_new_create(t, &copy, &parent, name, strlen(name));
-        if (r == 0)
-                r = dir_touch(t, parent.ino, t->now_ns);
-        if (r == 0)
-                r = tree_note(t, NOTE_ENTRY, parent.ino, name, strlen(name));
-        if (r == 0)
-                r = tree_note(t, NOTE_LIST, parent.ino, NULL, 0);
+                r = insert_copy(t, &copy, row, side, &parent, at ? at->name : "file", at ? at->n : 4, host);
         for (size_t i = 0; i < n && r == 0; i++) {
                 if (list[i].ino != row->ino || !is_content(&list[i]))
                         continue;
@@ -271,7 +275,6 @@ static int resolve_copy(struct tree *t, struct orow *own, struct nrow *row, stru
 /* The node of a CREATE is on the server, with other bytes: from before this state was rolled back, or from a clone of it. Ours become a node of their own. */
 static int resolve_made_before(struct tree *t, struct orow *own, struct nrow *row, const struct server_side *side, const char *host) {
         struct nrow copy = { .id = rng_id(t->rng), .last_gen = own->gen, .v = row->v }, parent;
-        const char *name = NULL;
         copy.v.gen = own->gen;
         copy.v.size = own->op.content.size;
         if (!own->gen) /* its bytes are on the server already */
@@ -282,19 +285,7 @@ static int resolve_made_before(struct tree *t, struct orow *own, struct nrow *ro
         if (r == -ENOENT)
                 r = row_get(t, t->w, INO_ROOT, &parent);
         if (r == 0)
-                r = free_name(t, parent.ino, own->op.name, own->op.name_bytes, host, &name);
-        if (r == 0)
-                r = conflict_mark_make(t, &copy, &row->id, &side->v.version, host);
-        if (r == 0)
-                r = row_insert(t, &copy);
-        if (r == 0)
-                r = local_new_create(t, &copy, &parent, name, strlen(name));
-        if (r == 0)
-                r = dir_touch(t, parent.ino, t->now_ns);
-        if (r == 0)
-                r = tree_note(t, NOTE_ENTRY, parent.ino, name, strlen(name));
-        if (r == 0)
-                r = tree_note(t, NOTE_LIST, parent.ino, NULL, 0);
+                r = insert_copy(t, &copy, row, side, &parent, own->op.name, own->op.name_bytes, host);
         if (r == 0 && own->gen)
                 r = apply_fate(t, &(struct tree_done){ .op = own->op.id, .ino = copy.ino, .gen = own->gen, .fate = FATE_MOVED });
         return r < 0 ? r : settle_both(t, own);
