@@ -8,11 +8,15 @@
  *   WAIT         offline      none       the breaker's time came, or a nudge -> PROBE
  *   REFRESH      as before    none       a worker asked for a new token: -> PROBE; refused -> SIGNED_OUT; could not ask -> WAIT
  *   SIGNED_OUT   signed_out   none       a nudge, or each minute -> REFRESH (somebody may have logged in again)
- *   UPGRADE      upgrade      none       never: an answer was newer than this program
+ *   UPGRADE      upgrade      none       a nudge, or each five minutes -> START (the server may have gone back to the older version): three answers in a row were newer than
+ *                                        this program, or it said so itself (426)
  *
  * What counts as a failure: no connection, a transfer that broke off, a deadline, 502, 503 and 504. An answer with any other status is an answer. 429 and 503 with
  * Retry-After hold everything back for that long. The breaker's delays have full jitter (base/retry.h), from 0.5 s up to 8 s. Machines pace their own
  * retries with connect_retry_ms, which also asks the retry budget: retries are at most a fifth of all requests, the rest waits a second or more.
+ *
+ * An answer that does not parse may have been damaged on its way, whatever it looks like: it is asked for again. Three in a row, of frames or rows that this program does not know: UPGRADE.
+ * Three in a row that are broken: WAIT, as for a workspace that is not there; nothing of them was used.
  *
  * Until the first answer or failure reads are queued, not refused: a mount that has just started is not offline yet. */
 #include <stdio.h>
@@ -21,7 +25,8 @@
 #include "priv.h"
 
 #define SIGNED_OUT_RETRY_MS 60000
-#define REFUSED_RETRY_MS 30000 /* no such workspace, no right to it: ask again */
+#define UPGRADE_RETRY_MS 300000
+#define REFUSED_RETRY_MS 30000 /* no such workspace, no right to it, only broken answers: ask again */
 #define PROTOCOL_ERRORS_MAX 3u
 
 static const char *phase_name(enum connect_phase p) {
@@ -68,6 +73,7 @@ static void go_offline(struct engine *e, const char *why) {
 static void go_upgrade(struct engine *e, const char *what) {
         char reason[200];
         set_phase(e, CONNECT_UPGRADE);
+        e->connect.ask_at_ms = engine_now(e) + UPGRADE_RETRY_MS;
         snprintf(reason, sizeof reason, "upgrade needed: the server speaks a newer version than this program (%.100s)", what);
         engine_set_state(e, CONN_UPGRADE, -EPROTONOSUPPORT, reason);
         download_refuse(e, true);
@@ -161,9 +167,16 @@ void connect_parsed(struct engine *e) {
 
 void connect_protocol_error(struct engine *e, int err, const char *what) {
         log_warn("sync answer=%s err=%s", what, err_name(err));
-        /* An answer that was damaged on its way reads like this too, so one is not proof; a kind that we do not know is. */
-        if (err == -EPROTONOSUPPORT || ++e->connect.protocol_errors >= PROTOCOL_ERRORS_MAX)
+        if (++e->connect.protocol_errors < PROTOCOL_ERRORS_MAX)
+                return;
+        e->connect.protocol_errors = 0;
+        if (err == -EPROTONOSUPPORT) {
                 go_upgrade(e, what);
+                return;
+        }
+        char reason[150];
+        snprintf(reason, sizeof reason, "the server's answers are broken or damaged on their way (%.80s)", what);
+        connect_failed(e, -EPROTO, reason);
 }
 
 void connect_failed(struct engine *e, int err, const char *what) {
@@ -190,7 +203,7 @@ void connect_nudge(struct engine *e) {
         n->hold_until_ms = 0;
         if (n->phase == CONNECT_WAIT)
                 breaker_nudge(&n->breaker, engine_now(e));
-        else if (n->phase == CONNECT_SIGNED_OUT)
+        else if (n->phase == CONNECT_SIGNED_OUT || n->phase == CONNECT_UPGRADE)
                 n->ask_at_ms = 0;
         e->load.retry_at_ms = e->events.retry_at_ms = e->outbox.retry_at_ms = e->early.retry_at_ms = e->down.retry_at_ms = 0;
 }
@@ -238,6 +251,11 @@ int64_t connect_step(struct engine *e, int64_t now) {
                         n->refreshed_ms = now;
                         set_phase(e, CONNECT_START);
                 }
+                return now;
+        case CONNECT_UPGRADE:
+                if (now < n->ask_at_ms)
+                        return n->ask_at_ms;
+                set_phase(e, CONNECT_START);
                 return now;
         case CONNECT_ONLINE:
                 return n->hold_until_ms > now ? n->hold_until_ms : NEVER;
