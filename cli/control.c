@@ -16,7 +16,7 @@
  * Connection:  READING --line--> ANSWERING --written--> READING
  *                      --wait--> WAITING --drained, deadline, hopeless--> ANSWERING
  *                      --scrub--> SCRUBBING, the scrub has ended--> ANSWERING
- *                      --umount--> HELD, written to at the end
+ *                      --umount--> (UNMOUNTING, while the mount is just being made -->) ANSWERING, then HELD, written to at the end
  *
  * Threads: "tarn-control" does everything that is quick: poll over the socket, the signals (signalfd: SIGTERM, SIGINT end the mount, SIGUSR1 nudges, SIGHUP is
  * ignored) and up to CONNS_MAX connections. It never waits for server or mount, so that `status` is answered in milliseconds whatever they do. "tarn-drain" sits in
@@ -48,7 +48,7 @@
 #define IDLE_MS 10000
 #define DRAIN_SLICE_MS 500
 
-enum peer_state { PEER_NONE = 0, PEER_READING, PEER_ANSWERING, PEER_WAITING, PEER_SCRUBBING, PEER_HELD };
+enum peer_state { PEER_NONE = 0, PEER_READING, PEER_ANSWERING, PEER_WAITING, PEER_SCRUBBING, PEER_UNMOUNTING, PEER_HELD };
 struct conn {
         enum peer_state state; /* NONE: free */
         int fd;
@@ -57,6 +57,7 @@ struct conn {
         struct buf out;
         size_t out_sent;
         bool hold;             /* after the answer: HELD */
+        bool lazy;             /* UNMOUNTING */
         int64_t deadline_ms;
         uint64_t ticket;       /* WAITING: answered by a drained of at least this */
 };
@@ -196,11 +197,21 @@ static void look_at_scrub(struct control *c) {
                         conn_answer(c, &c->conns[i], json_incref(j));
 }
 
+static void try_unmount(struct control *c, struct conn *k) {
+        int r = c->c.unmount(c->c.arg, k->lazy);
+        if (r == -EAGAIN) {
+                k->state = PEER_UNMOUNTING;
+                k->deadline_ms = INT64_MAX;
+                return;
+        }
+        k->hold = r == 0;
+        conn_answer(c, k, r == 0 ? json_pack("{s:b}", "ok", 1) : json_pack("{s:s}", "error", r == -EBUSY ? "busy" : strerror(-r)));
+}
+
 static void command(struct control *c, struct conn *k) {
         _cleanup_json_ json_t *j = NULL;
         const char *cmd = "";
         int64_t timeout_ms;
-        bool lazy;
         if (json_parse(k->line, k->line_bytes, &j) < 0 || json_get_str(j, "cmd", &cmd) < 0)
                 cmd = "";
         k->line_bytes = 0;
@@ -221,11 +232,9 @@ static void command(struct control *c, struct conn *k) {
                         timeout_ms = INT64_MAX;
                 start_wait(c, k, timeout_ms);
         } else if (strcmp(cmd, "umount") == 0) {
-                if (json_get_bool(j, "lazy", &lazy) < 0)
-                        lazy = false;
-                int r = c->c.unmount(c->c.arg, lazy);
-                k->hold = r == 0;
-                conn_answer(c, k, r == 0 ? json_pack("{s:b}", "ok", 1) : json_pack("{s:s}", "error", r == -EBUSY ? "busy" : strerror(-r)));
+                if (json_get_bool(j, "lazy", &k->lazy) < 0)
+                        k->lazy = false;
+                try_unmount(c, k);
         } else if (strcmp(cmd, "failpoint") == 0) {
                 int r = json_get_str(j, "arm", &cmd) == 0 ? failpoint_arm(cmd) : -EINVAL;
                 conn_answer(c, k, r == 0 ? json_pack("{s:b}", "ok", 1) : json_pack("{s:s}", "error", strerror(-r)));
@@ -325,7 +334,9 @@ static void look_at_waiters(struct control *c) {
                                 conn_answer(c, k, json_pack("{s:b}", "ok", 1));
                         else if (hopeless || k->deadline_ms <= now)
                                 conn_answer(c, k, not_drained(c, hopeless ? hopeless : "timeout"));
-                } else if (k->state != PEER_NONE && k->deadline_ms <= now)
+                } else if (k->state == PEER_UNMOUNTING)
+                        try_unmount(c, k);
+                else if (k->state != PEER_NONE && k->deadline_ms <= now)
                         conn_close(c, k);
         }
 }
@@ -478,6 +489,10 @@ int control_start(const struct control_config *config, struct control **ret) {
         return 0;
 }
 
+void control_poke(struct control *c) {
+        wake(c);
+}
+
 void control_stop(struct control *c, json_t *last) {
         _cleanup_json_ json_t *ending = json_pack("{s:s}", "error", "ending");
         {
@@ -496,6 +511,7 @@ void control_stop(struct control *c, json_t *last) {
         (void)unlinkat(c->dir_fd, "control.sock", 0);
         for (size_t i = 0; i < CONNS_MAX; i++) {
                 struct conn *k = &c->conns[i];
+                k->hold |= k->state == PEER_UNMOUNTING;
                 json_t *j = k->hold ? last : k->state == PEER_WAITING || k->state == PEER_SCRUBBING ? ending : NULL;
                 if (k->state == PEER_NONE || !j)
                         continue;

@@ -2,8 +2,10 @@
 /* daemon.c: one mount from wiring to end. The only place that knows every layer.
  *
  *   start    place locked -> session, pool, transport -> cache_open (recovers) -> engine, mount object -> cache gets its source and listeners
- *            -> control socket -> engine_start -> tree loaded (only if it never was: an offline start must work) -> mount_start -> "0" to the parent
+ *            -> mount.json -> control socket -> engine_start -> tree loaded (only if it never was: an offline start must work) -> mount_start -> "0" to the parent
  *   run      this thread sits in mount_wait
+ *            Whoever sees the mount finds its account and its socket: both are there before the kernel knows of it. An account of a daemon that was killed is replaced before this one's
+ *            socket answers, so that no path leads to the wrong mount
  *   end      mount gone (umount, SIGTERM, fusermount3) -> the mount hears no more notes -> mount_free: handles released, their contents queued -> local, always
  *            -> drain: up to drain_timeout while the server is there -> last word to those who asked for the unmount -> engine_stop -> cache_close
  *            -> the rest in the reverse order -> place unlocked
@@ -11,7 +13,9 @@
  * A first start asks the server one question (is there this workspace for this login?) before the engine runs: its answer is the clear line
  * that a wrong URL, certificate, login or workspace deserves. A later start asks nothing and works offline.
  *
- * Threads: this one; tarn-control (status, commands, signals: control.c); the layers' own. `lock` guards mount, mount_users, ending: control may be inside mount_stop while this
+ * Told to end or to unmount:   STARTING -> the start is given up       MOUNTING -> asked again when it is over, in an instant       MOUNTED -> mount_stop       ENDED -> nothing to do
+ *
+ * Threads: this one; tarn-control (status, commands, signals: control.c); the layers' own. `lock` guards phase, mount, mount_users, ending: control may be inside mount_stop while this
  * thread wants to free the mount. The gate stands between cache and mount for the notes: the cache keeps its listeners until it closes, the mount goes
  * earlier. gate.lock is held during a note, so that a closed gate means that no note is under way. */
 #include <stdarg.h>
@@ -39,6 +43,7 @@
 #define PARKED_MAX 100u
 #define WORKERS_MIN 4
 
+enum phase { STARTING = 0, MOUNTING, MOUNTED, ENDED };
 struct gate { struct listener listener; struct lock lock; struct listener *to; /* lock */ };
 
 struct daemon {
@@ -52,9 +57,10 @@ struct daemon {
         struct gate gate;
         struct control *control;
         int lock_fd;
-        bool mounted;                 /* mount.json is written */
+        bool recorded;                /* mount.json is ours */
         struct lock lock;
         struct cond cond;
+        enum phase phase;             /* lock */
         struct mount *mount;          /* lock; NULL before and after */
         unsigned mount_users;         /* lock; threads inside mount_stop */
         unsigned ending;              /* lock; how often we were told to end */
@@ -172,6 +178,11 @@ static json_t *counters_json(struct daemon *d) {
         return j;
 }
 
+static enum phase phase(struct daemon *d) {
+        LOCK_SCOPE(&d->lock);
+        return d->phase;
+}
+
 static json_t *status(void *arg) {
         struct daemon *d = arg;
         struct engine_status e = { 0 };
@@ -211,6 +222,7 @@ static json_t *status(void *arg) {
         };
         for (size_t i = 0; i < ARRAY_SIZE(numbers); i++)
                 (void)json_object_set_new(j, numbers[i].name, json_integer((json_int_t)numbers[i].v));
+        (void)json_object_set_new(j, "mounted", json_boolean(phase(d) == MOUNTED));
         (void)json_object_set_new(j, "loaded", json_boolean(e.loaded || tree.complete));
         (void)json_object_set_new(j, "reason", json_string(r < 0 ? "the local database does not answer" : e.reason));
         (void)json_object_set_new(j, "cursor", json_pack("{s:s, s:I, s:s}", "epoch", epoch, "seq", (json_int_t)cursor.seq, "mark", mark));
@@ -226,8 +238,12 @@ static int unmount(void *arg, bool lazy) {
         {
                 LOCK_SCOPE(&d->lock);
                 m = d->mount;
-                if (!m)
-                        return d->ending ? 0 : -EAGAIN;
+                if (d->phase == STARTING)
+                        d->ending++;
+                if (d->phase == MOUNTING)
+                        return -EAGAIN;
+                if (d->phase != MOUNTED)
+                        return 0;
                 d->mount_users++;
         }
         int r = mount_stop(m, lazy);
@@ -249,7 +265,7 @@ static void terminate(void *arg) {
                 d->ending++;
         }
         int r = unmount(d, true);
-        if (r < 0)
+        if (r < 0 && r != -EAGAIN) /* then the start sees that it has to end */
                 log_warn("unmount err=%s", err_name(r));
 }
 
@@ -436,6 +452,10 @@ static int wire(struct daemon *d) {
                 LOCK_SCOPE(&d->lock);
                 d->mount = m;
         }
+        r = mount_info_write(d->c->place, d->c->mountpoint, d->c->url);
+        if (r < 0)
+                return local_error(d, r, d->c->place->info);
+        d->recorded = true;
         r = control_start(&(struct control_config){ .place_dir = d->c->place->dir, .cache = d->cache, .status = status, .unmount = unmount, .nudge = nudge, .terminate = terminate, .scrub = scrub, .let_go = accept_held, .hopeless = hopeless, .arg = d },
                           &d->control);
         return r < 0 ? report(d, EXIT_DISK, "cannot make the control socket in %s: %s", d->c->place->dir, strerror(-r)) : 0;
@@ -443,14 +463,20 @@ static int wire(struct daemon *d) {
 
 static int start_mount(struct daemon *d) {
         char why[400] = "";
+        {
+                LOCK_SCOPE(&d->lock);
+                if (!d->ending)
+                        d->phase = MOUNTING;
+        }
+        if (phase(d) != MOUNTING)
+                return report(d, EXIT_OTHER, "interrupted");
         int r = mount_start(d->mount, why, sizeof why);
-        if (r < 0)
-                return report(d, EXIT_MOUNT_POINT, "%s", why[0] ? why : strerror(-r));
-        r = mount_info_write(d->c->place, d->c->mountpoint, d->c->url);
-        if (r < 0)
-                return local_error(d, r, d->c->place->info);
-        d->mounted = true;
-        return report(d, EXIT_OK, "mounted");
+        {
+                LOCK_SCOPE(&d->lock);
+                d->phase = r < 0 ? ENDED : MOUNTED;
+        }
+        control_poke(d->control);
+        return r < 0 ? report(d, EXIT_MOUNT_POINT, "%s", why[0] ? why : strerror(-r)) : report(d, EXIT_OK, "mounted");
 }
 
 static int start(struct daemon *d) {
@@ -491,11 +517,15 @@ static void drain(struct daemon *d) {
         }
 }
 
-static void take_mount_down(struct daemon *d) {
+/* True if it was mounted. */
+static bool take_mount_down(struct daemon *d) {
         struct mount *m;
+        bool mounted;
         gate_set(&d->gate, NULL);
         {
                 LOCK_SCOPE(&d->lock);
+                mounted = d->phase == MOUNTED;
+                d->phase = ENDED;
                 m = d->mount;
                 d->mount = NULL;
                 while (d->mount_users > 0)
@@ -503,11 +533,11 @@ static void take_mount_down(struct daemon *d) {
                 d->ending += d->ending == 0;
         }
         mount_free(m);
+        return mounted;
 }
 
 static void end(struct daemon *d) {
-        take_mount_down(d);
-        if (d->mounted) {
+        if (take_mount_down(d)) {
                 int r = cache_sync(d->cache);
                 if (r < 0)
                         log_error("sync err=%s", err_name(r));
@@ -525,7 +555,7 @@ static void end(struct daemon *d) {
         if (d->pool)
                 pool_free(d->pool);
         session_free(d->session);
-        if (d->mounted)
+        if (d->recorded)
                 (void)unlink(d->c->place->info);
         if (d->lock_fd >= 0)
                 (void)close(d->lock_fd);

@@ -39,7 +39,7 @@ struct control_config {
         struct cache *cache;
         /* all called on the control thread, no lock held */
         json_t *(*status)(void *arg);                 /* NULL: no memory */
-        int (*unmount)(void *arg, bool lazy);         /* 0, -EBUSY, -EAGAIN (not mounted yet) */
+        int (*unmount)(void *arg, bool lazy);         /* 0, -EBUSY, -EAGAIN: just being mounted, control_poke follows */
         void (*nudge)(void *arg);
         void (*terminate)(void *arg);                 /* SIGTERM, SIGINT */
         void (*let_go)(void *arg);                    /* lets go what the brake holds, in the background */
@@ -50,6 +50,8 @@ struct control_config {
 /* Blocks the signals that it will read; call before any thread is made. */
 void control_block_signals(sigset_t *ret_old);
 int control_start(const struct control_config *config, struct control **ret) _must_check_;
+/* An unmount that was answered with -EAGAIN is tried again. Any thread, no lock needed. */
+void control_poke(struct control *c);
 /* No more commands; those who asked for the unmount get `last` (stolen). Joins the threads; the connections of those stay open until the process ends. */
 void control_stop(struct control *c, json_t *last);
 void control_free(struct control *c);

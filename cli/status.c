@@ -29,6 +29,8 @@ static void show(const json_t *j) {
         (void)printf("%s  %s  %s  (pid %lld)\n", str(j, "mountpoint"), str(j, "state"), str(j, "url"), (long long)num(j, "pid"));
         if (*str(j, "reason"))
                 (void)printf("  reason   %s\n", str(j, "reason"));
+        if (!json_is_true(json_object_get(j, "mounted")))
+                (void)printf("  mount    is just being made\n");
         if (!json_is_true(json_object_get(j, "loaded")))
                 (void)printf("  loading  %lld rows so far\n", (long long)num(j, "load_rows"));
         if (num(j, "pending_files") == 0 && num(j, "pending_items") == 0)

@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "base/err.h"
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 
@@ -361,9 +362,13 @@ int mount_start(struct mount *m, char *ret_why, size_t n) {
                 return why(ret_why, n, -EPERM, "%s: cannot be mounted: FUSE is not permitted here%s", m->mountpoint,
                            geteuid() != 0 ? " (is fusermount3 installed, and user_allow_other set in /etc/fuse.conf if allow_other is wanted?)" : "");
         m->mounted = true;
-        r = fuse_session_custom_io(m->se, &mount_io, fuse_session_fd(m->se));
+        r = FAILPOINT("mount.visible");
+        if (r == 0)
+                r = fuse_session_custom_io(m->se, &mount_io, fuse_session_fd(m->se));
         if (r == 0)
                 r = start_threads(m);
+        if (r == 0)
+                r = FAILPOINT("mount.answers");
         if (r < 0) {
                 (void)detach(m->mountpoint, true);
                 return why(ret_why, n, r, "%s: cannot start: %s", m->mountpoint, strerrordesc_np(-r));

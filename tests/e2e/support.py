@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -122,6 +123,7 @@ class Client:
     def __init__(self, world, name):
         self.world, self.name = world, name
         self.state, self.dir, self.cache = world.base / f"{name}.state", world.base / name, world.base / f"{name}.cache"
+        self.foreground, self.foreground_log = None, world.base / f"{name}.log"
         self.dir.mkdir()
         self.env = dict(os.environ, TARN_STATE_DIR=str(self.state))
 
@@ -137,6 +139,14 @@ class Client:
         o = f"cache_dir={self.cache}" + ("," + options if options else "")
         return self.tarn("mount", f"{self.world.server.url}/{workspace}", self.dir, "-o", o, check=check, timeout=120)
 
+    def mount_in_foreground(self, failpoints=None):
+        """The daemon as a child of the test; its log is foreground_log. It may still be starting."""
+        self.login()
+        env = dict(self.env, TARN_FAILPOINTS=failpoints) if failpoints else self.env
+        with open(self.foreground_log, "ab") as log:
+            self.foreground = subprocess.Popen([str(TARN), "mount", f"{self.world.server.url}/work", str(self.dir), "-f", "-o", f"cache_dir={self.cache}"], env=env, stdin=subprocess.DEVNULL, stderr=log)
+        return self.foreground
+
     def status(self):
         return json.loads(self.tarn("status", self.dir, "--json").stdout)
 
@@ -144,6 +154,18 @@ class Client:
         for info in self.state.glob("mounts/*/mount.json"):
             return json.loads(info.read_text())["pid"]
         return None
+
+    def ask(self, **request):
+        """One line to the daemon's control socket, and its answer."""
+        path = next(iter(self.state.glob("mounts/*/control.sock")))
+        with socket.socket(socket.AF_UNIX) as s:
+            fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)  # the path may be longer than a socket's may be
+            try:
+                s.connect(f"/proc/self/fd/{fd}/control.sock")
+            finally:
+                os.close(fd)
+            s.sendall(json.dumps(request).encode() + b"\n")
+            return json.loads(s.makefile().readline())
 
     def wait(self, timeout=60):
         return self.tarn("wait", self.dir, "--timeout", int(timeout * PATIENCE), timeout=timeout + 10)
@@ -162,7 +184,7 @@ class Client:
         self.mount(options=options)
 
     def log_text(self):
-        return "\n".join(p.read_text(errors="replace") for p in self.state.glob("mounts/*/log"))
+        return "\n".join(p.read_text(errors="replace") for p in [*self.state.glob("mounts/*/log"), self.foreground_log] if p.exists())
 
     def close(self):
         pid = self.pid()
@@ -177,6 +199,9 @@ class Client:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
+        if self.foreground:
+            self.foreground.kill()
+            self.foreground.wait()
         if is_mounted(self.dir):
             subprocess.run(["fusermount3", "-uz", str(self.dir)], stderr=subprocess.DEVNULL)
 

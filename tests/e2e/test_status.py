@@ -2,9 +2,14 @@
 """What `tarn status`, `tarn wait` and the exit of the daemon promise."""
 import json
 import os
+import socket
+import struct
+import subprocess
 import time
 
-from support import EXIT, PATIENCE, alive, until
+import pytest
+
+from support import EXIT, PATIENCE, TARN, alive, is_mounted, run, until
 
 FIELDS = {"state": str, "pid": int, "mountpoint": str, "pending_files": int, "pending_bytes": int, "oldest_pending_s": int, "parked": list, "cache_bytes": int, "cache_limit_bytes": int,
           "files_accepted": int, "files_local": int, "files_server": int, "cursor": dict, "counters": dict}
@@ -123,23 +128,96 @@ def test_fusermount_ends_the_daemon_too(world):
     assert (a.dir / "f").read_text() == "x"
 
 
+def commands_that_find(a):
+    """Whoever sees the mount may use it at once: each command finds its daemon."""
+    assert a.status()["pid"] == a.pid() and a.status()["mountpoint"] == str(a.dir)
+    a.wait()
+    for command in ("conflicts", "accept", "undelete"):
+        a.tarn(command, a.dir)
+
+
 def test_foreground(world):
-    import subprocess
-    from support import TARN
     a = world.client(mount=False)
-    a.login()
-    p = subprocess.Popen([str(TARN), "mount", f"{world.server.url}/work", str(a.dir), "-f"], env=a.env, stderr=subprocess.PIPE, text=True)
+    p = a.mount_in_foreground()
+    until(lambda: os.path.ismount(a.dir), 20)
+    commands_that_find(a)
+    (a.dir / "f").write_text("x")
+    assert a.status()["pid"] == p.pid and a.status()["mounted"]
+    p.terminate()
+    assert p.wait(40 * PATIENCE) == 0, a.log_text()
+
+
+@pytest.mark.parametrize("point", ["mount.visible", "mount.answers"])
+def test_the_account_of_a_mount_is_there_before_the_mount(world, point):
+    """The daemon is held between the kernel's mount and the end of its start: every command finds it, and an unmount waits for the rest of the start."""
+    a = world.client(mount=False)
+    p = a.mount_in_foreground(failpoints=f"{point}=hold")
+    until(lambda: is_mounted(a.dir), 20)
+    commands_that_find(a)
+    assert not a.status()["mounted"] and "just being made" in a.tarn("status").stdout
+    with control(a) as umount:
+        umount.sendall(b'{"cmd": "umount"}\n')
+        assert a.status()["pid"] == p.pid and is_mounted(a.dir)  # one thread answers both, in this order
+        with pytest.raises(BlockingIOError):
+            umount.recv(1, socket.MSG_DONTWAIT)
+        assert a.ask(cmd="failpoint", arm=f"{point}=off") == {"ok": True}
+        umount.settimeout(60 * PATIENCE)
+        answer = umount.makefile()
+        assert json.loads(answer.readline()) == {"ok": True} and json.loads(answer.readline())["pending_items"] == 0
+    assert p.wait(40 * PATIENCE) == 0 and not is_mounted(a.dir), a.log_text()
+    assert a.tarn("status", a.dir, check=False).returncode == EXIT["not_mounted"]
+    a.mount()
+
+
+def test_a_signal_while_the_mount_is_made_ends_it(world):
+    a = world.client(mount=False)
+    p = a.mount_in_foreground(failpoints="mount.visible=hold")
+    until(lambda: is_mounted(a.dir), 20)
+    p.terminate()
+    until(lambda: "ending" in a.foreground_log.read_text(), 10, "the signal is seen")
+    a.ask(cmd="failpoint", arm="*=off")
+    assert p.wait(40 * PATIENCE) == 0 and not is_mounted(a.dir), a.log_text()
+
+
+def test_umount_of_a_mount_that_still_loads_gives_it_up(world):
+    a = world.client(mount=False)
+    p = a.mount_in_foreground(failpoints="load.page=hold")
+    until(lambda: a.pid() == p.pid, 20, "its account is there")
+    s = until(lambda: a.tarn("status", a.dir, "--json", check=False).stdout, 20, "its daemon answers")
+    assert not json.loads(s)["mounted"] and not is_mounted(a.dir)
+    with control(a) as umount:
+        umount.sendall(b'{"cmd": "umount"}\n')
+        umount.settimeout(60 * PATIENCE)
+        assert json.loads(umount.makefile().readline()) == {"ok": True}
+        a.ask(cmd="failpoint", arm="load.page=off")
+    assert p.wait(60 * PATIENCE) == EXIT["other"] and not is_mounted(a.dir) and a.pid() is None, a.log_text()
+
+
+def test_what_a_mount_that_did_not_come_up_leaves_confuses_nobody(world):
+    a = world.client(mount=False)
+    other = world.base / "other"
+    other.mkdir()
+    # killed between the kernel's mount and its answer: a dead mount and an account of it
+    p = a.mount_in_foreground(failpoints="mount.visible=kill")
+    p.wait(60 * PATIENCE)
+    assert a.pid() == p.pid
+    q = a.tarn("status", a.dir, check=False)
+    assert q.returncode == EXIT["not_mounted"] and "is gone: mount again" in q.stderr
+    # mounted elsewhere: the old place is nobody's, and its unmount takes only the dead mount away
+    a.tarn("mount", f"{world.server.url}/work", other, "-o", f"cache_dir={a.cache}")
     try:
-        until(lambda: os.path.ismount(a.dir), 20)
-        (a.dir / "f").write_text("x")
-        assert a.status()["pid"] == p.pid
-        p.terminate()
-        _, err = p.communicate(timeout=40)
-        assert p.returncode == 0, err
+        assert json.loads(a.tarn("status", other, "--json").stdout)["mountpoint"] == str(other)
+        assert a.tarn("status", a.dir, check=False).returncode == EXIT["not_mounted"]
+        a.umount()
+        assert not is_mounted(a.dir) and is_mounted(other)
+        assert a.umount(check=False).returncode == EXIT["not_mounted"]
     finally:
-        if p.poll() is None:
-            p.kill()
-            p.communicate()
+        a.tarn("umount", other)
+    # a start that fails leaves no account
+    q = subprocess.run([str(TARN), "mount", f"{world.server.url}/work", str(a.dir)], env=dict(a.env, TARN_FAILPOINTS="mount.answers=error:EIO"), capture_output=True, text=True, timeout=60 * PATIENCE)
+    assert q.returncode == EXIT["mount_point"] and not is_mounted(a.dir) and a.pid() is None, q.stderr
+    a.mount()
+    commands_that_find(a)
 
 
 def test_close_server_means_what_it_says(world):
@@ -156,7 +234,6 @@ def test_close_server_means_what_it_says(world):
 
 def test_called_by_mount(world):
     """As mount(8) calls it: mount.tarn SOURCE DIR -o OPTIONS, with options that are mount(8)'s own."""
-    from support import TARN, run
     a = world.client(mount=False)
     a.login()
     helper = world.base / "mount.tarn"
@@ -185,8 +262,6 @@ def test_state_directories_keep_clients_apart_and_paths_may_be_long(world):
 
 def control(client):
     """A bare connection to the daemon's control socket."""
-    import socket
-    import struct
     s = socket.socket(socket.AF_UNIX)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 10, 0))
     s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 10, 0))

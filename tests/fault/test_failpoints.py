@@ -11,10 +11,8 @@ place, a client with an empty cache must show it after everything was sent. A pl
 Not passed here: places of eviction, which need a small cache (EVICT).
 
 3 hits each; TARN_TEST_SCALE multiplies, TARN_TEST_SEED repeats, TARN_FAULT_POINT=NAME tests one place only."""
-import json
 import os
 import random
-import socket
 import subprocess
 import time
 
@@ -27,7 +25,7 @@ SMALL = "cache_size=24M,free_floor=1,drain_timeout=0"  # so that blocks are evic
 ROUNDS = max(1, round(3 * SCALE))
 ONLY = os.environ.get("TARN_FAULT_POINT")
 FIRST = {"tree.schema", "index.schema", "load.page", "load.step"}         # with an empty cache directory
-START = {"tree.opened", "recover.found", "recover.match", "recover.flush", "replace.fsync", "replace.rename", "replace.renamed", "segment.begin"}
+START = {"tree.opened", "recover.found", "recover.match", "recover.flush", "replace.fsync", "replace.rename", "replace.renamed", "segment.begin", "mount.visible", "mount.answers"}
 EVICT = {"evict.index", "evict.punch", "pack.trim"}                       # with a small cache
 
 
@@ -35,19 +33,6 @@ def points(program):
     names = run(program, "failpoints").stdout.split()
     assert names, f"{program} was built without failpoints: use a build type other than release"
     return sorted(n for n in set(names) if not ONLY or n == ONLY)
-
-
-def ask(client, **request):
-    """One line to the daemon's control socket."""
-    path = next(iter(client.state.glob("mounts/*/control.sock")))
-    with socket.socket(socket.AF_UNIX) as s:
-        fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)  # the path may be longer than a socket's may be
-        try:
-            s.connect(f"/proc/self/fd/{fd}/control.sock")
-        finally:
-            os.close(fd)
-        s.sendall(json.dumps(request).encode() + b"\n")
-        return json.loads(s.makefile().readline())
 
 
 def seed_of():
@@ -58,8 +43,6 @@ def seed_of():
 
 def hit_of(r, i):
     return (1, 2)[i] if i < 2 else r.randrange(3, 9)
-
-
 
 
 def mount_under(client, options, text):
@@ -86,7 +69,7 @@ def test_the_client_dies_at_each_of_its_places(world):
     for name in names:
         for i in range(ROUNDS):
             hit, pid = hit_of(r, i), a.pid()
-            assert ask(a, cmd="failpoint", arm=f"{name}=kill@{hit}") == {"ok": True}
+            assert a.ask(cmd="failpoint", arm=f"{name}=kill@{hit}") == {"ok": True}
             s.start()
             end, n = time.monotonic() + 30 * PATIENCE, 0
             while alive(pid) and time.monotonic() < end:
@@ -107,7 +90,7 @@ def test_the_client_dies_at_each_of_its_places(world):
                 s.calls, s.closed, s.synced = (x + sum(getattr(w, k) for w in s.writers) for x, k in ((s.calls, "calls"), (s.closed, "closed"), (s.synced, "synced")))
                 for w, m in zip(s.writers, s.models):
                     s.models[m] = w.model
-                ask(a, cmd="failpoint", arm="*=off")
+                a.ask(cmd="failpoint", arm="*=off")
                 silent.append(f"{name}@{hit}")
                 continue
             hits[name] = hits.get(name, 0) + 1
@@ -194,7 +177,7 @@ def test_a_truncation_is_not_lost_when_the_write_after_it_grows_the_stage(world)
     path.write_bytes(b"old" * 10000)
     a.wait()
     fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
-    ask(a, cmd="failpoint", arm="stage.write=kill@1")
+    a.ask(cmd="failpoint", arm="stage.write=kill@1")
     pid = a.pid()
     with pytest.raises(OSError):
         os.pwrite(fd, b"n" * 200000, 0)
