@@ -23,30 +23,9 @@
 #include "tree_priv.h"
 
 #include <assert.h>
-#include <fnmatch.h>
 #include <stdio.h>
 
 #define HANDED_MAX 65536u
-
-#define SIX "?" "?" "?" "?" "?" "?" /* in one piece the compiler sees a trigraph */
-
-/* Names of files that programs make for a moment: one table for all. */
-static const char *const temporary_patterns[] = {
-        ".#*", "#*#", "*~", "*.swp", "*.swpx", "*.swx", "*.tmp", "*.TMP", "*.temp", ".~lock.*#", "~$*", "4913", "*.crdownload", "*.part", "*.partial", "*.download", ".goutputstream-*", "sed" SIX,
-        ".*." SIX, "*.lock", "*.bak~", ".nfs*", ".fuse_hidden*", "*.kate-swp", "*.sb-*-" SIX,
-};
-
-bool outbox_temporary(const char *name, size_t n) {
-        char text[NAME_BYTES_MAX + 1];
-        if (n > NAME_BYTES_MAX)
-                return false;
-        memcpy(text, name, n);
-        text[n] = 0;
-        for (size_t i = 0; i < ARRAY_SIZE(temporary_patterns); i++)
-                if (fnmatch(temporary_patterns[i], text, 0) == 0)
-                        return true;
-        return false;
-}
 
 /* ---- rows ---- */
 
@@ -231,19 +210,28 @@ static int release_dependents(struct tree *t, uint64_t ord, int by) {
 
 void outbox_classify(struct orow *o) {
         const struct op *op = &o->op;
-        o->bits &= ~(uint32_t)(OB_BARRIER | OB_TEMP);
-        bool dir = op->attrs.kind == NODE_DIR;
+        o->bits &= ~(uint32_t)OB_BARRIER;
+        bool dir = op->attrs.kind == NODE_DIR, free_name = op->kind == OP_CREATE || op->kind == OP_RENAME;
         if ((op->kind == OP_UNLINK && !dir) || op->kind == OP_REPLACE || (op->kind == OP_RENAME && !id_is_zero(&op->replaced) && !(op->flags & OPF_EXCHANGE)))
                 o->bits |= OB_BARRIER;
-        if ((op->kind == OP_CREATE || op->kind == OP_CONTENT) && !dir && op->name && outbox_temporary(op->name, op->name_bytes))
-                o->bits |= OB_TEMP;
-        if (op->kind == OP_RENAME && !dir && !(o->bits & OB_BARRIER) && !(op->flags & OPF_EXCHANGE) && op->name2 && outbox_temporary(op->name2, op->name2_bytes))
-                o->bits |= OB_TEMP; /* on its way out, most often */
         o->class = o->bits & OB_BARRIER ? CLASS_BARRIER : CLASS_PLAIN;
-        if (o->bits & OB_FROZEN)
-                o->class = CLASS_PLAIN == o->class ? CLASS_PLAIN : CLASS_BARRIER;
-        else if ((o->bits & OB_TEMP) || (op->kind == OP_CREATE && op->attrs.kind == NODE_FILE && !o->gen))
+        if (o->class == CLASS_PLAIN && !(o->bits & OB_FROZEN) && ((free_name && (o->bits & OB_TEMP)) || (op->kind == OP_CREATE && op->attrs.kind == NODE_FILE && !o->gen)))
                 o->class = CLASS_HOLD;
+}
+
+int outbox_mark_temporary(struct tree *t, struct orow *o) {
+        const struct op *op = &o->op;
+        int r = 0;
+        if (op->kind == OP_CREATE && op->attrs.kind == NODE_FILE)
+                r = temporary_here(t, o->p1, op->name, op->name_bytes);
+        else if (op->kind == OP_CREATE && op->attrs.kind != NODE_DIR)
+                r = temporary_name(op->name, op->name_bytes);
+        else if (op->kind == OP_RENAME && op->attrs.kind != NODE_DIR && !(op->flags & OPF_EXCHANGE)) /* on its way out, most often */
+                r = temporary_name(op->name2, op->name2_bytes);
+        if (r > 0 && !(o->bits & OB_TEMP))
+                o->queued_ns = t->now_ns; /* however long it waited under another name */
+        o->bits = r > 0 ? o->bits | OB_TEMP : o->bits & ~(uint32_t)OB_TEMP;
+        return r < 0 ? r : 0;
 }
 
 static int insert_row(struct tree *t, struct orow *o) {
@@ -269,10 +257,12 @@ int outbox_add(struct tree *t, struct orow *o) {
         if (!o->op.time_ns)
                 o->op.time_ns = t->now_ns;
         o->nwait = 0;
+        r = outbox_mark_temporary(t, o);
         outbox_classify(o);
         tree_touch(t, o->ino);
         tree_touch(t, o->ino2);
-        r = find_deps(t, o);
+        if (r == 0)
+                r = find_deps(t, o);
         if (r == 0)
                 r = insert_row(t, o);
         if (r == 0)
@@ -295,10 +285,10 @@ int outbox_change(struct tree *t, struct orow *o) {
                 r = op_pack(t->scratch, o, &body, &n);
         if (r == 0)
                 r = db_run(t->w, "UPDATE outbox SET id=?2,bits=?3,ino=?4,ino2=?5,p1=?6,n1=?7,p2=?8,n2=?9,gen=?10,body=?11,nwait=?12,class=?13,rev=?14,state=?15,attempts=?16,error=?17,"
-                                 "next_try_ns=?18,kind=?19 WHERE ord=?1", "iIiiiititibiiiiiiii",
+                                 "next_try_ns=?18,kind=?19,queued_ns=?20 WHERE ord=?1", "iIiiiititibiiiiiiiii",
                            (int64_t)o->ord, &o->op.id, (int64_t)o->bits, (int64_t)o->ino, (int64_t)o->ino2, (int64_t)o->p1, o->op.name, o->op.name_bytes, (int64_t)o->p2, o->op.name2,
                            o->op.name2_bytes, (int64_t)o->gen, body, n, (int64_t)o->nwait, (int64_t)o->class, (int64_t)o->rev, (int64_t)o->state, (int64_t)o->attempts,
-                           (int64_t)o->error, o->next_try_ns, (int64_t)o->op.kind);
+                           (int64_t)o->error, o->next_try_ns, (int64_t)o->op.kind, o->queued_ns);
         t->wake = true;
         return r;
 }

@@ -3,7 +3,7 @@
  *
  * A row may go if it is queued (or parked and due), each of its predecessors was sent or goes in the same answer, and none of these holds it:
  *
- *   hold      a temporary's name, or a new file without content that is open for writing: until 2 s after it was queued (class HOLD)
+ *   hold      a temporary's name (temporary.c), or a new file without content that is open for writing or about to be opened by who makes it: until 2 s after it was queued (class HOLD)
  *   barrier   unlink, rename-over, replace (class BARRIER): until every content queued before it is accepted, goes with it, is parked, or has
  *             waited 60 s. Contents that are on their way or go with it are named in `after`, so that the order holds whatever the server answers
  *   children  rmdir, a directory's explicit mtime, a rename over a directory: until the earlier operations in that directory are accepted or go with it, in `after`
@@ -331,7 +331,8 @@ static int read_holds(struct tree *t, struct holds *h) {
 static int decide_holds(struct pick *p, const struct holds *h, int64_t *io_wait_ms) {
         int r = 0;
         for (size_t i = 0; i < h->n && r == 0; i++) {
-                bool hold = !h->v[i].old && (h->v[i].temp || (p->t->open_for_write && p->t->open_for_write(p->t->open_for_write_arg, h->v[i].ino)));
+                bool hold = !h->v[i].old && (h->v[i].temp || tree_is_born(p->t, h->v[i].ino) /* asked first: the opener counts itself before it says so */ ||
+                                            (p->t->open_for_write && p->t->open_for_write(p->t->open_for_write_arg, h->v[i].ino)));
                 r = open_set_add(hold ? &p->held : &p->free_hold, h->v[i].ord);
                 if (hold) {
                         int64_t wait = MAX(HOLD_MS - age_ms(p, h->v[i].queued_ns), 1);

@@ -298,6 +298,7 @@ void tree_close(struct tree *t) {
         lock_destroy(&t->alock);
         cond_destroy(&t->acond);
         free(t->asked);
+        cleanup_open_set_p(&t->born);
         lock_destroy(&t->slock);
         free(t);
 }
@@ -505,6 +506,28 @@ int tree_get_open(struct tree *t, uint64_t ino, struct node *ret) {
         if (r == 0)
                 row_public(t, &row, ret);
         return r;
+}
+
+int tree_born(struct tree *t, uint64_t ino) {
+        LOCK_SCOPE(&t->alock);
+        return open_set_add(&t->born, ino);
+}
+
+void tree_opened(struct tree *t, uint64_t ino) {
+        LOCK_SCOPE(&t->alock);
+        for (size_t i = 0; i < t->born.n; i++)
+                if (t->born.ino[i] == ino) {
+                        t->born.ino[i] = t->born.ino[--t->born.n];
+                        return;
+                }
+}
+
+bool tree_is_born(struct tree *t, uint64_t ino) {
+        LOCK_SCOPE(&t->alock);
+        for (size_t i = 0; i < t->born.n; i++)
+                if (t->born.ino[i] == ino)
+                        return true;
+        return false;
 }
 
 unsigned tree_waiting(struct tree *t) {

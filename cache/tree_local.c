@@ -119,14 +119,18 @@ int tree_create(struct tree *t, uint64_t dir, const char *name, size_t n, const 
                 r = conflict_mark_make(t, &row, &what->conflict_of, &what->conflict_version, what->conflict_host);
         if (r == 0)
                 r = row_insert(t, &row);
+        const bool born = r == 0 && what->opens && (r = tree_born(t, row.ino)) == 0;
         if (r == 0)
                 r = local_new_create(t, &row, &parent, name, n);
         if (r == 0)
                 r = dir_touch(t, dir, t->now_ns);
         row.pend = 1;
+        r = tree_end(t, r);
         if (r == 0)
                 row_public(t, &row, ret);
-        return tree_end(t, r);
+        else if (born)
+                tree_opened(t, row.ino);
+        return r;
 }
 
 int tree_create_unnamed(struct tree *t, uint64_t dir, const struct tree_new *what, struct node *ret) {
@@ -269,23 +273,33 @@ static int cancel_link(struct tree *t, const struct nrow *row, const struct id *
         return r;
 }
 
-/* A file of the server that was renamed to the name which goes now, and that rename was never sent: it becomes the unlink, at the place where the server has the file, so nobody
+/* A file that the server has, or is about to get, was renamed to the name which goes now, and that rename was never sent: it becomes the unlink, at the place where the server has the file, so nobody
  * ever hears of the name in between (how some programs replace a document: the old one moves to a temporary name and is deleted). In the order it stays where it
  * was, before what took the old name. 1: done. */
 static int unlink_instead(struct tree *t, const struct nrow *row, uint64_t dir, const char *name, size_t n) {
         struct orow *list;
         size_t count = 0;
-        if (row->v.kind != NODE_FILE || row->pend != 1)
+        if (row->v.kind != NODE_FILE || !row->pend)
                 return 0;
         int r = outbox_of_node(t, row->ino, &list, &count);
-        if (r < 0 || count != 1)
+        if (r < 0 || !count)
                 return r;
-        struct orow *o = &list[0];
+        struct orow *o = &list[count - 1]; /* the last one; those before it may be on their way */
+        for (size_t i = 0; i < count; i++)
+                if (list[i].ino != row->ino)
+                        return 0;
         if (o->op.kind != OP_RENAME || o->ino != row->ino || o->ino2 || !id_is_zero(&o->op.replaced) || o->op.flags || !outbox_soft(o) || o->p2 != dir || o->op.name2_bytes != n ||
             memcmp(o->op.name2, name, n) != 0)
                 return 0;
+        struct id version = row->v.version;
+        r = local_drop_contents(t, row, &version);
+        if (r == 0)
+                r = outbox_of_node(t, row->ino, &list, &count); /* as it is without those */
+        if (r < 0)
+                return r;
+        o = &list[count - 1];
         o->op.kind = OP_UNLINK;
-        o->op.version = row->v.version;
+        o->op.version = version;
         o->op.parent2 = (struct id){0};
         o->op.name2 = NULL;
         o->op.name2_bytes = 0;

@@ -46,7 +46,7 @@ struct nrow {
 enum out_bits {
         OB_FROZEN = 1,   /* was sent once: never changed again */
         OB_BARRIER = 2,  /* unlink, rename-over: follows earlier contents */
-        OB_TEMP = 4,     /* its name is a temporary's */
+        OB_TEMP = 4,     /* the name that it gives is a temporary's */
         OB_CHILDREN = 8, /* follows all earlier operations in a directory (ino, or ino2 for a rename over it) */
         OB_DIRMOVE = 16, /* rename of a directory: these keep their order among themselves */
 };
@@ -70,6 +70,7 @@ struct orow {
 };
 
 enum number { NUMBER_INO = 0, NUMBER_COOKIE = 1, NUMBER_ORDER = 2, N_NUMBERS = 3 };
+struct open_set { uint64_t *ino; size_t n, room; }; /* a list of numbers */
 struct handed { struct id op; int64_t first_ms; }; /* outbox rows that the engine may be working on */
 
 struct tree {
@@ -115,6 +116,7 @@ struct tree {
         uint64_t *asked;
         size_t n_asked, asked_room;
         unsigned waiting;               /* openers that wait for its end */
+        struct open_set born;           /* made by somebody who is about to open them: tree_opened */
 
         struct lock slock;              /* RANK_OUTBOX: who syncs */
         struct cond scond;
@@ -140,7 +142,6 @@ void tree_touch(struct tree *t, uint64_t ino);  /* the transaction queues or cha
 void tree_count_commit(struct tree *t);
 int meta_get(struct db *db, const char *key, int64_t *ret) _must_check_;  /* 0 if absent */
 int meta_set(struct db *db, const char *key, int64_t value) _must_check_;
-struct open_set { uint64_t *ino; size_t n, room; }; /* a list of numbers */
 int open_set_add(struct open_set *s, uint64_t ino) _must_check_;
 void cleanup_open_set_p(struct open_set *s);
 /* Asks the caller whether ino is open, inside the transaction, in a way that no opener can slip past: openers of ino wait from now on until the transaction has ended
@@ -152,6 +153,8 @@ static inline void tree_ask_by(struct tree *t, bool (*is_open)(void *arg, uint64
         t->is_open_arg = arg;
 }
 unsigned tree_waiting(struct tree *t);           /* openers that wait; for tests */
+int tree_born(struct tree *t, uint64_t ino) _must_check_; /* counts as open for writing until tree_opened */
+bool tree_is_born(struct tree *t, uint64_t ino);
 
 /* ---- tree_rows.c: rows of node, entry, shadow ---- */
 #define NODE_COLS "n.ino,n.id,n.mode,n.uid,n.gid,n.nlink,n.rdev,n.mtime,n.ctime_d,n.btime_d,n.size,n.csize,n.root,n.shape,n.version," \
@@ -212,13 +215,18 @@ int outbox_has_dependents(struct tree *t, uint64_t ord) _must_check_;
 int outbox_to_end(struct tree *t, struct orow *o) _must_check_;  /* gives it a new place in the order; only without dependents */
 int outbox_row_read(struct db_stmt *s, int col, struct arena *a, struct orow *ret) _must_check_;
 #define OUT_COLS "o.ord,o.id,o.kind,o.state,o.bits,o.ino,o.ino2,o.p1,o.n1,o.p2,o.n2,o.gen,o.body,o.queued_ns,o.nwait,o.class,o.rev,o.attempts,o.error,o.next_try_ns,o.reason"
-bool outbox_temporary(const char *name, size_t n);               /* a name of the temporary patterns */
+int outbox_mark_temporary(struct tree *t, struct orow *o) _must_check_; /* sets OB_TEMP by the name that it gives; outbox_add does, who changes the name too */
 bool outbox_protected(const struct tree *t, const struct orow *o); /* its content must not be replaced any more */
 int outbox_hand(struct tree *t, const struct id *op) _must_check_; /* the engine has it now */
 void outbox_unhand(struct tree *t, const struct id *op);
 int outbox_item_from(struct arena *a, const struct orow *o, struct outbox_item *ret) _must_check_;
 void outbox_classify(struct orow *o);
 static inline bool outbox_soft(const struct orow *o) { return o->state != OUT_SENT && !(o->bits & OB_FROZEN); }
+
+/* ---- temporary.c ---- */
+bool temporary_name(const char *name, size_t n);                 /* a name of the patterns */
+bool temporary_of(const char *name, size_t n, const char *document, size_t document_n); /* what a program calls the file that it will rename over the document */
+int temporary_here(struct tree *t, uint64_t dir, const char *name, size_t n) _must_check_; /* 1: a pattern's, or of a file in dir. Up to 16 SELECT by index, one or two as a rule */
 
 /* ---- tree_settle.c: the view of one node is computed anew and written ---- */
 /* s: the server's side as it is to be from now on (NULL: as it is). done_gen: generation that an operation just brought to the server as version

@@ -154,7 +154,9 @@ static int move_create(struct tree *t, struct rename *m) {
         o.op.name_bytes = m->n2;
         o.op.attrs.ctime_ns = t->now_ns;
         o.op.time_ns = t->now_ns;
-        r = outbox_change(t, &o);
+        r = outbox_mark_temporary(t, &o);
+        if (r == 0)
+                r = outbox_change(t, &o);
         if (r == 0)
                 r = move_name(t, m, &o.op.id);
         return r < 0 ? r : 1;
@@ -181,7 +183,9 @@ static int move_rename(struct tree *t, struct rename *m) {
         o->op.name2 = m->name2;
         o->op.name2_bytes = m->n2;
         o->op.time_ns = t->now_ns;
-        r = outbox_change(t, o);
+        r = outbox_mark_temporary(t, o);
+        if (r == 0)
+                r = outbox_change(t, o);
         if (r == 0)
                 r = move_name(t, m, &o->op.id);
         return r < 0 ? r : 1;
@@ -279,7 +283,7 @@ static int replace_kind(struct tree *t, struct rename *m, struct orow **ret_ops,
         }
         if (s->seq == 0 && create && soft)
                 return 1;
-        if ((s->seq == 0 && create) || outbox_temporary(m->name, m->n))
+        if ((s->seq == 0 && create) || temporary_name(m->name, m->n) || temporary_of(m->name, m->n, m->name2, m->n2))
                 return 2;
         struct conflict_mark mark; /* a conflict copy that goes back to where it comes from is its new version */
         r = row_extra(t, &m->s);

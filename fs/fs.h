@@ -189,7 +189,8 @@ void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
 void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
 void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t parent2, const char *name2, unsigned flags);
 void op_link(fuse_req_t req, fuse_ino_t nodeid, fuse_ino_t parent, const char *name);
-int node_new(struct mount *m, fuse_req_t req, uint64_t parent, const char *name, uint32_t mode, uint64_t rdev, const char *target, struct node *ret) _must_check_;
+int node_new(struct mount *m, fuse_req_t req, uint64_t parent, const char *name, uint32_t mode, uint64_t rdev, const char *target, bool opens /* for writing, next: tree_opened */,
+             struct node *ret) _must_check_;
 int reply_entry(struct call *c, const struct node *n) _must_check_;
 
 /* ---- dir.c ---- */

@@ -120,7 +120,8 @@ static int create(struct call *c, uint64_t parent, const char *name, uint32_t mo
         struct node n;
         int flags = fi->flags;
         uint64_t seals = file_seals(c->m->cfg.cache);
-        int r = node_new(c->m, c->req, parent, name, S_IFREG | (mode & 07777), 0, NULL, &n);
+        int r = node_new(c->m, c->req, parent, name, S_IFREG | (mode & 07777), 0, NULL, true, &n);
+        const uint64_t born = r == 0 ? n.ino : 0;
         if (r == -EEXIST && !(flags & O_EXCL)) /* came from elsewhere a moment ago */
                 r = tree_lookup(c->m->cfg.cache->tree, nodeid_ino(parent), name, strlen(name), &n);
         else
@@ -129,13 +130,15 @@ static int create(struct call *c, uint64_t parent, const char *name, uint32_t mo
                 return r;
         node_overlay(c->m, &n, seals);
         r = nodes_ref(c->m, nodeid_of(&n));
+        bool known = r == 0;
+        if (known)
+                r = n.kind != NODE_FILE ? (n.kind == NODE_DIR ? -EISDIR : -EINVAL) : handle_begin(c, nodeid_of(&n), flags, fi, ret);
+        if (born)
+                tree_opened(c->m->cfg.cache->tree, born);
+        if (known && r < 0)
+                nodes_forget(c->m, nodeid_of(&n), 1);
         if (r < 0)
                 return r;
-        r = n.kind != NODE_FILE ? (n.kind == NODE_DIR ? -EISDIR : -EINVAL) : handle_begin(c, nodeid_of(&n), flags, fi, ret);
-        if (r < 0) {
-                nodes_forget(c->m, nodeid_of(&n), 1);
-                return r;
-        }
         if (flags & O_TRUNC)
                 n.size = 0;
         entry_fill(c->m, &n, e);

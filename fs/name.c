@@ -84,10 +84,11 @@ void op_readlink(fuse_req_t req, fuse_ino_t nodeid) {
         call_end(&c);
 }
 
-int node_new(struct mount *m, fuse_req_t req, uint64_t parent, const char *name, uint32_t mode, uint64_t rdev, const char *target, struct node *ret) {
+int node_new(struct mount *m, fuse_req_t req, uint64_t parent, const char *name, uint32_t mode, uint64_t rdev, const char *target, bool opens,
+             struct node *ret) {
         const struct fuse_ctx *ctx = fuse_req_ctx(req);
         struct tree *t = m->cfg.cache->tree;
-        struct tree_new what = { .mode = mode & 07777, .uid = m->cfg.uid, .gid = m->cfg.gid, .rdev = rdev, .target = target };
+        struct tree_new what = { .mode = mode & 07777, .uid = m->cfg.uid, .gid = m->cfg.gid, .rdev = rdev, .target = target, .opens = opens };
         size_t bytes;
         int r = name_length(name, &bytes);
         if (r == 0)
@@ -111,7 +112,7 @@ static void make(fuse_req_t req, uint64_t parent, const char *name, uint32_t mod
         struct call c;
         struct node n;
         call_begin(&c, req);
-        int r = node_new(c.m, req, parent, name, mode, rdev, target, &n);
+        int r = node_new(c.m, req, parent, name, mode, rdev, target, false, &n);
         if (r == 0)
                 r = reply_entry(&c, &n);
         if (r < 0)

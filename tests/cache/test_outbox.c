@@ -98,15 +98,6 @@ static void test_hold(void **state) {
         MUST(mv(&w, INO_ROOT, "b.tmp", INO_ROOT, "b", 0));
         next();
         assert_int_equal(n, 3);
-        static const char *const temps[] = { ".#a", "a~", "a.swp", "a.tmp", ".~lock.a.odt#", "4913", "a.crdownload", "a.part", ".goutputstream-ABC", "sedAbc123", ".a.txt.Xy12Ab", "~$a.docx" };
-        static const char *const others[] = { "a.txt", "sed", "sedation", "Makefile", ".bashrc", "4914", "a.b.c" };
-        bool outbox_temporary(const char *name, size_t bytes);
-        for (size_t i = 0; i < ARRAY_SIZE(temps); i++)
-                if (!outbox_temporary(temps[i], strlen(temps[i])))
-                        fail_msg("%s is a temporary's name", temps[i]);
-        for (size_t i = 0; i < ARRAY_SIZE(others); i++)
-                if (outbox_temporary(others[i], strlen(others[i])))
-                        fail_msg("%s is not a temporary's name", others[i]);
 }
 
 static void test_barrier(void **state) {
