@@ -309,19 +309,17 @@ static int push_due(struct pick *p, int64_t *io_wait_ms) {
         return r == -ENOENT ? 0 : r;
 }
 
-struct holds { struct { uint64_t ord, ino; int64_t queued_ns; bool temp, old; } *v; size_t n; };
+struct holds { struct { uint64_t ord, ino; int64_t queued_ns; bool temp; } *v; size_t n; };
 
 static int read_holds(struct tree *t, struct holds *h) {
         TREE_READ(rd, t);
         struct db_stmt *s;
-        int64_t now = clock_real_ns(t->clock);
         int r = db_query(rd.db, &s, "SELECT ord,ino,queued_ns,bits FROM outbox WHERE state = 0 AND nwait = 0 AND class=2 ORDER BY ord LIMIT ?", "i", (int64_t)HOLD_ROWS_MAX);
         while (r > 0) {
                 h->v[h->n].ord = (uint64_t)db_col_int(s, 0);
                 h->v[h->n].ino = (uint64_t)db_col_int(s, 1);
                 h->v[h->n].queued_ns = db_col_int(s, 2);
                 h->v[h->n].temp = db_col_int(s, 3) & OB_TEMP;
-                h->v[h->n].old = h->v[h->n].queued_ns > now || now - h->v[h->n].queued_ns >= HOLD_MS * NS_PER_MS;
                 h->n++;
                 r = db_step(s);
         }
@@ -330,8 +328,9 @@ static int read_holds(struct tree *t, struct holds *h) {
 
 static int decide_holds(struct pick *p, const struct holds *h, int64_t *io_wait_ms) {
         int r = 0;
+        p->now_ns = clock_real_ns(p->t->clock); /* later than anything that was read */
         for (size_t i = 0; i < h->n && r == 0; i++) {
-                bool hold = !h->v[i].old && (h->v[i].temp || tree_is_born(p->t, h->v[i].ino) /* asked first: the opener counts itself before it says so */ ||
+                bool hold = age_ms(p, h->v[i].queued_ns) < HOLD_MS && (h->v[i].temp || tree_is_born(p->t, h->v[i].ino) /* asked first: the opener counts itself before it says so */ ||
                                             (p->t->open_for_write && p->t->open_for_write(p->t->open_for_write_arg, h->v[i].ino)));
                 r = open_set_add(hold ? &p->held : &p->free_hold, h->v[i].ord);
                 if (hold) {
@@ -366,9 +365,17 @@ static int pick_rows(struct pick *p, struct outbox_item *items, int64_t *io_wait
         return r;
 }
 
+/* The first read of the transaction decides what is seen, and the clock is read after it: a row that came in between would look as if the clock had gone back, and as if it were old. */
+static int fix_moment(struct pick *p) {
+        int64_t v;
+        int r = db_int(p->db, &v, "SELECT EXISTS(SELECT 1 FROM outbox)", "");
+        p->now_ns = clock_real_ns(p->t->clock);
+        return r;
+}
+
 int outbox_next(struct tree *t, struct arena *a, struct outbox_item *items, size_t max, size_t *ret_n, int64_t *ret_wait_ms) {
         struct holds holds = { .v = calloc(HOLD_ROWS_MAX, sizeof(*holds.v)) };
-        struct pick p = { .t = t, .a = a, .now_ns = clock_real_ns(t->clock), .taken = calloc(MAX(max, 1u), sizeof(*p.taken)), .max = max, .hold_ord = UINT64_MAX, .barrier_wait_ms = -1 };
+        struct pick p = { .t = t, .a = a, .taken = calloc(MAX(max, 1u), sizeof(*p.taken)), .max = max, .hold_ord = UINT64_MAX, .barrier_wait_ms = -1 };
         int64_t wait_ms = -1;
         int r = holds.v && p.taken ? read_holds(t, &holds) : -ENOMEM;
         if (r == 0)
@@ -378,6 +385,8 @@ int outbox_next(struct tree *t, struct arena *a, struct outbox_item *items, size
                 p.db = rd.db;
                 bool begun = !db_in_transaction(rd.db); /* one moment for all queries */
                 r = begun && t->n_readers ? db_begin(rd.db) : 0;
+                if (r == 0)
+                        r = fix_moment(&p);
                 if (r == 0)
                         r = pick_rows(&p, items, &wait_ms);
                 if (begun && t->n_readers)

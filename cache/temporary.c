@@ -3,7 +3,8 @@
  *
  *   by pattern     names that programs give such files, whatever is beside them: one table for all
  *   by neighbour   [.#~_] NAME rest, where a file NAME is in the same directory: how mkstemp, QSaveFile, glib, Go and npm name what they will rename over NAME, and how SQLite names
- *                  its journals. `rest` has six bytes at least and no dot but perhaps its first byte, so that prog.c beside prog, or a.tar.gz beside a, is nobody's temporary
+ *                  its journals. `rest` has six bytes at least, letters, digits, - and _, and one of .~#+ at most before them, so that prog.c beside prog,
+ *                  a.tar.gz beside a, or the copies that people and file managers make ("a (copy)"), are nobody's temporary
  *
  * A file that is taken for one by mistake gets to the server two seconds later, which is all that the answer means (outbox_next.c); one that is saved over NAME after it was sent becomes
  * NAME's new version all the same (tree_rename.c).
@@ -11,6 +12,7 @@
  * The neighbour is found through the index of names without a look at each shorter name: of the names up to a prefix of ours the greatest either is itself a prefix, or says how long one could be. */
 #include "tree_priv.h"
 
+#include <ctype.h>
 #include <fnmatch.h>
 
 #define REST_MIN 6u
@@ -40,7 +42,10 @@ static bool has_mark(const char *name, size_t n) {
 }
 
 static bool is_rest(const char *rest, size_t n) {
-        return n >= REST_MIN && !memchr(rest + 1, '.', n - 1);
+        for (size_t i = 0; i < n; i++)
+                if (!isalnum((unsigned char)rest[i]) && rest[i] != '-' && rest[i] != '_' && (i > 0 || !strchr(".~#+", rest[i])))
+                        return false;
+        return n >= REST_MIN;
 }
 
 bool temporary_of(const char *name, size_t n, const char *document, size_t document_n) {
@@ -67,7 +72,7 @@ static int prefix_in(struct tree *t, uint64_t dir, const char *name, size_t n) {
                 bool prefix = found && same == bytes;
                 db_reset(s);
                 if (prefix && file)
-                        return 1;
+                        return is_rest(name + same, n - same); /* of a shorter name the rest would have the same bytes, and more */
                 longest = prefix ? same - 1 : same;
         }
         return 0;

@@ -60,7 +60,7 @@ static void test_neighbours(void **state) {
         static const char *const temps[] = { "report.odt.TRmZyU", "report.odt.AAAAAA", "report.odt.zzzzzz", ".report.odt1234567", ".report.odt-XyZaBcD", "#report.odt-abcdef", "index.db-journal",
                                              "report.odt.1234567890", "x.123456.abcdef", "_report.odt.dpkgnew" };
         static const char *const others[] = { "report.odt", "report.odt.b", "report.odt.Tz.gz", "report.pdf", "prog.c", "prog.conf.in", "a.tar.gz", "a.txt", "folder.TRmZyU", "report", "index.db-wal",
-                                              "bb.TRmZyU", "Z.tar.Abcdef", "..", "rep.TRmZyU" };
+                                              "bb.TRmZyU", "Z.tar.Abcdef", "prog (conflict box 1)", "prog - backup", "prog.old copy", "..", "rep.TRmZyU" };
         for (size_t i = 0; i < ARRAY_SIZE(temps); i++)
                 if (!here(INO_ROOT, temps[i]))
                         fail_msg("%s is a temporary's name beside its document", temps[i]);
@@ -254,11 +254,38 @@ static void test_sent_temporary(void **state) {
         compare(&w, &m);
 }
 
+/* A clock in whose every reading by the outbox something happens: each change comes after one reading and before the next. */
+static int64_t (*manual_real_ns)(struct clock *c);
+static unsigned readings;
+
+static int64_t busy_real_ns(struct clock *c) {
+        char name[32];
+        int64_t now = manual_real_ns(c);
+        c->real_ns = manual_real_ns;
+        clock_manual_advance(&w.clock, 1);
+        (void)snprintf(name, sizeof(name), "%u.tmp", ++readings);
+        write_to(make(&w, INO_ROOT, name, NODE_FILE).ino);
+        struct node doc = look(&w, INO_ROOT, DOC);
+        write_to(doc.ino);
+        c->real_ns = busy_real_ns;
+        return now;
+}
+
+static void test_newer_than_the_clock(void **state) {
+        write_to(make(&w, INO_ROOT, DOC, NODE_FILE).ino);
+        manual_real_ns = w.clock.clock.real_ns;
+        w.clock.clock.real_ns = busy_real_ns;
+        for (unsigned i = 0; i < 20; i++)
+                assert_int_equal(look_out("busy", "by a clock read before it was there"), 1);
+        w.clock.clock.real_ns = manual_real_ns;
+        assert_true(readings > 20);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_patterns, setup, teardown), cmocka_unit_test_setup_teardown(test_neighbours, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_saves, setup, teardown), cmocka_unit_test_setup_teardown(test_new_documents, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_sent_temporary, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_sent_temporary, setup, teardown), cmocka_unit_test_setup_teardown(test_newer_than_the_clock, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
