@@ -19,7 +19,8 @@
  * queues another row instead.
  *
  * Upload is never starved: `handed` remembers since when the engine has a row in hand; a content in hand for PROTECT_MS is not replaced by a newer one any more, which
- * then waits behind it (and is replaced in turn). The engine reads rows again after it marked them, so a change in between is seen. */
+ * then waits behind it (and is replaced in turn). What is queued instead of a content that goes (a save by rename, whose operation is another one) has been in hand since that one was: what counts
+ * is for how long a file has not got there, not how it is saved. The engine reads rows again after it marked them, so a change in between is seen. */
 #include "tree_priv.h"
 
 #include <assert.h>
@@ -437,7 +438,7 @@ static int handed_grow(struct tree *t) {
         return 0;
 }
 
-int outbox_hand(struct tree *t, const struct id *op) {
+int outbox_hand_since(struct tree *t, const struct id *op, int64_t since_ms) {
         if (t->n_handed * 2 >= t->handed_room) {
                 int r = handed_grow(t);
                 if (r < 0)
@@ -446,10 +447,19 @@ int outbox_hand(struct tree *t, const struct id *op) {
         struct handed *h = handed_find(t, op);
         if (id_is_zero(&h->op))
                 t->n_handed++;
-        if (!h->first_ms)
-                h->first_ms = MAX(clock_mono_ms(t->clock), 1);
+        if (!h->first_ms || h->first_ms > since_ms)
+                h->first_ms = MAX(since_ms, 1);
         h->op = *op;
         return 0;
+}
+
+int outbox_hand(struct tree *t, const struct id *op) {
+        return outbox_hand_since(t, op, clock_mono_ms(t->clock));
+}
+
+int64_t outbox_in_hand_since(const struct tree *t, const struct id *op) {
+        const struct handed *h = handed_find(t, op);
+        return h ? h->first_ms : 0;
 }
 
 void outbox_unhand(struct tree *t, const struct id *op) {

@@ -200,7 +200,12 @@ static bool is_content_alone(const struct tree *t, const struct orow *o) {
         return o->op.kind == OP_CONTENT || (o->op.kind == OP_REPLACE && !o->ino2 && !outbox_protected(t, o));
 }
 
-int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_base) {
+static void earlier(int64_t since_ms, int64_t *io_since_ms) {
+        if (io_since_ms && since_ms && (!*io_since_ms || since_ms < *io_since_ms))
+                *io_since_ms = since_ms;
+}
+
+int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_base, int64_t *io_since_ms) {
         struct orow *list;
         size_t n = 0;
         bool first = true;
@@ -213,6 +218,8 @@ int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_ba
                         *io_base = o->op.version;
                         first = false;
                 }
+                if (o->op.kind != OP_ATTR)
+                        earlier(outbox_in_hand_since(t, &o->op.id), io_since_ms);
                 r = outbox_remove(t, o);
         }
         return r;
@@ -234,8 +241,9 @@ int local_after_unlink(struct tree *t, struct nrow *row) {
         return row_write(t, row);
 }
 
-/* A node that never left this machine and loses its last name: its operations never happened. 1: done. */
-int local_cancel(struct tree *t, const struct nrow *row) {
+/* A node that never left this machine and loses its last name: its operations never happened. 1: done. io_since_ms not NULL: something takes its place, and has been in hand since then; a content that was in
+ * hand for so long that it must get there stays. */
+int local_cancel(struct tree *t, const struct nrow *row, int64_t *io_since_ms) {
         struct orow *list;
         size_t n = 0;
         if (row->seq || !row->pend)
@@ -245,7 +253,7 @@ int local_cancel(struct tree *t, const struct nrow *row) {
                 return r;
         bool create = false;
         for (size_t i = 0; i < n; i++) {
-                if (!outbox_soft(&list[i]) || list[i].ino != row->ino || list[i].ino2)
+                if (!outbox_soft(&list[i]) || list[i].ino != row->ino || list[i].ino2 || (io_since_ms && list[i].gen && outbox_protected(t, &list[i])))
                         return 0;
                 create = create || list[i].op.kind == OP_CREATE;
         }
@@ -253,8 +261,11 @@ int local_cancel(struct tree *t, const struct nrow *row) {
                 return 0;
         if (row->v.kind == NODE_DIR && (r = outbox_touches_dir(t, row->ino)) != 0)
                 return r < 0 ? r : 0;
-        for (size_t i = 0; i < n && r == 0; i++)
+        for (size_t i = 0; i < n && r == 0; i++) {
+                if (list[i].gen)
+                        earlier(outbox_in_hand_since(t, &list[i].op.id), io_since_ms);
                 r = outbox_remove(t, &list[i]);
+        }
         return r < 0 ? r : 1;
 }
 
@@ -292,7 +303,7 @@ static int unlink_instead(struct tree *t, const struct nrow *row, uint64_t dir, 
             memcmp(o->op.name2, name, n) != 0)
                 return 0;
         struct id version = row->v.version;
-        r = local_drop_contents(t, row, &version);
+        r = local_drop_contents(t, row, &version, NULL);
         if (r == 0)
                 r = outbox_of_node(t, row->ino, &list, &count); /* as it is without those */
         if (r < 0)
@@ -327,7 +338,7 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
         if (is_dir && (r = entry_any(t->w, row.ino)) != 0)
                 return r < 0 ? r : -ENOTEMPTY;
         struct vname v = { .parent = dir, .cookie = at.cookie, .name = name, .n = n, .placement = at.placement };
-        r = last ? local_cancel(t, &row) : cancel_link(t, &row, &at.placement);
+        r = last ? local_cancel(t, &row, NULL) : cancel_link(t, &row, &at.placement);
         if (r == 0 && last)
                 r = unlink_instead(t, &row, dir, name, n);
         if (r == 0) {
@@ -336,7 +347,7 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
                 o.op.attrs.kind = row.v.kind;
                 if (last && row.v.kind == NODE_FILE) {
                         o.op.version = row.v.version;
-                        r = local_drop_contents(t, &row, &o.op.version);
+                        r = local_drop_contents(t, &row, &o.op.version, NULL);
                 }
                 if (r == 0)
                         r = shadow_ensure(t, &row);

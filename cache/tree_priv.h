@@ -218,6 +218,8 @@ int outbox_row_read(struct db_stmt *s, int col, struct arena *a, struct orow *re
 int outbox_mark_temporary(struct tree *t, struct orow *o) _must_check_; /* sets OB_TEMP by the name that it gives; outbox_add does, who changes the name too */
 bool outbox_protected(const struct tree *t, const struct orow *o); /* its content must not be replaced any more */
 int outbox_hand(struct tree *t, const struct id *op) _must_check_; /* the engine has it now */
+int outbox_hand_since(struct tree *t, const struct id *op, int64_t since_ms) _must_check_; /* it stands for one that the engine had since then (monotonic) */
+int64_t outbox_in_hand_since(const struct tree *t, const struct id *op); /* 0: it is not */
 void outbox_unhand(struct tree *t, const struct id *op);
 int outbox_item_from(struct arena *a, const struct orow *o, struct outbox_item *ret) _must_check_;
 void outbox_classify(struct orow *o);
@@ -264,7 +266,8 @@ int local_queue_attrs(struct tree *t, const struct nrow *row, uint32_t mask) _mu
 int local_place_check(struct tree *t, uint64_t dir, const char *name, size_t n, struct nrow *ret_dir) _must_check_;
 int local_new_create(struct tree *t, struct nrow *row, const struct nrow *dir, const char *name, size_t n) _must_check_; /* queues CREATE and adds the name */
 void local_attrs_to_op(const struct nrow *row, struct orow *o);
-int local_cancel(struct tree *t, const struct nrow *row) _must_check_; /* 1: the node was never sent; its operations are gone */
-int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_base) _must_check_; /* unsent contents go; base: the oldest one's */
+int local_cancel(struct tree *t, const struct nrow *row, int64_t *io_since_ms /* or NULL */) _must_check_; /* 1: the node was never sent; its operations are gone */
+int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_base, int64_t *io_since_ms /* or NULL */) _must_check_; /* unsent contents go; base: the oldest one's; since: when
+                                                                     the engine had the first of them, if earlier or if it was 0 */
 int local_queue_content(struct tree *t, struct nrow *row, uint64_t gen, uint64_t size, int64_t mtime_ns, const struct id *base, uint64_t *ret_dropped) _must_check_;
 int local_after_unlink(struct tree *t, struct nrow *row) _must_check_; /* asks tree_is_open if it has no name any more */

@@ -250,7 +250,7 @@ static int rename_over(struct tree *t, struct rename *m) {
         if (m->d.v.kind == NODE_FILE) {
                 o.op.replaced_version = m->d.v.version;
                 if (r == 0 && last)
-                        r = local_drop_contents(t, &m->d, &o.op.replaced_version);
+                        r = local_drop_contents(t, &m->d, &o.op.replaced_version, NULL);
         }
         if (r == 0)
                 r = outbox_add(t, &o);
@@ -345,6 +345,7 @@ static int replace(struct tree *t, struct rename *m, const struct orow *ops, siz
         struct orow o = { .ino = s->ino, .op = { .kind = OP_REPLACE, .id = rng_id(t->rng), .node = d->id, .version = d->v.version } };
         struct conflict_mark mark;
         struct id known = s->v.version; /* of the source: what is deleted with its name */
+        int64_t since_ms = 0;           /* the file has been on its way to the server */
         int r = row_extra(t, s);
         if (r == 0)
                 r = row_extra(t, d);
@@ -366,9 +367,9 @@ static int replace(struct tree *t, struct rename *m, const struct orow *ops, siz
                 o.op.placement = m->at.placement;
         }
         if (r == 0)
-                r = local_drop_contents(t, d, &o.op.version);
+                r = local_drop_contents(t, d, &o.op.version, &since_ms);
         if (r == 0 && sent)
-                r = local_drop_contents(t, s, &known);
+                r = local_drop_contents(t, s, &known, NULL);
         if (sent)
                 o.op.replaced_version = known;
         for (size_t i = 0; i < n_ops && r == 0 && !sent; i++)
@@ -401,6 +402,8 @@ static int replace(struct tree *t, struct rename *m, const struct orow *ops, siz
                 r = row_write(t, d);
         if (r == 0)
                 r = outbox_add(t, &o);
+        if (r == 0 && since_ms)
+                r = outbox_hand_since(t, &o.op.id, since_ms);
         if (r == 0)
                 r = count_pend(t, s->ino);
         if (r == 0)
@@ -413,6 +416,7 @@ static int replace(struct tree *t, struct rename *m, const struct orow *ops, siz
 static int rename_in(struct tree *t, struct rename *m, struct node *ret_moved, struct node *ret_replaced) {
         struct orow *ops = NULL;
         size_t n_ops = 0;
+        int64_t since_ms = 0;
         int r = check(t, m);
         if (r < 0)
                 return r;
@@ -422,7 +426,7 @@ static int rename_in(struct tree *t, struct rename *m, struct node *ret_moved, s
                 return 0;
         }
         bool is_exchange = m->flags & RENAME_EXCHANGE, replaced = m->over && !is_exchange;
-        if (replaced && (m->d.v.kind == NODE_DIR || m->d.nlink == 1) && (r = local_cancel(t, &m->d)) > 0) {
+        if (replaced && (m->d.v.kind == NODE_DIR || m->d.nlink == 1) && (r = local_cancel(t, &m->d, &since_ms)) > 0) {
                 struct vname two = name_two(m);
                 r = entry_remove(t, &m->d, &two);
                 m->d.v.ctime_ns = t->now_ns;
@@ -435,7 +439,12 @@ static int rename_in(struct tree *t, struct rename *m, struct node *ret_moved, s
         if (is_exchange) {
                 r = exchange(t, m);
         } else if (!m->over) {
+                struct orow create;
                 r = to_free_name(t, m);
+                if (r == 0 && since_ms && (r = outbox_create_of(t, m->s.ino, &create)) == 0)
+                        r = outbox_hand_since(t, &create.op.id, since_ms);
+                if (r == -ENOENT)
+                        r = 0;
         } else {
                 r = replace_kind(t, m, &ops, &n_ops);
                 if (r > 0)

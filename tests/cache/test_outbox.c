@@ -374,13 +374,83 @@ static void test_long_queue(void **state) {
         assert_int_equal(n, 1024);
 }
 
+/* Saved four times a second, and each upload takes 0.6 s: the same bytes must stay in hand for that long now and then, however the program saves. A version each ten seconds is promised. */
+static void save_all_the_time(bool by_rename, bool in_place, bool known) {
+        struct { struct id op; uint64_t gen; int64_t since_ms; } up = {0};
+        uint64_t gen = 1;
+        unsigned versions = 0;
+        int64_t last_ms;
+        model_open(&m, 8);
+        (void)put_content(&w, make(&w, INO_ROOT, "doc", NODE_FILE).ino, gen, 10);
+        if (known)
+                settle_server();
+        last_ms = w.clock.mono_ms;
+        for (unsigned i = 0; i < 400; i++) {
+                gen++;
+                if (by_rename && (!in_place || i % 2)) {
+                        (void)put_content(&w, make(&w, INO_ROOT, "doc.tmp", NODE_FILE).ino, gen, 10 + gen);
+                        MUST(mv(&w, INO_ROOT, "doc.tmp", INO_ROOT, "doc", 0));
+                } else {
+                        (void)put_content(&w, look(&w, INO_ROOT, "doc").ino, gen, 10 + gen);
+                }
+                for (unsigned k = 0; k < 5; k++) { /* the engine looks while the upload goes on */
+                        arena_reset(w.arena);
+                        next();
+                        assert_in_range(n, 1, 2);
+                        if (!id_equal(&items[0].op.id, &up.op) || items[0].gen != up.gen) {
+                                up.op = items[0].op.id;
+                                up.gen = items[0].gen;
+                                up.since_ms = w.clock.mono_ms;
+                        } else if (w.clock.mono_ms - up.since_ms >= 600) {
+                                struct tree_applied applied;
+                                struct op op = items[0].op;
+                                op.content = model_content(up.gen, op.content.size);
+                                MUST(outbox_mark_sent(w.tree, &up.op, 1));
+                                struct op_result r = model_commit(&m, &op);
+                                assert_int_equal(r.code, RES_OK);
+                                MUST(tree_accepted(w.tree, &r, NULL, NULL, w.arena, &applied));
+                                assert_true(w.clock.mono_ms - last_ms < 10000);
+                                last_ms = w.clock.mono_ms;
+                                versions++;
+                        }
+                        clock_manual_advance(&w.clock, 50);
+                }
+                assert_true(w.clock.mono_ms - last_ms < 10000);
+                assert_true(outbox_all(&w, items, ARRAY_SIZE(items)) <= 2);
+                if (i % 50 == 0)
+                        world_check(&w);
+        }
+        assert_in_range(versions, 15, 60); /* not each save either */
+        settle_server();
+        compare(&w, &m);
+        MUST(rm(&w, INO_ROOT, "doc"));
+        settle_server();
+        model_close(&m);
+}
+
+static void test_not_starved(void **state) {
+        save_all_the_time(false, true, true);
+        teardown(state);
+        setup(state);
+        save_all_the_time(true, false, true);
+        teardown(state);
+        setup(state);
+        save_all_the_time(true, true, true);
+        teardown(state);
+        setup(state);
+        save_all_the_time(true, false, false); /* the server has never had it */
+        teardown(state);
+        setup(state);
+        save_all_the_time(true, true, false);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_order, setup, teardown),   cmocka_unit_test_setup_teardown(test_same_name, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_hold, setup, teardown),    cmocka_unit_test_setup_teardown(test_barrier, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_barrier_waits, setup, teardown), cmocka_unit_test_setup_teardown(test_rmdir, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_frozen, setup, teardown),  cmocka_unit_test_setup_teardown(test_atomic_save, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_moved_away, setup, teardown), cmocka_unit_test_setup_teardown(test_cancel, setup, teardown),  cmocka_unit_test_setup_teardown(test_long_queue, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_moved_away, setup, teardown), cmocka_unit_test_setup_teardown(test_cancel, setup, teardown), cmocka_unit_test_setup_teardown(test_not_starved, setup, teardown), cmocka_unit_test_setup_teardown(test_long_queue, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
