@@ -15,7 +15,7 @@
  *
  * The waiting thread ("blob-wait") sleeps on a condition until the earliest deadline. It ends reads whose time is over, drives blobs that were kicked (a block came back
  * to life, a fetch failed and another may be made, the list became known), ends cancelled reads, and writes the index 5 s after something changed (the LRU
- * order once a minute). A deadline does not
+ * order once a minute). In a simulation (by_hand) there is no such thread: its owner takes its steps, one blobs_turn each. A deadline does not
  * cancel the fetch: on a slow link the next try must find what came meanwhile. An explicit cancel of the last reader does.
  *
  * Readahead: a read near the end of the one before doubles the blob's window (512 KiB to 8 MiB, at most 1/16 of the cache). A miss claims the window with it; a hit asks for what
@@ -341,23 +341,35 @@ static void pread_done(struct blob_read *r, ssize_t result) {
         cond_signal(&w->cond);
 }
 
-static bool is_here(struct blob *blob, uint64_t off, uint64_t n) {
-        size_t first, last;
-        LOCK_SCOPE(&blob->lock);
-        if (!blob->list_known)
-                return false;
-        blob_range(blob, off, n, &first, &last);
-        return available_locked(blob, first, last);
+/* What is here, without a wait for anybody: -EHOSTDOWN: not all of it is; it is being fetched now. */
+static ssize_t pread_here(struct blob *blob, uint64_t off, void *buf, size_t n) {
+        for (;;) {
+                size_t first, last;
+                lock_take(&blob->lock);
+                bool here = false;
+                if (blob->list_known) {
+                        blob_range(blob, off, n, &first, &last);
+                        here = available_locked(blob, first, last);
+                        if (here)
+                                pin_locked(blob, first, last);
+                }
+                lock_drop(&blob->lock);
+                if (!here)
+                        break;
+                int r = read_pinned(blob, first, last, off, n, buf);
+                if (r != -EBADMSG) /* damaged: it is not here any more */
+                        return r < 0 ? read_error(r) : (ssize_t)n;
+        }
+        int r = blob_prefetch(blob, off, n);
+        return r < 0 ? r : -EHOSTDOWN;
 }
 
 static ssize_t pread_steps(struct blob *blob, uint64_t off, void *buf, size_t n, int64_t deadline_ms, bool exact) {
         if (off >= blob->content.size)
                 return 0;
         n = MIN(n, blob->content.size - off);
-        if (blob->owner->by_hand && !is_here(blob, off, n)) {
-                int r = blob_prefetch(blob, off, n);
-                return r < 0 ? r : -EHOSTDOWN;
-        }
+        if (blob->owner->by_hand)
+                return pread_here(blob, off, buf, n);
         for (size_t got = 0; got < n;) {
                 struct pread_wait w = { 0 };
                 struct blob_read r = { .blob = blob, .off = off + got, .buf = (uint8_t *)buf + got, .n = MIN(n - got, PREAD_STEP), .deadline_ms = deadline_ms, .done = pread_done, .owner = &w, .exact = exact };
@@ -454,54 +466,60 @@ static struct blob *splice_waiting_locked(struct blobs *b) {
         return all;
 }
 
+/* One thing that is due now, done without the lock; false: nothing is. */
+static bool wait_step_locked(struct blobs *b, int64_t now_ms) {
+        if (b->finished) {
+                struct blob_read *r = b->finished;
+                b->finished = r->next;
+                r->next = NULL;
+                lock_drop(&b->wait_lock);
+                r->done(r, (ssize_t)(intptr_t)r->priv);
+                lock_take(&b->wait_lock);
+                return true;
+        }
+        if (b->kicked) {
+                struct blob *blob = b->kicked;
+                b->kicked = blob->kick_next;
+                blob->kicked = false;
+                lock_drop(&b->wait_lock);
+                blob_drive(blob, true);
+                blob_put(blob);
+                lock_take(&b->wait_lock);
+                return true;
+        }
+        if (now_ms >= b->next_deadline_ms) {
+                struct blob *all = splice_waiting_locked(b), *next;
+                for (; all; all = next) {
+                        next = all->wait_next;
+                        all->waiting = false;
+                        lock_drop(&b->wait_lock);
+                        expire(b, all, now_ms);
+                        blob_put(all);
+                        lock_take(&b->wait_lock);
+                }
+                return true;
+        }
+        if (now_ms < b->flush_at_ms || b->stop)
+                return false;
+        b->flush_at_ms = INT64_MAX;
+        lock_drop(&b->wait_lock);
+        bool order = now_ms >= b->order_at_ms; /* this thread's alone */
+        if (order)
+                b->order_at_ms = now_ms + ORDER_EVERY_MS;
+        (void)((order ? blobs_sync(b) : blobs_flush(b)) < 0); /* the next change tries again */
+        lock_take(&b->wait_lock);
+        return true;
+}
+
 static void *wait_run(void *arg) {
         struct blobs *b = arg;
         lock_take(&b->wait_lock);
         for (;;) {
-                if (b->finished) {
-                        struct blob_read *r = b->finished;
-                        b->finished = r->next;
-                        r->next = NULL;
-                        lock_drop(&b->wait_lock);
-                        r->done(r, (ssize_t)(intptr_t)r->priv);
-                        lock_take(&b->wait_lock);
-                        continue;
-                }
-                if (b->kicked) {
-                        struct blob *blob = b->kicked;
-                        b->kicked = blob->kick_next;
-                        blob->kicked = false;
-                        lock_drop(&b->wait_lock);
-                        blob_drive(blob, true);
-                        blob_put(blob);
-                        lock_take(&b->wait_lock);
-                        continue;
-                }
                 int64_t now = clock_mono_ms(b->clock);
-                if (now >= b->next_deadline_ms) {
-                        struct blob *all = splice_waiting_locked(b), *next;
-                        for (; all; all = next) {
-                                next = all->wait_next;
-                                all->waiting = false;
-                                lock_drop(&b->wait_lock);
-                                expire(b, all, now);
-                                blob_put(all);
-                                lock_take(&b->wait_lock);
-                        }
+                if (wait_step_locked(b, now))
                         continue;
-                }
                 if (b->stop)
                         break;
-                if (now >= b->flush_at_ms) {
-                        b->flush_at_ms = INT64_MAX;
-                        lock_drop(&b->wait_lock);
-                        bool order = now >= b->order_at_ms; /* this thread's alone */
-                        if (order)
-                                b->order_at_ms = now + ORDER_EVERY_MS;
-                        (void)((order ? blobs_sync(b) : blobs_flush(b)) < 0); /* the next change tries again */
-                        lock_take(&b->wait_lock);
-                        continue;
-                }
                 int64_t until = MIN(b->next_deadline_ms, b->flush_at_ms);
                 if (until == INT64_MAX)
                         cond_wait(&b->wait_more, &b->wait_lock);
@@ -512,11 +530,22 @@ static void *wait_run(void *arg) {
         return NULL;
 }
 
+int64_t blobs_due(struct blobs *b) {
+        LOCK_SCOPE(&b->wait_lock);
+        return b->finished || b->kicked ? 0 : MIN(b->next_deadline_ms, b->flush_at_ms);
+}
+
+void blobs_turn(struct blobs *b) {
+        assert(b->by_hand);
+        LOCK_SCOPE(&b->wait_lock);
+        (void)wait_step_locked(b, clock_mono_ms(b->clock));
+}
+
 int wait_start(struct blobs *b) {
-        int r = thread_start(&b->wait_thread, "blob-wait", wait_run, b);
-        if (r == 0)
+        int r = b->by_hand ? 1 : thread_start(&b->wait_thread, "blob-wait", wait_run, b);
+        if (r >= 0)
                 b->wait_started = true;
-        return r;
+        return MIN(r, 0);
 }
 
 void wait_stop(struct blobs *b) {
@@ -524,12 +553,16 @@ void wait_stop(struct blobs *b) {
                 return;
         struct blob *all, *next;
         lock_take(&b->wait_lock);
+        assert(!b->by_hand || b->inflight == 0);
         while (b->inflight > 0)
                 cond_wait(&b->wait_idle, &b->wait_lock); /* the owner has cancelled them: their done is on its way */
         b->stop = true;
+        while (b->by_hand && wait_step_locked(b, clock_mono_ms(b->clock)))
+                ;
         cond_broadcast(&b->wait_more);
         lock_drop(&b->wait_lock);
-        (void)pthread_join(b->wait_thread, NULL);
+        if (!b->by_hand)
+                (void)pthread_join(b->wait_thread, NULL);
         lock_take(&b->wait_lock);
         all = splice_waiting_locked(b);
         lock_drop(&b->wait_lock);

@@ -15,7 +15,7 @@
  *
  * A write that failed for lack of room spoils its generation: the program was told, and half a file must not become a version.
  *
- * One lock, fs->lock, for the lists; completions are called without it, from this thread. */
+ * One lock, fs->lock, for the lists; completions are called without it, from this thread (in a simulation, by_hand, from cache_turn). */
 #include <assert.h>
 #include <time.h>
 
@@ -192,6 +192,20 @@ int files_flush(struct files *fs) {
         return r < 0 ? r : t;
 }
 
+/* Steps 3 to 5. Returns the earliest deadline of those who still wait, on the cache's clock. */
+static int64_t tend(struct files *fs, int64_t now_ms) {
+        files_queue_again(fs);
+        lock_take(&fs->lock);
+        bool index = now_ms >= fs->index_due_ms;
+        if (index)
+                fs->index_due_ms = now_ms + INDEX_MS;
+        lock_drop(&fs->lock);
+        int r = index ? blobs_sync(fs->c->blobs) : 0;
+        if (r < 0)
+                log_warn("cache blobs_sync error=%s", err_name(r));
+        return serve_waiters(fs);
+}
+
 static void *run(void *arg) {
         struct files *fs = arg;
         int64_t deadline = INT64_MAX, tick = mono_ms();
@@ -218,16 +232,7 @@ static void *run(void *arg) {
                         (void)!files_flush(fs); /* logged there; comes again */
                         tick = mono_ms();
                 }
-                files_queue_again(fs);
-                lock_take(&fs->lock);
-                bool index = mono_ms() >= fs->index_due_ms;
-                if (index)
-                        fs->index_due_ms = mono_ms() + INDEX_MS;
-                lock_drop(&fs->lock);
-                int r = index ? blobs_sync(fs->c->blobs) : 0;
-                if (r < 0)
-                        log_warn("cache blobs_sync error=%s", err_name(r));
-                int64_t at = serve_waiters(fs);
+                int64_t at = tend(fs, mono_ms());
                 /* deadlines are told on the cache's clock */
                 deadline = at == INT64_MAX ? at : mono_ms() + MAX((int64_t)1, MIN(at - clock_mono_ms(fs->c->clock), (int64_t)FLUSH_MS));
         }
@@ -237,7 +242,7 @@ static void *run(void *arg) {
 
 int files_start(struct files *fs) {
         fs->running = true;
-        fs->index_due_ms = mono_ms() + INDEX_MS;
+        fs->index_due_ms = (fs->cfg.by_hand ? clock_mono_ms(fs->c->clock) : mono_ms()) + INDEX_MS;
         if (fs->cfg.by_hand)
                 return 0;
         int r = thread_start(&fs->thread, "cache-flush", run, fs);
@@ -299,4 +304,11 @@ void cache_poke(struct cache *c) {
 
 int cache_sync(struct cache *c) {
         return files_flush(c->files);
+}
+
+int cache_turn(struct cache *c) {
+        assert(c->files->cfg.by_hand);
+        int r = files_flush(c->files);
+        (void)tend(c->files, clock_mono_ms(c->clock));
+        return r;
 }

@@ -585,8 +585,8 @@ static void sweep(struct client *c) {
                 if (g->result >= 0 && g->expect && ((size_t)g->result != g->expect->n || memcmp(g->buf, g->expect->bytes, g->expect->n)))
                         wrong(c->w, "%s: wrong bytes read for text %u (%zd of %zu)", c->name, g->expect->number, g->result, g->expect->n);
                 if (g->result < 0 && g->result != -EHOSTDOWN && g->result != -ETIMEDOUT && g->result != -EINTR && g->result != -ECANCELED && g->result != -EKEYREJECTED &&
-                    !(g->result == -EIO && c->w->count[SIM_SERVER_ROLLBACKS])) /* the server has forgotten it */
-                        wrong(c->w, "%s: a read ended with %s", c->name, err_name((int)g->result));
+                    !(g->result == -EIO && (c->w->count[SIM_SERVER_ROLLBACKS] /* the server has forgotten it */ || c->w->count[SIM_POWER_CUTS] /* damaged, and not to be fetched now */)))
+                        wrong(c->w, "%s: a read of ino %llu (text %d) ended with %s", c->name, (unsigned long long)file_ino(g->r.file), g->expect ? (int)g->expect->number : -1, err_name((int)g->result));
                 if (!g->cancelled)
                         trace(c->w, "%s read %zd", c->name, g->result);
                 file_release(g->r.file, false);

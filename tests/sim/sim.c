@@ -4,10 +4,17 @@
  * seed, TARN_TEST_SCALE times the default number of scenarios, one in a hundred of them twice.
  *
  * Each process takes the next seed from a counter that all share, so what a seed does never depends on how many there are. `traces` in the last line is the sum of all traces' digests:
- * two runs over the same seeds print the same one. */
+ * two runs over the same seeds print the same one.
+ *
+ * A scenario that does not end within HANGS_S of real time is a failure of its own: an alarm prints its seed and where it stands, and aborts. No process outlives the first one, which
+ * makes the directory that all work in and removes it in the end, also when it is ended by a signal. */
+#include <execinfo.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -19,14 +26,29 @@
 #define FAILURES_MAX 30u
 #define JOBS_MAX 64u
 #define TWICE_EACH 100u
+#define HANGS_S 120u /* a scenario takes 0.1 s of an idle processor */
 
 /* Shared by all processes. */
 struct shared { _Atomic uint64_t next, done, failed, traces; _Atomic uint64_t total[SIM_COUNTS]; _Atomic uint64_t seed[JOBS_MAX]; /* what each process is at */ };
 
+static char base_dir[200];
+static volatile uint64_t current_seed;
+
+static void on_alarm(int sig) {
+        char line[160];
+        void *at[64];
+        int n = snprintf(line, sizeof line, "seed %llu: hangs: no end after %u s\n  again: sim --seed %llu --verbose\n", (unsigned long long)current_seed, HANGS_S, (unsigned long long)current_seed);
+        (void)!write(STDERR_FILENO, line, (size_t)n);
+        backtrace_symbols_fd(at, backtrace(at, ARRAY_SIZE(at)), STDERR_FILENO);
+        abort();
+}
+
 static int scenario(uint64_t seed, bool verbose, unsigned ops, struct digest *ret, struct shared *shared) {
         static struct world world;
         struct world *w = &world;
-        int r = world_open(w, seed, verbose);
+        current_seed = seed;
+        (void)alarm(HANGS_S);
+        int r = world_open(w, seed, base_dir, verbose);
         if (r < 0) {
                 fprintf(stderr, "seed %llu: %s\n", (unsigned long long)seed, w->why[0] ? w->why : err_name(r));
                 return r;
@@ -84,27 +106,53 @@ static void run(const struct args *a, struct shared *shared, unsigned job) {
         }
 }
 
+static volatile sig_atomic_t ended;
+
+static void on_end(int sig) {
+        ended = sig;
+}
+
+static pid_t start(const struct args *a, struct shared *shared, unsigned job) {
+        pid_t parent = getpid(), pid = fork();
+        if (pid)
+                return pid;
+        (void)signal(SIGTERM, SIG_DFL);
+        (void)signal(SIGINT, SIG_DFL);
+        if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != parent)
+                _exit(1);
+        run(a, shared, job);
+        _exit(0);
+}
+
+/* Processes that were started and did not end well. */
 static int run_all(const struct args *a, struct shared *shared) {
+        struct sigaction on = { .sa_handler = on_end }; /* no SA_RESTART: it ends the wait */
         pid_t pid[JOBS_MAX];
         int status, bad = 0;
-        if (a->jobs <= 1) {
-                run(a, shared, 0);
-                return 0;
-        }
-        for (unsigned i = 0; i < a->jobs; i++) {
-                pid[i] = fork();
-                if (pid[i] == 0) {
-                        run(a, shared, i);
-                        _exit(0);
-                }
-        }
+        (void)sigaction(SIGTERM, &on, NULL);
+        (void)sigaction(SIGINT, &on, NULL);
         for (unsigned i = 0; i < a->jobs; i++)
-                if (pid[i] < 0 || waitpid(pid[i], &status, 0) != pid[i] || !WIFEXITED(status) || WEXITSTATUS(status)) {
+                pid[i] = start(a, shared, i);
+        for (unsigned i = 0; i < a->jobs; i++) {
+                pid_t r = -1;
+                while (pid[i] > 0 && (r = waitpid(pid[i], &status, 0)) < 0 && ended)
+                        for (unsigned k = i; k < a->jobs; k++)
+                                (void)kill(pid[k], SIGKILL);
+                if (pid[i] < 0 || r != pid[i] || !WIFEXITED(status) || WEXITSTATUS(status)) {
                         fprintf(stderr, "seed %llu: the process ended with %s %d\n", (unsigned long long)shared->seed[i], pid[i] >= 0 && WIFSIGNALED(status) ? "signal" : "status",
                                 pid[i] < 0 ? -1 : WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
                         bad++;
                 }
+        }
         return bad;
+}
+
+static int make_base(void) {
+        const char *base = getenv("TMPDIR");
+        struct stat st;
+        if (!base)
+                base = stat("/dev/shm", &st) == 0 ? "/dev/shm" : "/tmp";
+        return (size_t)snprintf(base_dir, sizeof base_dir, "%s/tarn-sim-XXXXXX", base) >= sizeof base_dir ? -ENAMETOOLONG : mkdtemp(base_dir) ? 0 : -errno;
 }
 
 static unsigned long number(const char *text) {
@@ -143,9 +191,20 @@ int main(int argc, char **argv) {
         if (shared == MAP_FAILED)
                 return 1;
         struct timespec t0, t1;
+        void *load[1];
+        (void)backtrace(load, 1); /* loads what it needs: not in a signal handler */
+        (void)signal(SIGALRM, on_alarm);
+        if (make_base() < 0)
+                return 1;
         clock_gettime(CLOCK_MONOTONIC, &t0);
-        int bad = run_all(&a, shared);
+        int bad = 0;
+        if (a.jobs > 1)
+                bad = run_all(&a, shared);
+        else
+                run(&a, shared, 0);
         clock_gettime(CLOCK_MONOTONIC, &t1);
+        (void)alarm(0);
+        world_remove(base_dir);
         double s = (double)(t1.tv_sec - t0.tv_sec) + (double)(t1.tv_nsec - t0.tv_nsec) / 1e9;
         uint64_t done = shared->done, failed = shared->failed + (uint64_t)bad;
         printf("%llu scenarios from seed %llu, %.1f scenarios/s in %u processes", (unsigned long long)done, (unsigned long long)a.seed, (double)done / s, a.jobs);

@@ -92,7 +92,7 @@ struct world {
         struct clock_manual clock;
         struct counters counters;
         struct service *server;
-        char dir[200], authorization[120];
+        char dir[240], authorization[120];
         char server_dir[300];    /* "": it lives in memory */
         bool has_backup; size_t server_texts; /* of the server, and the texts that there were then */
         struct client clients[CLIENTS_MAX + 1]; /* the last one comes at the end and sees only what the server has */
@@ -129,7 +129,8 @@ void net_cut(struct client *c);
 int net_server_seq(struct world *w, uint64_t *ret);
 
 /* world.c */
-int world_open(struct world *w, uint64_t seed, bool verbose) _must_check_;
+int world_open(struct world *w, uint64_t seed, const char *base /* directory */, bool verbose) _must_check_;
+void world_remove(const char *path); /* a tree of files */
 void world_close(struct world *w);
 int client_up(struct client *c) _must_check_;
 enum down { DOWN_CLEAN, DOWN_KILLED, DOWN_POWER, DOWN_ROLLED_BACK /* to its backup */ };

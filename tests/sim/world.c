@@ -116,7 +116,7 @@ static int remove_one(const char *path, const struct stat *st, int flag, struct 
         return remove(path);
 }
 
-static void remove_tree(const char *path) {
+void world_remove(const char *path) {
         (void)nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
@@ -193,7 +193,7 @@ int client_backup(struct client *c) {
         char to[320];
         struct copying how = { 0 };
         snprintf(to, sizeof to, "%s.backup", c->dir);
-        remove_tree(to);
+        world_remove(to);
         int r = copy_tree(c->dir, to, &how);
         if (r < 0)
                 return wrong(c->w, "%s: backup: %s", c->name, err_name(r));
@@ -260,6 +260,8 @@ int client_down(struct client *c, enum down how) {
                         net_run(w, m);
                 if (c->n_jobs)
                         run_job(c, 0);
+                if (blobs_due(c->cache->blobs) <= w->clock.mono_ms)
+                        blobs_turn(c->cache->blobs);
                 (void)engine_step(c->engine);
                 if (i > 100000)
                         return wrong(w, "%s: does not stop", c->name);
@@ -273,7 +275,7 @@ int client_down(struct client *c, enum down how) {
         if (!crash)
                 mark_local(c);
         if (crash) {
-                remove_tree(c->dir);
+                world_remove(c->dir);
                 if (rename(copy, c->dir) < 0)
                         return wrong(w, "%s: rename: %s", c->name, err_name(-errno));
         }
@@ -298,7 +300,7 @@ int server_backup(struct world *w) {
         char to[320];
         struct copying how = { 0 };
         snprintf(to, sizeof to, "%s.backup", w->server_dir);
-        remove_tree(to);
+        world_remove(to);
         int r = copy_tree(w->server_dir, to, &how);
         if (r < 0)
                 return wrong(w, "server backup: %s", err_name(r));
@@ -318,7 +320,7 @@ int server_rollback(struct world *w) {
                 m->err = -EHOSTDOWN;
         }
         service_close(steal_ptr(w->server));
-        remove_tree(w->server_dir);
+        world_remove(w->server_dir);
         if (rename(from, w->server_dir) < 0)
                 return wrong(w, "server rollback: %s", err_name(-errno));
         w->has_backup = false;
@@ -396,6 +398,13 @@ bool world_turn(struct world *w, int64_t until) {
                 } else {
                         next = MIN(next, c->flush_at);
                 }
+                int64_t due = blobs_due(c->cache->blobs);
+                if (due <= now) {
+                        choice[n].kind = 5;
+                        choice[n++].client = c;
+                } else {
+                        next = MIN(next, due);
+                }
                 if (c->woken || c->step_at <= now) {
                         choice[n].kind = 1;
                         choice[n++].client = c;
@@ -441,13 +450,16 @@ bool world_turn(struct world *w, int64_t until) {
         case 4: {
                 struct client *c = choice[k].client;
                 c->flush_at = now + 1000;
-                int r = cache_sync(c->cache);
+                int r = cache_turn(c->cache);
                 if (r == 0)
                         mark_local(c);
                 else if (!w->full)
-                        wrong(w, "%s: cache_sync: %s", c->name, err_name(r));
+                        wrong(w, "%s: cache_turn: %s", c->name, err_name(r));
                 break;
         }
+        case 5:
+                blobs_turn(choice[k].client->cache->blobs);
+                break;
         case 2:
                 run_job(choice[k].client, choice[k].job);
                 break;
@@ -460,11 +472,9 @@ bool world_turn(struct world *w, int64_t until) {
 
 /* ---- the world ---- */
 
-int world_open(struct world *w, uint64_t seed, bool verbose) {
+int world_open(struct world *w, uint64_t seed, const char *base, bool verbose) {
         static uint64_t number;
         char why[200] = "";
-        const char *base = getenv("TMPDIR");
-        struct stat st;
         memset(w, 0, sizeof *w);
         w->seed = seed;
         w->verbose = verbose;
@@ -473,9 +483,7 @@ int world_open(struct world *w, uint64_t seed, bool verbose) {
         clock_manual_init(&w->clock, 1000000, 1700000000000000000ll);
         if (sha256_new(&w->trace) < 0)
                 return -ENOMEM;
-        if (!base)
-                base = stat("/dev/shm", &st) == 0 ? "/dev/shm" : "/tmp";
-        snprintf(w->dir, sizeof w->dir, "%s/tarn-sim-%d-%llu", base, (int)getpid(), (unsigned long long)number++);
+        snprintf(w->dir, sizeof w->dir, "%s/%d-%llu", base, (int)getpid(), (unsigned long long)number++);
         if (mkdir(w->dir, 0700) < 0)
                 return -errno;
         int r = 0;
@@ -538,5 +546,5 @@ void world_close(struct world *w) {
         free(w->texts);
         sha256_free(w->trace);
         if (w->dir[0])
-                remove_tree(w->dir);
+                world_remove(w->dir);
 }

@@ -21,11 +21,14 @@ struct blobs_config {
         struct executor *workers;     /* hashing, eviction */
         struct source *source;        /* may be set later with blobs_set_source */
         bool new_boot;                /* nothing on disk is trusted before its hash was checked again */
-        bool by_hand;                 /* for simulations on one thread: blob_pread never waits; what is not here is fetched, and it returns -EHOSTDOWN */
+        bool by_hand;                 /* for simulations on one thread: no waiting thread (blobs_turn), and blob_pread never waits; what is not here is fetched, and it returns -EHOSTDOWN */
 };
 int blobs_open(const struct blobs_config *c, struct blobs **ret) _must_check_;
 void blobs_close(struct blobs *b);    /* every fetch was cancelled and done before */
 void blobs_set_source(struct blobs *b, struct source *s);
+/* by_hand: one step of what the waiting thread does otherwise (reads that end, deadlines, the index); and when it is due, on the clock's monotonic ms: 0 now, INT64_MAX never. */
+void blobs_turn(struct blobs *b);
+int64_t blobs_due(struct blobs *b);
 
 /* A reference to the blob of a content; made (empty) if not here. Never blocks on network; at most 1 SELECT when not in memory. */
 int blob_get(struct blobs *b, const struct content *content, struct blob **ret) _must_check_;

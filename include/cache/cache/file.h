@@ -21,7 +21,8 @@ struct cache_config {
         struct clock *clock; struct rng *rng; struct counters *counters;
         struct executor *workers;
         bool read_only;
-        /* For simulations: the SQLite VFS of the tree (NULL: SQLite's own), and no flusher thread: what it does once a second is done by cache_sync, called by the owner. */
+        /* For simulations: the SQLite VFS of the tree (NULL: SQLite's own), and no threads: what the flusher does once a second is done by cache_turn, what the blobs' waiting thread
+         * does by blobs_turn, both called by the owner. */
         const char *tree_vfs; bool by_hand;
 };
 /* Locks, checks, opens all, recovers stages (unknown ones go to lost+found/ of the tree or dir; nothing is deleted), starts the 1 s flusher thread. A damaged tree file is moved
@@ -34,6 +35,7 @@ int cache_loaded(struct cache *c) _must_check_;
 /* The set of held nodes (tree_held) has changed: the cached bytes of those are not evicted. Cost: one pass over them. */
 int cache_keep_held(struct cache *c) _must_check_;
 int cache_sync(struct cache *c) _must_check_;   /* everything accepted is durable (local) on return */
+int cache_turn(struct cache *c) _must_check_;   /* by_hand: a round of the flusher; as cache_sync, and what the flusher does after that */
 
 struct file;
 /* One reference per open handle. write: counts as a write handle until file_release. truncate: O_TRUNC as part of it. The content is the tree row's; incarnation must be the row's (-ESTALE).
