@@ -345,8 +345,21 @@ struct op_result model_commit(struct model *m, const struct op *op) {
                         return m->done[i].result;
         struct touched t = {0};
         struct op_result r = { .op = op->id };
-        /* refusals must leave no trace: judge on a copy of what may change would be large; all checks come before all changes, but for revivals, which end in success */
+        /* A refusal leaves no trace. All checks come before all changes, but for revivals: those are taken back. */
+        static struct model_node nodes_before[MODEL_NODES];
+        static struct model_entry entries_before[MODEL_ENTRIES];
+        const size_t n_nodes = m->n_nodes, n_entries = m->n_entries;
+        if (op->flags & OPF_REVIVE) {
+                memcpy(nodes_before, m->nodes, n_nodes * sizeof(nodes_before[0]));
+                memcpy(entries_before, m->entries, n_entries * sizeof(entries_before[0]));
+        }
         r.code = judge(m, op, &t, &r.merged_into);
+        if ((op->flags & OPF_REVIVE) && r.code != RES_OK) {
+                memcpy(m->nodes, nodes_before, n_nodes * sizeof(nodes_before[0]));
+                memcpy(m->entries, entries_before, n_entries * sizeof(entries_before[0]));
+                m->n_nodes = n_nodes;
+                m->n_entries = n_entries;
+        }
         if (r.code == RES_OK) {
                 m->seq++;
                 for (size_t i = 0; i < t.n; i++)
@@ -606,6 +619,17 @@ void compare(struct world *w, struct model *m) {
         MUST(tree_list(w->tree, INO_ROOT, 0, compare_entry, &c));
         for (size_t i = 0; i < m->n_entries; i++)
                 live += m->entries[i].live;
+        for (size_t i = 0; c.seen != live && i < m->n_entries; i++) {
+                const struct model_entry *e = &m->entries[i];
+                uint64_t dir = 0;
+                struct node node;
+                int r = !e->live ? 0 : tree_find_id(w->tree, &e->row.parent, &dir) < 0 ? -ENOENT : tree_lookup(w->tree, dir, e->name, strlen(e->name), &node);
+                if (r < 0) {
+                        world_print(w);
+                        fail_msg("the server's %02x%02x/%s -> %02x%02x is not shown (its directory here: %llu)", e->row.parent.b[0], e->row.parent.b[1], e->name, e->row.node.b[0], e->row.node.b[1],
+                                 (unsigned long long)dir);
+                }
+        }
         assert_int_equal(c.seen, live);
         world_check(w);
 }
