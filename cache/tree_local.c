@@ -587,7 +587,7 @@ int local_queue_content(struct tree *t, struct nrow *row, uint64_t gen, uint64_t
         row->v.mtime_ns = mtime_ns;
         row->v.ctime_ns = MAX(row->v.ctime_ns, mtime_ns);
         *ret_dropped = before;
-        if (r == 0 && (row->nlink > 0 || (row->bits & NB_REMOTE))) /* else nobody but its handles will ever see it */
+        if (r == 0 && (row->nlink > 0 || (row->bits & (NB_REMOTE | NB_HIDDEN)))) /* else nobody but its handles will ever see it */
                 r = queue_content(t, row, &from, &row->v.version, ret_dropped);
         return r < 0 ? r : row_write(t, row);
 }

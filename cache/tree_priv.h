@@ -28,6 +28,7 @@ enum node_bits {
         NB_XATTR = 16,   /* extra has extended attributes */
         NB_CONFLICT = 64, /* extra has the mark of a conflict copy */
         NB_REMOTE = 32,  /* with NB_KEPT: the server took the last name; local content brings the node back */
+        NB_HIDDEN = 128, /* no name shown, because others have those that it has on the server: nobody here unlinked it */
 };
 /* A node as it is in table node: the local view and what belongs to it. */
 struct nrow {

@@ -141,7 +141,7 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
         if (r == 0) {
                 if (row.v.kind != NODE_FILE) /* an id is never of two kinds: not our node */
                         return make_again(t, s, ret);
-                bool superseded = s->gen <= row.last_gen || (row.nlink == 0 && !(row.bits & NB_REMOTE)) || (ino != s->ino && known);
+                bool superseded = s->gen <= row.last_gen || (row.nlink == 0 && !(row.bits & (NB_REMOTE | NB_HIDDEN))) || (ino != s->ino && known);
                 *ret = superseded ? RECOVER_COMMITTED : RECOVER_QUEUED;
                 if (superseded)
                         return 0;

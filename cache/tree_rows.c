@@ -60,7 +60,7 @@ void row_public(const struct tree *t, const struct nrow *w, struct node *ret) {
         *ret = (struct node){ .ino = w->ino, .id = w->id, .kind = w->v.kind, .mode = w->v.mode, .uid = w->v.uid, .gid = w->v.gid, .nlink = unlinked ? 0 : w->nlink,
                               .rdev = w->v.rdev, .mtime_ns = w->v.mtime_ns, .ctime_ns = w->v.ctime_ns, .btime_ns = w->v.btime_ns, .content = w->v.content,
                               .version = w->v.version, .gen = w->v.gen, .size = w->v.size, .parent = w->parent, .seq = w->seq, .incarnation = w->incarnation,
-                              .has_xattrs = w->bits & NB_XATTR, .pending = w->pend > 0, .unlinked = unlinked, .taken = unlinked && (w->bits & NB_REMOTE),
+                              .has_xattrs = w->bits & NB_XATTR, .pending = w->pend > 0, .unlinked = unlinked, .taken = unlinked && (w->bits & (NB_REMOTE | NB_HIDDEN)),
                               .loaded = atomic_load(&t->complete) || (w->seq == 0 && w->ino != INO_ROOT) };
 }
 

@@ -7,7 +7,8 @@
  * Who gets a name that two nodes want:
  *   - a name given by a pending operation stays; the server's node of that name waits (its names are in shadow_name) until the name is freed
  *   - of two names from the server the one with the newer list wins; the other node is about to lose it (its row has not come yet)
- * The loser is *hidden*: it keeps its row, without that name. Whoever frees a name settles those that wait for it: both orders of arrival give one result.
+ * The loser is *hidden*: it keeps its row, without that name. Whoever frees a name settles those that wait for it: both orders of arrival give one result. One that has no other
+ * name (NB_HIDDEN) is not unlinked: what its handles write counts, and the server decides about it.
  *
  * What becomes of a node that the server deleted: while operations on it are pending, or a directory has entries left (they are there because of pending work), it stays
  * as it was shown last, marked NB_GONE. When the last of that ends it goes, and its parents of that kind after it. A node that is open goes at tree_forget. */
@@ -255,6 +256,7 @@ int settle(struct tree *t, uint64_t ino, const struct server_side *s, const stru
         }
         if (out.names.n)
                 row.bits &= (uint8_t)~(NB_KEPT | NB_REMOTE | NB_UNNAMED);
+        row.bits = (uint8_t)((row.bits & ~NB_HIDDEN) | (out.names.n && !row.cookie ? NB_HIDDEN : 0));
         row.v = out.v;
         row.seq = side.seq;
         row.nseq = side.nseq;

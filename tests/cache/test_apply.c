@@ -488,6 +488,54 @@ static void test_remote_delete_open(void **state) {
         assert_int_equal(look(&w, d.ino, "file").size, 55);
 }
 
+static void make_way(uint64_t from) {
+        struct event *e = &m.log[from]; /* the answer to an operation of ours may carry rows that are newer than the events so far */
+        struct tree_applied out;
+        struct op_result r = { .op = rng_id(&m.rng.rng), .code = RES_OK, .seq = e->seq, .current = e->changes, .n_current = e->n_changes };
+        MUST(tree_accepted(w.tree, &r, world_is_open, &w, w.arena, &out));
+}
+
+/* Its name belongs to another node by now, but that it was deleted has not been told yet: what is written through its handle is kept, and brings it back. */
+static void test_hidden_write(void **state) {
+        w.open[w.n_open++] = f.ino;
+        assert_int_equal(model_unlink(&m, &d.id, "file"), 0);
+        const uint64_t from = m.n_log;
+        (void)model_make(&m, &d.id, "file", NODE_FILE, 3);
+        make_way(from);
+        assert_int_not_equal(look(&w, d.ino, "file").ino, f.ino);
+        struct node node;
+        MUST(tree_get(w.tree, f.ino, &node));
+        assert_true(node.unlinked && node.taken);
+        assert_int_equal(put_content(&w, f.ino, 5, 55), 0);
+        struct outbox_item items[2];
+        assert_int_equal(outbox_all(&w, items, 2), 1);
+        w.n_open = 0;
+        sync_all(&w, &m);
+        MUST(tree_get(w.tree, f.ino, &node));
+        assert_false(node.unlinked);
+        assert_int_equal(node.size, 55);
+        compare(&w, &m);
+}
+
+/* The same, and a kill before the row was written: the stage is queued at the start. */
+static void test_hidden_recovers(void **state) {
+        w.open[w.n_open++] = f.ino;
+        assert_int_equal(model_unlink(&m, &d.id, "file"), 0);
+        const uint64_t from = m.n_log;
+        (void)model_make(&m, &d.id, "file", NODE_FILE, 3);
+        make_way(from);
+        tree_close(w.tree);
+        w.n_open = 0;
+        world_reopen(&w, 0);
+        struct stage_identity s = { .ino = f.ino, .gen = UINT64_MAX / 4, .node = f.id, .parent = d.id, .name = "file", .base_version = f.version, .mode = 0644, .mtime_ns = 5, .size = 55 };
+        enum recover_result how;
+        MUST(tree_recover_stage(w.tree, &s, &how));
+        assert_int_equal(how, RECOVER_QUEUED);
+        sync_all(&w, &m);
+        assert_int_equal(look(&w, d.ino, "file").size, 3);
+        compare(&w, &m);
+}
+
 /* This state was rolled back, or cloned: the server has an operation that was never sent from here, and its row says something else by now. Nothing of ours is lost. */
 static void test_never_sent(void **state) {
         struct outbox_item items[8];
@@ -584,7 +632,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_merged_dir, setup, teardown),    cmocka_unit_test_setup_teardown(test_merged_before, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_merged_file, setup, teardown),   cmocka_unit_test_setup_teardown(test_answers, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_replays, setup, teardown),       cmocka_unit_test_setup_teardown(test_swap, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_remote_delete_open, setup, teardown), cmocka_unit_test_setup_teardown(test_dir_times, setup, teardown), cmocka_unit_test_setup_teardown(test_never_sent, setup, teardown), cmocka_unit_test_setup_teardown(test_lost_content, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_remote_delete_open, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_write, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_recovers, setup, teardown), cmocka_unit_test_setup_teardown(test_dir_times, setup, teardown), cmocka_unit_test_setup_teardown(test_never_sent, setup, teardown), cmocka_unit_test_setup_teardown(test_lost_content, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -483,7 +483,7 @@ static void handle_close(struct client *c, struct handle *h) {
         else if (t && !c->crashing)
                 remember_gen(c, ino, t);
         if (t)
-                trace(c->w, "%s text %u closes ino %llu", c->name, t->number, (unsigned long long)h->ino);
+                trace(c->w, "%s text %u closes ino %llu as %llu", c->name, t->number, (unsigned long long)h->ino, (unsigned long long)ino);
         *h = (struct handle){ 0 };
 }
 

@@ -332,16 +332,17 @@ int server_rollback(struct world *w) {
 
 /* ---- one turn ---- */
 
-/* SIM_WATCH=NAME: says when what a client has under that name (of any directory that the root has, and of the root) changes. For people who look for a bug. */
+/* SIM_WATCH=NAME or INO: says when what a client has under that name in the root, or with that number, changes. For people who look for a bug. */
 static void watch(struct world *w) {
         static uint64_t last[CLIENTS_MAX + 1][2];
         const char *name = getenv("SIM_WATCH");
+        uint64_t ino = name ? strtoull(name, NULL, 10) : 0;
         for (unsigned i = 0; name && i <= CLIENTS_MAX; i++) {
                 struct client *c = &w->clients[i];
                 struct node n = { 0 };
                 if (!c->up)
                         continue;
-                int r = tree_lookup(c->cache->tree, INO_ROOT, name, strlen(name), &n);
+                int r = ino ? tree_get(c->cache->tree, ino, &n) : tree_lookup(c->cache->tree, INO_ROOT, name, strlen(name), &n);
                 if (r < 0)
                         n = (struct node){ 0 };
                 if (last[i][0] != n.ino || last[i][1] != n.gen + n.seq) {

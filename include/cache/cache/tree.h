@@ -52,7 +52,7 @@ struct node {
         uint64_t seq;
         uint16_t incarnation;     /* grows when remote content replaced that of an open node */
         bool has_xattrs, pending, unlinked; /* unlinked: no name left, kept while open */
-        bool taken;               /* unlinked, by the server: local content (tree_content) brings the node back */
+        bool taken;               /* unlinked, but not here: the server took the last name, or gave it to another node. Local content (tree_content) counts and brings the node back */
         bool loaded;              /* dir: its children are known */
 };
 int tree_get(struct tree *t, uint64_t ino, struct node *ret) _must_check_;                                    /* -ENOENT. 1 SELECT */
