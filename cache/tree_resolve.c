@@ -213,7 +213,7 @@ static int unlink_source(struct tree *t, const struct orow *o) {
                                   .placement = o->op.placement } };
                 u.op.attrs.kind = NODE_FILE;
                 r = shadow_get(t, &temp, &there);
-                u.op.version = there.v.version;
+                u.op.version = id_is_zero(&o->op.replaced_version) ? there.v.version : o->op.replaced_version; /* what was seen here: an edit since is not deleted with it */
                 if (r == 0)
                         r = outbox_add(t, &u);
         }

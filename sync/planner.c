@@ -105,7 +105,8 @@ static void decide_create(const struct op *op, const struct op_result *r, struct
 
 static void decide_content(const struct op *op, const struct op_result *r, const struct plan_facts *facts, struct plan *p) {
         const struct change *c = current_of(r, &op->node);
-        if (op->kind == OP_REPLACE && c && !c->node.deleted && id_equal(&c->node.version, &op->version) && r->code != RES_IS_DIR) {
+        const bool revived = c && c->node.deleted && (op->flags & OPF_REVIVE) && r->code == RES_STALE;
+        if (op->kind == OP_REPLACE && c && (!c->node.deleted || revived) && id_equal(&c->node.version, &op->version) && r->code != RES_IS_DIR) {
                 resolve(p, RESOLVE_REBASE); /* the target is as we knew it: it is the temporary that moved or went */
                 return;
         }

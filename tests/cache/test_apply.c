@@ -488,6 +488,23 @@ static void test_remote_delete_open(void **state) {
         assert_int_equal(look(&w, d.ino, "file").size, 55);
 }
 
+/* A temporary that was on the server was saved over a file; meanwhile somebody else wrote into the temporary, and removed the file. Both contents stay. */
+static void test_save_source_edited(void **state) {
+        struct node temp = make(&w, d.ino, "f.tmp", NODE_FILE);
+        (void)put_content(&w, temp.ino, 7, 77);
+        sync_all(&w, &m);
+        MUST(mv(&w, d.ino, "f.tmp", d.ino, "file", 0));
+        struct model_entry *e = model_at(&m, &d.id, "f.tmp");
+        assert_int_equal(model_write(&m, &e->row.node, 99), RES_OK);
+        const struct content theirs = model_find(&m, &e->row.node)->row.content;
+        assert_int_equal(model_unlink(&m, &d.id, "file"), 0);
+        sync_all(&w, &m);
+        compare(&w, &m);
+        temp = look(&w, d.ino, "f.tmp");
+        assert_true(content_equal(&temp.content, &theirs));
+        assert_int_equal(look(&w, d.ino, "file").size, 77);
+}
+
 static void make_way(uint64_t from) {
         struct event *e = &m.log[from]; /* the answer to an operation of ours may carry rows that are newer than the events so far */
         struct tree_applied out;
@@ -632,7 +649,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_merged_dir, setup, teardown),    cmocka_unit_test_setup_teardown(test_merged_before, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_merged_file, setup, teardown),   cmocka_unit_test_setup_teardown(test_answers, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_replays, setup, teardown),       cmocka_unit_test_setup_teardown(test_swap, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_remote_delete_open, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_write, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_recovers, setup, teardown), cmocka_unit_test_setup_teardown(test_dir_times, setup, teardown), cmocka_unit_test_setup_teardown(test_never_sent, setup, teardown), cmocka_unit_test_setup_teardown(test_lost_content, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_remote_delete_open, setup, teardown), cmocka_unit_test_setup_teardown(test_save_source_edited, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_write, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_recovers, setup, teardown), cmocka_unit_test_setup_teardown(test_dir_times, setup, teardown), cmocka_unit_test_setup_teardown(test_never_sent, setup, teardown), cmocka_unit_test_setup_teardown(test_lost_content, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -172,6 +172,9 @@ static void arrive(struct world *w, struct message *m, bool no_wait) {
         if (m->state == MSG_PARKED)
                 service_wait_remove(w->server, &m->waiter);
         assert(r == 0);
+        static const char commit[] = "/v1/workspaces/w/commit";
+        if (m->answer.status == 200 && !strcmp(m->call->path, commit))
+                table_commit(m->client, &m->call->body, &m->answer.body);
         m->has_answer = true;
         m->state = MSG_COMING;
         m->at = w->clock.mono_ms + delay(w);

@@ -208,8 +208,11 @@ int main(int argc, char **argv) {
         double s = (double)(t1.tv_sec - t0.tv_sec) + (double)(t1.tv_nsec - t0.tv_nsec) / 1e9;
         uint64_t done = shared->done, failed = shared->failed + (uint64_t)bad;
         printf("%llu scenarios from seed %llu, %.1f scenarios/s in %u processes", (unsigned long long)done, (unsigned long long)a.seed, (double)done / s, a.jobs);
-        for (unsigned i = 0; i < SIM_COUNTS; i++)
+        for (unsigned i = 0; i < SIM_ROWS; i++)
                 printf(", %llu %s", (unsigned long long)shared->total[i], sim_count_name[i]);
-        printf(", traces %016llx, %llu failed\n", (unsigned long long)shared->traces, (unsigned long long)failed);
+        printf("\nrows of the conflict table");
+        for (unsigned i = SIM_ROWS; i < SIM_COUNTS; i++)
+                printf(", %llu %s", (unsigned long long)shared->total[i], sim_count_name[i]);
+        printf("\ntraces %016llx, %llu failed\n", (unsigned long long)shared->traces, (unsigned long long)failed);
         return failed ? 1 : 0;
 }

@@ -15,6 +15,7 @@
 #include <stdio.h>
 
 #include "api/client.h"
+#include "api/wire.h"
 #include "base/digest.h"
 #include "base/err.h"
 #include "base/thread.h"
@@ -41,8 +42,13 @@ struct client;
 /* What happened; each is in the last line of a run, so that one sees that it does happen. */
 enum sim_count {
         SIM_TURNS, SIM_OPERATIONS, SIM_COMMITTED, SIM_REFUSED, SIM_CONFLICTS, SIM_CRASHES, SIM_POWER_CUTS, SIM_PAGES_LOST, SIM_ROLLBACKS, SIM_CLONES, SIM_HORIZONS, SIM_GONE, SIM_FULL,
-        SIM_EXPIRED, SIM_QUOTA, SIM_LINKS, SIM_EXCHANGES, SIM_XATTRS, SIM_SERVER_ROLLBACKS, SIM_EPOCHS, SIM_COUNTS
+        SIM_EXPIRED, SIM_QUOTA, SIM_LINKS, SIM_EXCHANGES, SIM_XATTRS, SIM_SERVER_ROLLBACKS, SIM_EPOCHS,
+        /* the conflict table: local | on the server already (table.c) */
+        SIM_ROW_EDIT_SAME, SIM_ROW_EDIT_EDIT, SIM_ROW_EDIT_DELETE, SIM_ROW_DELETE_EDIT, SIM_ROW_DELETE_RENAME, SIM_ROW_OVER_EDIT, SIM_ROW_RENAME_CREATE, SIM_ROW_RENAME_RENAME,
+        SIM_ROW_RENAME_EDIT, SIM_ROW_RENAME_DELETE, SIM_ROW_INTO_DELETED, SIM_ROW_CYCLE, SIM_ROW_RMDIR_CHILD, SIM_ROW_CREATE_SAME, SIM_ROW_CREATE_CREATE, SIM_ROW_MKDIR_MKDIR,
+        SIM_ROW_FILE_DIR, SIM_ROW_ATTR_ATTR, SIM_COUNTS
 };
+#define SIM_ROWS SIM_ROW_EDIT_SAME /* the first of them */
 extern const char *const sim_count_name[SIM_COUNTS];
 
 /* One message under way (net.c). */
@@ -108,6 +114,7 @@ struct world {
         uint64_t cuts;
         int64_t next_op_at;
         struct text **texts; size_t n_texts;
+        struct told *told; size_t n_told; /* table.c's */
         struct sha256_state *trace;
         uint64_t turns, ops_done, count[SIM_COUNTS];
         char why[1000];          /* what went wrong */
@@ -146,6 +153,9 @@ bool world_turn(struct world *w, int64_t until);
 void disturb(struct world *w);
 void trouble_tick(struct world *w);  /* what lasts for a while ends */
 void trouble_end(struct world *w);
+
+/* table.c */
+void table_commit(struct client *c, const struct buf *request, const struct buf *answer); /* frames of operations, frames of their results */
 
 /* ops.c */
 void op_random(struct world *w, struct client *c);

@@ -21,6 +21,11 @@ const char *const sim_count_name[SIM_COUNTS] = {
         [SIM_GONE] = "cursors gone", [SIM_FULL] = "full disks", [SIM_EXPIRED] = "tokens expired", [SIM_QUOTA] = "quotas used up", [SIM_LINKS] = "links", [SIM_EXCHANGES] = "exchanges",
         [SIM_XATTRS] = "xattrs",
         [SIM_SERVER_ROLLBACKS] = "servers rolled back", [SIM_EPOCHS] = "new epochs",
+        [SIM_ROW_EDIT_SAME] = "edit|same edit", [SIM_ROW_EDIT_EDIT] = "edit|edit", [SIM_ROW_EDIT_DELETE] = "edit|delete", [SIM_ROW_DELETE_EDIT] = "delete|edit",
+        [SIM_ROW_DELETE_RENAME] = "delete|rename", [SIM_ROW_OVER_EDIT] = "rename over|edit", [SIM_ROW_RENAME_CREATE] = "rename|create", [SIM_ROW_RENAME_RENAME] = "rename|rename",
+        [SIM_ROW_RENAME_EDIT] = "rename|edit", [SIM_ROW_RENAME_DELETE] = "rename|delete", [SIM_ROW_INTO_DELETED] = "into deleted directory", [SIM_ROW_CYCLE] = "cycle",
+        [SIM_ROW_RMDIR_CHILD] = "rmdir|child", [SIM_ROW_CREATE_SAME] = "create|same create", [SIM_ROW_CREATE_CREATE] = "create|create", [SIM_ROW_MKDIR_MKDIR] = "mkdir|mkdir",
+        [SIM_ROW_FILE_DIR] = "file|directory", [SIM_ROW_ATTR_ATTR] = "attribute|attribute",
 };
 
 uint64_t pick(struct world *w, uint64_t bound) {
@@ -545,6 +550,7 @@ void world_close(struct world *w) {
                 free(w->texts[i]);
         }
         free(w->texts);
+        free(w->told);
         sha256_free(w->trace);
         if (w->dir[0])
                 world_remove(w->dir);
