@@ -70,7 +70,7 @@ static void fill(struct world *w, struct client *c, uint8_t *p, size_t n) {
         memcpy(p, head, MIN((size_t)k, n));
 }
 
-static struct text *text_new(struct client *c) {
+struct text *text_new(struct client *c) {
         size_t n = random_size(c->w);
         uint8_t *p = malloc(n);
         assert(p);
@@ -139,7 +139,7 @@ struct text *text_of_node(struct client *c, const struct node *n) {
         return t;
 }
 
-static void supersede(struct client *c, const struct node *n) {
+void supersede(struct client *c, const struct node *n) {
         struct text *t = text_of_node(c, n);
         if (t) {
                 t->superseded = true;
@@ -166,7 +166,7 @@ static struct listing list(struct client *c, uint64_t dir) {
         return l;
 }
 
-static uint64_t random_dir(struct client *c) {
+uint64_t random_dir(struct client *c) {
         uint64_t dir = INO_ROOT;
         while (chance(c->w, 600)) {
                 struct listing l = list(c, dir);
@@ -181,7 +181,7 @@ static uint64_t random_dir(struct client *c) {
         return dir;
 }
 
-static bool random_entry(struct client *c, int kind, uint64_t *ret_dir, struct tree_entry *ret) {
+bool random_entry(struct client *c, int kind, uint64_t *ret_dir, struct tree_entry *ret) {
         for (unsigned tries = 0; tries < 4; tries++) {
                 uint64_t dir = random_dir(c);
                 struct listing l = list(c, dir);
@@ -199,6 +199,8 @@ static bool random_entry(struct client *c, int kind, uint64_t *ret_dir, struct t
 }
 
 static size_t random_name(struct world *w, bool dir, char ret[32]) {
+        if (chance(w, 40)) /* for both kinds */
+                return (size_t)snprintf(ret, 32, "x%u", (unsigned)pick(w, 2));
         return (size_t)snprintf(ret, 32, "%c%u%s", dir ? 'd' : 'f', (unsigned)pick(w, dir ? 4 : 8), dir ? "" : ".txt");
 }
 
@@ -259,7 +261,7 @@ void heal_spoiled(struct client *c) {
 
 static bool unexpected(struct client *c, const char *what, int r);
 
-static int write_text(struct client *c, const struct node *n, struct text *t) {
+int write_text(struct client *c, const struct node *n, struct text *t) {
         struct file *f;
         int r = file_open(c->cache, n->ino, n->incarnation, true, true, &f);
         if (r < 0)
@@ -286,7 +288,7 @@ static bool unexpected(struct client *c, const char *what, int r) {
         return true;
 }
 
-static int create(struct client *c, uint64_t dir, const char *name, size_t n, struct node *ret) {
+int make_file(struct client *c, uint64_t dir, const char *name, size_t n, struct node *ret) {
         struct tree_new what = { .kind = NODE_FILE, .mode = 0644, .uid = 1000, .gid = 1000 };
         int r = tree_create(c->cache->tree, dir, name, n, &what, ret);
         if (r >= 0)
@@ -299,7 +301,7 @@ static void op_create(struct client *c) {
         char name[32];
         struct node n;
         size_t k = random_name(c->w, false, name);
-        if (create(c, random_dir(c), name, k, &n) >= 0)
+        if (make_file(c, random_dir(c), name, k, &n) >= 0)
                 (void)write_text(c, &n, text_new(c));
 }
 
@@ -356,31 +358,48 @@ static void after_unlink(struct client *c, const struct node *n) {
                 file_forget(c->cache, n->ino);
 }
 
-static void op_unlink(struct client *c) {
-        struct tree_entry e;
-        struct node n;
-        uint64_t dir;
-        if (!random_entry(c, 0, &dir, &e))
-                return;
-        bool rmdir = e.node.kind == NODE_DIR;
-        if (rmdir && chance(c->w, 500))
-                return;
-        if (!rmdir)
-                supersede(c, &e.node); /* with several names too: others may be removing those */
-        int r = tree_unlink(c->cache->tree, dir, e.name, e.name_bytes, rmdir, is_kept, c->cache, &n);
-        trace(c->w, "%s unlink %s in %llu ino %llu: %s", c->name, e.name, (unsigned long long)dir, (unsigned long long)e.node.ino, r < 0 ? err_name(r) : "ok");
+int remove_name(struct client *c, uint64_t dir, const char *name) {
+        struct node n, was;
+        int r = tree_lookup(c->cache->tree, dir, name, strlen(name), &was);
+        if (r < 0)
+                return r;
+        if (was.kind != NODE_DIR)
+                supersede(c, &was); /* with several names too: others may be removing those */
+        r = tree_unlink(c->cache->tree, dir, name, strlen(name), was.kind == NODE_DIR, is_kept, c->cache, &n);
+        trace(c->w, "%s unlink %s in %llu ino %llu: %s", c->name, name, (unsigned long long)dir, (unsigned long long)was.ino, r < 0 ? err_name(r) : "ok");
         if (!unexpected(c, "unlink", r) && r >= 0)
                 after_unlink(c, &n);
+        return r;
+}
+
+static void op_unlink(struct client *c) {
+        struct tree_entry e;
+        uint64_t dir;
+        if (random_entry(c, 0, &dir, &e) && (e.node.kind != NODE_DIR || chance(c->w, 500)))
+                (void)remove_name(c, dir, e.name);
+}
+
+int make_dir(struct client *c, uint64_t dir, const char *name) {
+        struct node n;
+        struct tree_new what = { .kind = NODE_DIR, .mode = 0755, .uid = 1000, .gid = 1000 };
+        int r = tree_create(c->cache->tree, dir, name, strlen(name), &what, &n);
+        trace(c->w, "%s mkdir %s: %s", c->name, name, r < 0 ? err_name(r) : "ok");
+        unexpected(c, "mkdir", r);
+        return r;
 }
 
 static void op_mkdir(struct client *c) {
         char name[32];
-        struct node n;
-        size_t k = random_name(c->w, true, name);
-        struct tree_new what = { .kind = NODE_DIR, .mode = 0755, .uid = 1000, .gid = 1000 };
-        int r = tree_create(c->cache->tree, random_dir(c), name, k, &what, &n);
-        trace(c->w, "%s mkdir %s: %s", c->name, name, r < 0 ? err_name(r) : "ok");
-        unexpected(c, "mkdir", r);
+        (void)random_name(c->w, true, name);
+        (void)make_dir(c, random_dir(c), name);
+}
+
+/* An empty directory, if there is one: one with something in it is not removed anyway. */
+static void op_rmdir(struct client *c) {
+        struct tree_entry e;
+        uint64_t dir;
+        if (random_entry(c, NODE_DIR, &dir, &e) && list(c, e.node.ino).n == 0)
+                (void)remove_name(c, dir, e.name);
 }
 
 static void op_symlink(struct client *c) {
@@ -393,7 +412,7 @@ static void op_symlink(struct client *c) {
         unexpected(c, "symlink", r);
 }
 
-static int rename_to(struct client *c, uint64_t dir, const char *name, size_t k, uint64_t dir2, const char *name2, size_t k2) {
+int rename_to(struct client *c, uint64_t dir, const char *name, size_t k, uint64_t dir2, const char *name2, size_t k2) {
         struct node moved, replaced, target;
         uint64_t gen;
         struct node source;
@@ -410,6 +429,24 @@ static int rename_to(struct client *c, uint64_t dir, const char *name, size_t k,
         if (replaced.ino)
                 after_unlink(c, &replaced);
         return 0;
+}
+
+/* A name that a directory has, wherever it is. */
+struct where { uint64_t ino; char name[NAME_BYTES_MAX + 1]; };
+static int is_it(void *arg, const struct tree_entry *e) {
+        struct where *x = arg;
+        if (e->node.ino == x->ino)
+                snprintf(x->name, sizeof x->name, "%s", e->name);
+        return e->node.ino == x->ino;
+}
+
+int move_dir(struct client *c, uint64_t ino, uint64_t to, const char *name) {
+        struct where x = { .ino = ino };
+        struct node n;
+        int r = tree_get(c->cache->tree, ino, &n);
+        if (r < 0 || ino == INO_ROOT || !n.parent || tree_list(c->cache->tree, n.parent, 0, is_it, &x) < 0 || !x.name[0])
+                return r < 0 ? r : -ENOENT;
+        return rename_to(c, n.parent, x.name, strlen(x.name), to, name, strlen(name));
 }
 
 static void op_rename(struct client *c) {
@@ -431,7 +468,7 @@ static void op_save(struct client *c) {
         if (!random_entry(c, NODE_FILE, &dir, &e) || file_is_open_for_write(c->cache, e.node.ino))
                 return;
         int k = snprintf(temp, sizeof temp, chance(c->w, 500) ? ".%.30s.tmp" : "%.30s.new", e.name);
-        if (create(c, dir, temp, (size_t)k, &n) < 0)
+        if (make_file(c, dir, temp, (size_t)k, &n) < 0)
                 return;
         if (write_text(c, &n, text_new(c)) >= 0 && tree_lookup(c->cache->tree, dir, e.name, e.name_bytes, &n) >= 0)
                 (void)rename_to(c, dir, temp, (size_t)k, dir, e.name, e.name_bytes);
@@ -662,7 +699,7 @@ int read_whole(struct client *c, const struct node *n, struct buf *ret) {
 void op_random(struct world *w, struct client *c) {
         static const struct { unsigned weight; void (*op)(struct client *c); } ops[] = {
                 { 24, op_create }, { 16, op_overwrite }, { 8, op_patch }, { 8, op_unlink }, { 8, op_mkdir }, { 12, op_rename }, { 8, op_save }, { 2, op_link }, { 4, op_setattr },
-                { 2, op_symlink }, { 6, op_read }, { 6, op_handle }, { 3, op_exchange }, { 4, op_xattr },
+                { 2, op_symlink }, { 6, op_read }, { 6, op_handle }, { 3, op_exchange }, { 4, op_xattr }, { 3, op_rmdir }, { 10, op_meet },
         };
         unsigned total = 0;
         for (size_t i = 0; i < ARRAY_SIZE(ops); i++)

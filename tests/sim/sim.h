@@ -33,6 +33,7 @@ struct text {
         struct content content;
         bool superseded;        /* somebody who saw it wrote over it or removed its file */
         bool durable;           /* closed: from here on it must not vanish */
+        bool shared;            /* several clients wrote the same bytes (meet.c): only what no cut and no rollback may have taken counts */
         bool local;             /* and its writer's cache was synced since: a power cut does not take it */
 };
 
@@ -159,6 +160,18 @@ void table_commit(struct client *c, const struct buf *request, const struct buf 
 
 /* ops.c */
 void op_random(struct world *w, struct client *c);
+void op_meet(struct client *c); /* meet.c */
+/* Steps of operations, traced and checked. Directories and files by inode; -errno of the tree if it is an ordinary one, what is not ends the scenario. */
+struct text *text_new(struct client *c);
+void supersede(struct client *c, const struct node *n);
+uint64_t random_dir(struct client *c);
+bool random_entry(struct client *c, int kind, uint64_t *ret_dir, struct tree_entry *ret);
+int make_file(struct client *c, uint64_t dir, const char *name, size_t n, struct node *ret) _must_check_;
+int make_dir(struct client *c, uint64_t dir, const char *name);
+int write_text(struct client *c, const struct node *n, struct text *t);
+int remove_name(struct client *c, uint64_t dir, const char *name);
+int rename_to(struct client *c, uint64_t dir, const char *name, size_t k, uint64_t dir2, const char *name2, size_t k2);
+int move_dir(struct client *c, uint64_t ino, uint64_t to, const char *name);
 void op_close_all(struct client *c);
 void heal_spoiled(struct client *c);
 struct text *text_find(struct world *w, const struct content *content);

@@ -183,14 +183,14 @@ static int copy_tree(const char *from, const char *to, const struct copying *how
 static void forget_unsynced(struct client *c) {
         for (size_t i = 0; i < c->w->n_texts; i++) {
                 struct text *t = c->w->texts[i];
-                if (t->writer == c->index && !t->local)
+                if ((t->writer == c->index || t->shared) && !t->local)
                         t->durable = false;
         }
 }
 
 static void mark_local(struct client *c) {
         for (size_t i = 0; i < c->w->n_texts; i++)
-                if (c->w->texts[i]->writer == c->index && c->w->texts[i]->durable)
+                if (c->w->texts[i]->writer == c->index && c->w->texts[i]->durable && !c->w->texts[i]->shared)
                         c->w->texts[i]->local = true;
 }
 
@@ -251,7 +251,7 @@ int client_down(struct client *c, enum down how) {
         }
         if (how == DOWN_ROLLED_BACK)
                 for (size_t i = c->backup_texts; i < w->n_texts; i++)
-                        if (w->texts[i]->writer == c->index)
+                        if (w->texts[i]->writer == c->index || w->texts[i]->shared)
                                 w->texts[i]->durable = false; /* it may be on the server */
         c->crashing = crash;
         op_close_all(c);
