@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of journeys in ARCHITECTURE.md, on counters: what a thing may cost in requests to the daemon, SQL transactions and HTTP requests."""
 import os
+import time
 
 from support import until
 
@@ -19,19 +20,23 @@ class Meter:
         return self.now()[name] - self.before[name]
 
 
+QUIET_S = 1.5  # longer than the slowest thing that follows a change: the sync of each second
+
+
 def settled(*clients):
+    """Everything is sent, own events have come back, stages are adopted and synced: nothing has happened for longer than any of that waits."""
     for c in clients:
         c.wait()
+    before, since = None, time.monotonic()
 
     def still():
-        marks = [c.status()["counters"]["sql_transactions"] for c in clients]
-        cursors = {c.status()["cursor"]["seq"] for c in clients}
-        if marks == settled.marks and len(cursors) == 1:
-            return True
-        settled.marks = marks
-        return False
-    settled.marks = None
-    until(still, 30)
+        nonlocal before, since
+        all_ = [c.status() for c in clients]
+        now = [(s["counters"]["sql_transactions"], s["counters"]["events_applied"], s["dirty_bytes"], s["cursor"]["seq"]) for s in all_]
+        if now != before or any(s["dirty_bytes"] for s in all_) or len({s["cursor"]["seq"] for s in all_}) > 1:
+            before, since = now, time.monotonic()
+        return time.monotonic() - since > QUIET_S
+    until(still, 30, "nothing happens any more")
 
 
 def test_looking_again_asks_nobody(world):
