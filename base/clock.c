@@ -114,19 +114,21 @@ void rng_seed(struct rng_seeded *r, uint64_t seed) {
 }
 
 static int64_t manual_mono_ms(struct clock *c) {
-        return ((struct clock_manual *)c)->mono_ms;
+        return atomic_load_explicit(&((struct clock_manual *)c)->mono_ms, memory_order_relaxed);
 }
 
 static int64_t manual_real_ns(struct clock *c) {
-        return ((struct clock_manual *)c)->real_ns;
+        return atomic_load_explicit(&((struct clock_manual *)c)->real_ns, memory_order_relaxed);
 }
 
 void clock_manual_init(struct clock_manual *c, int64_t mono_ms, int64_t real_ns) {
-        *c = (struct clock_manual){ .clock = { manual_mono_ms, manual_real_ns }, .mono_ms = mono_ms, .real_ns = real_ns };
+        c->clock = (struct clock){ manual_mono_ms, manual_real_ns };
+        atomic_init(&c->mono_ms, mono_ms);
+        atomic_init(&c->real_ns, real_ns);
 }
 
 void clock_manual_advance(struct clock_manual *c, int64_t ms) {
         assert(ms >= 0);
-        c->mono_ms += ms;
-        c->real_ns += ms * 1000000;
+        (void)atomic_fetch_add_explicit(&c->mono_ms, ms, memory_order_relaxed);
+        (void)atomic_fetch_add_explicit(&c->real_ns, ms * 1000000, memory_order_relaxed);
 }

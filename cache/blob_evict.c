@@ -110,6 +110,7 @@ int blobs_flush(struct blobs *b) {
                         else
                                 blob_index_rollback(b->index);
                         counter_add(b->counters, sql_transactions, 1);
+                        counter_add(b->counters, index_flushes, 1);
                         for (size_t i = 0; r == 0 && i < n; i++)
                                 all[i]->list_saved = saved[i];
                         if (r == -EBADMSG) {

@@ -283,9 +283,6 @@ static void test_lost_index(void **state) {
 
 /* kill -9 at a random moment of a process that fills, evicts and adopts: what the index says is there is right, and the limit still holds. */
 static void test_kill(void **state) {
-#ifdef __SANITIZE_THREAD__
-        skip(); /* it allows no threads after fork */
-#endif
         uint64_t seed = test_seed();
         struct world *w = world_new_in("/tmp", 20 * MIB, seed);
         struct known *k[N_KNOWN];

@@ -2,6 +2,7 @@
 /* clock.h: time and randomness as things that are given, so that a simulation can give others. No decision compares the
  * clocks of two machines: real time is data only. */
 #pragma once
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -25,7 +26,7 @@ struct id rng_id(struct rng *r);   /* never zero, never id_root */
 /* A seeded generator (xoshiro256**) for tests and the simulation. One thread. */
 struct rng_seeded { struct rng rng; uint64_t s[4]; };
 void rng_seed(struct rng_seeded *r, uint64_t seed);
-/* A clock moved by hand. One thread. */
-struct clock_manual { struct clock clock; int64_t mono_ms, real_ns; };
+/* A clock moved by hand, by one thread; any may read it meanwhile. */
+struct clock_manual { struct clock clock; _Atomic int64_t mono_ms, real_ns; };
 void clock_manual_init(struct clock_manual *c, int64_t mono_ms, int64_t real_ns);
 void clock_manual_advance(struct clock_manual *c, int64_t ms);

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* counters.h: relaxed atomic 64-bit counters, one struct per daemon, handed to whoever counts. They feed status, /metrics and the budget tests. */
+/* counters.h: relaxed atomic 64-bit counters, one struct per daemon, handed to whoever counts. They feed status, /metrics and the budget tests.
+ * index_flushes: those of the sql_transactions that write back what is known of blobs, some seconds after they changed. */
 #pragma once
 #include <stdatomic.h>
 #include <stdint.h>
 
 #define COUNTERS(X)                                                                                               \
         X(http_requests) X(http_retries) X(http_errors) X(bytes_sent) X(bytes_received)                           \
-        X(sql_transactions) X(blocks_fetched) X(blocks_sent) X(blocks_deduplicated) X(cache_hits) X(cache_misses) \
+        X(sql_transactions) X(index_flushes) X(blocks_fetched) X(blocks_sent) X(blocks_deduplicated) X(cache_hits) X(cache_misses) \
         X(cache_evicted_blocks) X(cache_refills) X(events_applied) X(snapshot_rows) X(ops_queued) X(ops_committed) X(ops_refused) \
         X(conflicts) X(fuse_requests) X(fuse_lookup) X(fuse_getattr) X(fuse_readdir) X(fuse_open) X(fuse_read) X(fuse_write)       \
         X(fuse_notifications) X(stage_bytes_written) X(corruptions_found) X(corruptions_healed)
