@@ -15,6 +15,7 @@
  * forks, before the directory becomes usable (`format` is written last). What the old server accepted after the backup is thus known to be missing: clients see 410 with
  * fork_seq, load anew, and keep what only they have above it. Restoring by copying files by hand is found out by the marks (meta_read.c), but without a fork. */
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -157,14 +158,34 @@ static bool exists(const char *path) {
         return stat(path, &st) == 0;
 }
 
+/* What SQLite keeps beside a database: left by a backup that was killed, it must not be read with the file that has the name next. */
+static int log_remove(const char *db) {
+        static const char *const ends[] = {"-wal", "-shm"};
+
+        for (size_t i = 0; i < ARRAY_SIZE(ends); i++) {
+                char path[PATH_MAX];
+
+                if ((size_t)snprintf(path, sizeof path, "%s%s", db, ends[i]) >= sizeof path)
+                        return -ENAMETOOLONG;
+                if (unlink(path) < 0 && errno != ENOENT)
+                        return -errno;
+        }
+        return 0;
+}
+
+static int db_remove(const char *db) {
+        return unlink(db) < 0 && errno != ENOENT ? -errno : log_remove(db);
+}
+
 static int backup_into(struct maintain *m, const struct paths *p, struct copy *c) {
         struct meta_config mc = {.path = p->db_new, .clock = clock_system(), .rng = rng_system(), .readers = 1};
         struct meta *db = NULL;
         char why[300];
         int r;
 
-        if (unlink(p->db_new) < 0 && errno != ENOENT)
-                return -errno;
+        r = db_remove(p->db_new);
+        if (r < 0)
+                return r;
         r = meta_copy(m->s->meta, p->db_new);
         if (r == 0)
                 r = meta_open(&mc, &db, why, sizeof why);
@@ -182,6 +203,8 @@ static int backup_into(struct maintain *m, const struct paths *p, struct copy *c
         meta_close(db); /* the copy is one file again: the last connection empties its log */
         FAILPOINT_HERE("backup.copied");
         r = file_sync(p->db_new);
+        if (r == 0)
+                r = log_remove(p->db);
         if (r == 0 && rename(p->db_new, p->db) < 0)
                 r = -errno;
         if (r == 0)
@@ -326,7 +349,7 @@ int maintain_restore(const char *from, const char *data_dir, struct buf *ret_tex
         if (r < 0)
                 return r;
         if (!exists(in.manifest) || !exists(in.db))
-                return buf_printf(ret_text, "%s is not a backup: it has no backup.json", from) < 0 ? -ENOMEM : -ENOENT;
+                return buf_printf(ret_text, "%s is not a backup: it has no backup.json and meta.db (the first backup into a directory is none before it has ended)", from) < 0 ? -ENOMEM : -ENOENT;
         if (exists(out.format) || exists(out.db))
                 return buf_printf(ret_text, "%s is a server's data directory already; restore into a new one", data_dir) < 0 ? -ENOMEM : -EEXIST;
         r = mkdir_p(data_dir, 0700);
