@@ -10,7 +10,7 @@
  *   tarn-server gc --data DIR [--dry-run] [--min-age DURATION] [--trash-age DURATION] [--keep-events N] [--json]
  *   tarn-server backup --to DIR --data DIR [--json]
  *   tarn-server restore --from DIR --data DIR
- *   tarn-server serve --data DIR [--listen HOST:PORT] [--tls-cert F --tls-key F]
+ *   tarn-server serve --data DIR [--listen HOST:PORT] [--tls-cert F --tls-key F] [--gc-every DURATION] [--trash-age DURATION] [--keep-events N]
  *
  * Administration opens the data directory itself; if a server has it (-EBUSY) the same command goes to that server through its socket. A password
  * is read from a terminal without echo, or from standard input; it is never an argument.
@@ -39,6 +39,7 @@
 #include "http.h"
 #include "maintain.h"
 #include "router.h"
+#include "upkeep.h"
 
 #define PROGRAM "tarn-server"
 #define PASSWORD_BYTES_MAX 1024u
@@ -414,9 +415,10 @@ static bool is_loopback(const char *listen) {
         return strncmp(listen, "127.", 4) == 0 || strncmp(listen, "[::1]:", 6) == 0 || strncmp(listen, "localhost:", 10) == 0;
 }
 
-static int serve(const char *data, struct http_config *config, const sigset_t *signals) {
+static int serve(const char *data, struct http_config *config, const struct upkeep_config *upkeep_config, const sigset_t *signals) {
         struct service_config service_config = {.data_dir = data, .workers = 1};
         _cleanup_free_ char *url_path = path_join(data, "url");
+        struct upkeep *upkeep = NULL;
         struct admin *admin = NULL;
         struct http *http = NULL;
         struct service *s;
@@ -436,6 +438,11 @@ static int serve(const char *data, struct http_config *config, const sigset_t *s
                         (void)snprintf(why, sizeof why, "cannot open the administration socket in %s: %s", data, strerror(-r));
         }
         if (r >= 0) {
+                r = upkeep_open(s, upkeep_config, &upkeep);
+                if (r < 0)
+                        (void)snprintf(why, sizeof why, "cannot start the thread for gc: %s", strerror(-r));
+        }
+        if (r >= 0) {
                 r = announce(data, http_url(http));
                 if (r < 0)
                         (void)snprintf(why, sizeof why, "cannot write %s: %s", url_path, strerror(-r));
@@ -450,6 +457,7 @@ static int serve(const char *data, struct http_config *config, const sigset_t *s
         }
         http_close(http, STOP_GRACE_MS);
         admin_close(admin);
+        upkeep_close(upkeep);
         service_close(s);
         log_debug("event=stopped");
         return r < 0 ? EXIT_FAILED : r;
@@ -459,6 +467,7 @@ static int cmd_serve(int argc, char **argv) {
         const char *data = NULL;
         struct http_config config = {.listen = "127.0.0.1:7380"};
         uint64_t workers = 0, connections = 0, head_s = 0, grace_s = 0, idle_s = 0;
+        struct upkeep_config upkeep = {.gc_every_s = UPKEEP_GC_EVERY_S, .min_age_s = UPKEEP_MIN_AGE_S, .trash_age_s = UPKEEP_TRASH_AGE_S, .keep_events = UPKEEP_KEEP_EVENTS};
         bool verbose = false;
         const struct arg table[] = {
                 {"data", 'd', ARG_STR, &data, "the server's data directory"},
@@ -471,6 +480,10 @@ static int cmd_serve(int argc, char **argv) {
                 {"body-grace", 0, ARG_DURATION_S, &grace_s, "time for a body or an answer before --min-rate counts (30s)"},
                 {"min-rate", 0, ARG_BYTES, &config.rate_bytes, "bytes per second that a slower client is cut off at (16K)"},
                 {"idle-timeout", 0, ARG_DURATION_S, &idle_s, "time that a connection may rest between requests (90s)"},
+                {"gc-every", 0, ARG_DURATION_S, &upkeep.gc_every_s, "give back the space of what nobody needs so often (1d); 0: never, run gc yourself"},
+                {"gc-min-age", 0, ARG_DURATION_S, &upkeep.min_age_s, "leave what is younger (1d)"},
+                {"trash-age", 0, ARG_DURATION_S, &upkeep.trash_age_s, "forget what was deleted so long ago (90d); 0: never"},
+                {"keep-events", 0, ARG_U64, &upkeep.keep_events, "events kept of each workspace (1000000); 0: all. A client that was away for longer loads anew"},
                 {"verbose", 'v', ARG_FLAG, &verbose, "log every request"},
                 {NULL, 0, ARG_FLAG, NULL, NULL},
         };
@@ -497,7 +510,7 @@ static int cmd_serve(int argc, char **argv) {
         (void)sigaddset(&signals, SIGINT);
         (void)pthread_sigmask(SIG_BLOCK, &signals, NULL);
         limits_raise();
-        return serve(data, &config, &signals);
+        return serve(data, &config, &upkeep, &signals);
 }
 
 static void print_point(void *arg, const char *name, uint64_t hits) {

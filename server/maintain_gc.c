@@ -157,43 +157,40 @@ static int purge_page(struct gc *g, uint64_t ws, struct meta_trash_filter *f, bo
         return r;
 }
 
-static int gc_trash(struct gc *g) {
-        _cleanup_arena_ struct arena *a = NULL;
-        struct meta_workspace *w;
-        size_t n = 0;
-        int r = g->m->trash_age_s ? arena_new(4u << 20, &a) : 0;
+static int trash_of(struct gc *g, const struct meta_workspace *w) {
+        struct meta_trash_filter f = {.until_ns = meta_now_ns(g->m->s->meta) - (int64_t)MIN(g->m->trash_age_s, UINT64_C(1) << 32) * 1000000000};
+        bool end = false;
+        int r = 0;
 
-        if (r == 0 && a)
-                r = meta_workspaces(g->m->s->meta, NULL, a, &w, &n);
-        for (size_t i = 0; r == 0 && i < n; i++) {
-                struct meta_trash_filter f = {.until_ns = meta_now_ns(g->m->s->meta) - (int64_t)MIN(g->m->trash_age_s, UINT64_C(1) << 32) * 1000000000};
-                bool end = false;
-
-                while (r == 0 && !end)
-                        r = purge_page(g, w[i].ws, &f, &end);
-        }
+        while (r == 0 && !end)
+                r = purge_page(g, w->ws, &f, &end);
         return r;
 }
 
-static int gc_events(struct gc *g) {
+static int events_of(struct gc *g, const struct meta_workspace *w) {
+        uint64_t to = w->at.seq > g->m->keep_events ? w->at.seq - g->m->keep_events : 0;
+        int r = 0;
+
+        for (uint64_t at = w->horizon; r == 0 && at < to;) { /* in steps, so that nobody waits for long */
+                at = MIN(at + ROWS_PER_STEP, to);
+                r = g->m->dry_run ? 0 : meta_horizon_set(g->m->s->meta, w->ws, at);
+                if (r == 0)
+                        r = maintain_pace(g->m, 0);
+        }
+        g->events += to > w->horizon ? to - w->horizon : 0;
+        return r;
+}
+
+static int each_workspace(struct gc *g, int (*run)(struct gc *g, const struct meta_workspace *w)) {
         _cleanup_arena_ struct arena *a = NULL;
         struct meta_workspace *w;
         size_t n = 0;
-        int r = g->m->keep_events ? arena_new(4u << 20, &a) : 0;
+        int r = arena_new(4u << 20, &a);
 
-        if (r == 0 && a)
+        if (r == 0)
                 r = meta_workspaces(g->m->s->meta, NULL, a, &w, &n);
-        for (size_t i = 0; r == 0 && i < n; i++) {
-                uint64_t to = w[i].at.seq > g->m->keep_events ? w[i].at.seq - g->m->keep_events : 0;
-
-                for (uint64_t at = w[i].horizon; r == 0 && at < to;) { /* in steps, so that nobody waits for long */
-                        at = MIN(at + ROWS_PER_STEP, to);
-                        r = g->m->dry_run ? 0 : meta_horizon_set(g->m->s->meta, w[i].ws, at);
-                        if (r == 0)
-                                r = maintain_pace(g->m, 0);
-                }
-                g->events += to > w[i].horizon ? to - w[i].horizon : 0;
-        }
+        for (size_t i = 0; r == 0 && i < n; i++)
+                r = run(g, &w[i]);
         return r;
 }
 
@@ -206,10 +203,10 @@ int maintain_gc(struct maintain *m) {
                 return -ENOMEM;
         m->min_age_s = MIN(m->min_age_s, UINT64_C(1) << 32);
         r = m->dry_run ? 0 : meta_tidy(m->s->meta);
-        if (r == 0)
-                r = gc_trash(&g);
-        if (r == 0)
-                r = gc_events(&g);
+        if (r == 0 && m->trash_age_s)
+                r = each_workspace(&g, trash_of);
+        if (r == 0 && m->keep_events)
+                r = each_workspace(&g, events_of);
         if (r == 0)
                 r = gc_blocks(&g);
         if (r == 0)

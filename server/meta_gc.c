@@ -44,7 +44,7 @@ int meta_block_mark(struct meta *m, const struct meta_place *place, bool bad) {
 #define UNUSED "NOT EXISTS (SELECT 1 FROM block_ref r WHERE r.hash = block.hash) AND NOT EXISTS (SELECT 1 FROM claim c WHERE c.hash = block.hash)"
 #define RANGE "hash > ?1 AND hash <= ?2"
 
-struct step_arg { int64_t before_ns; size_t batch; bool dry_run; struct meta_gc_step from, to; };
+struct step_arg { bool mark, dry_run; int64_t before_ns; size_t batch; struct meta_gc_step from, to; };
 
 /* The last hash of the next `batch` rows: 1, 0 there is none, -errno. */
 static int range_end(struct sql *db, const struct step_arg *g, struct digest *ret) {
@@ -58,16 +58,12 @@ static int range_end(struct sql *db, const struct step_arg *g, struct digest *re
         return r;
 }
 
-static void take_sums(struct sql *db, struct sql_stmt *st, struct meta_gc_step *s) {
-        s->blocks = (uint64_t)sql_int(db, st, 0);
-        s->bytes = (uint64_t)sql_int(db, st, 1);
-        sql_reset(db, st);
-}
-
 #define MARKABLE RANGE " AND dead_ns IS NULL AND (SELECT created_ns FROM object o WHERE o.id = block.object) <= ?3 AND " UNUSED
 #define SWEEPABLE RANGE " AND dead_ns <= ?3 AND " UNUSED
+#define SUMS "SELECT count(*), coalesce(sum(stored), 0) FROM block WHERE "
 
-static int mark_step(struct sql *db, struct step_arg *g, int64_t now_ns) {
+/* What the next rows have to mark or to sweep is counted, and unless this is a dry run, done. */
+static int blocks_step(struct sql *db, struct step_arg *g, int64_t now_ns) {
         struct digest upto;
         struct sql_stmt *st;
         int r = range_end(db, g, &upto);
@@ -76,58 +72,35 @@ static int mark_step(struct sql *db, struct step_arg *g, int64_t now_ns) {
         g->to.blocks = g->to.bytes = 0;
         if (r <= 0)
                 return r;
-        r = sql_first(db, &st, "SELECT count(*), coalesce(sum(stored), 0) FROM block WHERE " MARKABLE, "ddi", &g->from.after_hash, &upto, g->before_ns);
+        r = sql_first(db, &st, g->mark ? SUMS MARKABLE : SUMS SWEEPABLE, "ddi", &g->from.after_hash, &upto, g->before_ns);
         if (r <= 0)
                 return r < 0 ? r : -EIO;
-        take_sums(db, st, &g->to);
+        g->to.blocks = (uint64_t)sql_int(db, st, 0);
+        g->to.bytes = (uint64_t)sql_int(db, st, 1);
+        sql_reset(db, st);
         g->to.after_hash = upto;
-        return g->dry_run || g->to.blocks == 0 ? 0 : sql_run(db, "UPDATE block SET dead_ns = ?4 WHERE " MARKABLE, "ddii", &g->from.after_hash, &upto, g->before_ns, now_ns);
+        if (g->dry_run || g->to.blocks == 0)
+                return 0;
+        return g->mark ? sql_run(db, "UPDATE block SET dead_ns = ?4 WHERE " MARKABLE, "ddii", &g->from.after_hash, &upto, g->before_ns, now_ns)
+                       : sql_run(db, "DELETE FROM block WHERE " SWEEPABLE, "ddi", &g->from.after_hash, &upto, g->before_ns);
 }
 
-static int sweep_step(struct sql *db, struct step_arg *g) {
-        struct digest upto;
-        struct sql_stmt *st;
-        int r = range_end(db, g, &upto);
-        g->to = g->from;
-        g->to.end = r == 0;
-        g->to.blocks = g->to.bytes = 0;
-        if (r <= 0)
-                return r;
-        r = sql_first(db, &st, "SELECT count(*), coalesce(sum(stored), 0) FROM block WHERE " SWEEPABLE, "ddi", &g->from.after_hash, &upto, g->before_ns);
-        if (r <= 0)
-                return r < 0 ? r : -EIO;
-        take_sums(db, st, &g->to);
-        g->to.after_hash = upto;
-        return g->dry_run || g->to.blocks == 0 ? 0 : sql_run(db, "DELETE FROM block WHERE " SWEEPABLE, "ddi", &g->from.after_hash, &upto, g->before_ns);
-}
-
-static int mark_txn(struct txn *t, void *arg, int *ret_refusal) { return mark_step(t->db, arg, t->now_ns); }
-static int sweep_txn(struct txn *t, void *arg, int *ret_refusal) { return sweep_step(t->db, arg); }
+static int blocks_txn(struct txn *t, void *arg, int *ret_refusal) { return blocks_step(t->db, arg, t->now_ns); }
 
 /* A dry run only reads. */
-static int run_step(struct meta *m, struct step_arg *g, bool mark) {
-        if (!g->dry_run)
-                return meta_write(m, mark ? mark_txn : sweep_txn, g);
+static int blocks_run(struct meta *m, bool mark, int64_t before_ns, size_t batch, bool dry_run, struct meta_gc_step *s) {
+        struct step_arg g = { .mark = mark, .dry_run = dry_run, .before_ns = before_ns, .batch = batch, .from = *s };
         _cleanup_view_ struct view v = { m, NULL };
-        int r = view_begin(m, &v.db);
-        return r < 0 ? r : mark ? mark_step(v.db, g, 0) : sweep_step(v.db, g);
-}
-
-int meta_gc_mark(struct meta *m, int64_t before_ns, size_t batch, bool dry_run, struct meta_gc_step *s) {
-        struct step_arg g = { before_ns, batch, dry_run, *s, *s };
-        int r = run_step(m, &g, true);
+        int r = dry_run ? view_begin(m, &v.db) : meta_write(m, blocks_txn, &g);
+        if (r == 0 && dry_run)
+                r = blocks_step(v.db, &g, 0);
         if (r == 0)
                 *s = g.to;
         return r;
 }
 
-int meta_gc_sweep(struct meta *m, int64_t before_ns, size_t batch, bool dry_run, struct meta_gc_step *s) {
-        struct step_arg g = { before_ns, batch, dry_run, *s, *s };
-        int r = run_step(m, &g, false);
-        if (r == 0)
-                *s = g.to;
-        return r;
-}
+int meta_gc_mark(struct meta *m, int64_t before_ns, size_t batch, bool dry_run, struct meta_gc_step *s) { return blocks_run(m, true, before_ns, batch, dry_run, s); }
+int meta_gc_sweep(struct meta *m, int64_t before_ns, size_t batch, bool dry_run, struct meta_gc_step *s) { return blocks_run(m, false, before_ns, batch, dry_run, s); }
 
 struct objects_arg {
         int64_t before_ns; size_t batch; bool dry_run;

@@ -11,6 +11,9 @@
  * sent again. Going from the newest tombstone to the oldest brings directories back before what was in them, as they were deleted after it. A directory that
  * has the name by now stands for the deleted one, a file with the same bytes too; anything else gets "NAME (restored N)".
  *
+ * When something was deleted is told by its event. If that is forgotten (meta_horizon_set), it was deleted before the oldest event that is kept, and nothing more is known: it counts as old only
+ * when that one is old. So forgetting events never makes the trash go earlier.
+ *
  * Purge takes back the references that the node's versions hold: the same runs that the commits counted (meta_content.c), worked out from the block lists, which are read
  * before the transaction; they cannot change, as a deleted node's history does not. The row itself stays: ids are never used again, and somebody who edited the file offline
  * for a year still gets it back in its place. */
@@ -82,6 +85,17 @@ static int trash_one(struct sql *db, uint64_t ws, struct arena *a, struct meta_t
         return path_of(db, ws, &e, a, &t->path);
 }
 
+/* Nothing that was deleted below the horizon was deleted later than this: the time of the oldest event that is kept. */
+static int horizon_time(struct sql *db, uint64_t ws, int64_t *ret_ns) {
+        struct sql_stmt *st;
+        int r = sql_first(db, &st, "SELECT coalesce((SELECT time_ns FROM event WHERE workspace = ?1 ORDER BY seq LIMIT 1), time_ns) FROM workspace WHERE id = ?1", "i", (int64_t)ws);
+        if (r <= 0)
+                return r < 0 ? r : -ENOENT;
+        *ret_ns = sql_int(db, st, 0);
+        sql_reset(db, st);
+        return 0;
+}
+
 int meta_trash(struct meta *m, uint64_t ws, const struct meta_trash_filter *f, size_t max, struct arena *a, struct meta_trash **ret, size_t *ret_n, uint64_t *ret_before) {
         _cleanup_view_ struct view v = { m, NULL };
         int r = view_begin(m, &v.db);
@@ -90,9 +104,11 @@ int meta_trash(struct meta *m, uint64_t ws, const struct meta_trash_filter *f, s
         size_t n = 0, room = MIN(max, (size_t)10000);
         uint64_t before = f->before_seq ? f->before_seq : INT64_MAX;
         struct meta_trash *list = arena_alloc(a, (room + 1) * sizeof *list);
+        int64_t forgotten_ns;
         bool more = true;
         if (!list)
                 return -ENOMEM;
+        r = horizon_time(v.db, ws, &forgotten_ns);
         while (r >= 0 && more && n < room) { /* one row at a time: a filter may drop any number of them */
                 struct meta_trash t = { .parent = { { 0 } } };
                 struct sql_stmt *st;
@@ -110,9 +126,10 @@ int meta_trash(struct meta *m, uint64_t ws, const struct meta_trash_filter *f, s
                 if (r < 0)
                         break;
                 before = t.node.seq;
-                if (f->since_ns && t.time_ns && t.time_ns < f->since_ns)
+                const int64_t at_most_ns = t.time_ns ? t.time_ns : forgotten_ns; /* 0: its event is forgotten; then it is old only if all that was forgotten is */
+                if (f->since_ns && at_most_ns < f->since_ns)
                         more = false; /* the log is in order of time */
-                else if ((!f->until_ns || t.time_ns <= f->until_ns) && below(t.path, f->path ? f->path : ""))
+                else if ((!f->until_ns || at_most_ns <= f->until_ns) && below(t.path, f->path ? f->path : ""))
                         list[n++] = t;
         }
         if (r < 0)

@@ -35,6 +35,7 @@ class Server:
         self.data = data or os.path.join(self.top, "data")
         self.options = list(options)
         self.process = None
+        self.deaths, self.cut = [], False  # moments of kills; whether its power is off
         self.log = os.path.join(self.top, "log")
         self.env = {**os.environ, **(env or {})}
         run("init", data=self.data)
@@ -69,6 +70,7 @@ class Server:
         return code
 
     def kill(self):
+        self.deaths.append(time.monotonic())
         self.stop(signal.SIGKILL)
 
     def close(self):
