@@ -2,7 +2,6 @@
 /* accept.c: `tarn accept DIR`: the brake (cache/tree_held.c) holds what a snapshot of the server would have removed in bulk; the user says that it may go. The daemon removes it in steps, in the
  * background. */
 #include <stdio.h>
-#include <string.h>
 
 #include "base/args.h"
 #include "cli.h"
@@ -17,25 +16,13 @@ int cmd_accept(int argc, char **argv) {
                 { "state-dir", 0, ARG_STR, &state_option, "all state of this client in one directory" },
                 { 0 },
         };
-        _cleanup_free_ char *state = NULL;
-        _cleanup_free_ const struct mount_info **found = NULL;
+        _cleanup_(mounts_free) struct mounts m = { 0 };
         _cleanup_json_ json_t *ok = NULL;
-        struct mount_info *all = NULL;
-        size_t n = 0;
-        int r = args_parse(PROGRAM, table, argc, argv);
-        if (r < 0)
-                return args_exit(r);
-        r = state_dir(state_option, &state);
-        if (r < 0)
-                return cli_fail(PROGRAM, EXIT_DISK, "cannot find a state directory: %s", strerror(-r));
-        int code = find_mounts(PROGRAM, state, dir, &all, &n, &found);
-        if (code)
+        int code;
+        if (!mounts_of_arguments(PROGRAM, table, argc, argv, &state_option, &dir, &m, &code))
                 return code;
-        r = control_ask(found[0]->place_dir, "accept", ANSWER_MS, &ok);
-        if (r < 0)
-                code = cli_fail(PROGRAM, EXIT_OTHER, "the daemon of %s does not answer: %s", dir, strerror(-r));
-        else
-                (void)printf("what is held at %s is removed in the background; `tarn status` tells when it is done\n", found[0]->mountpoint);
-        mount_infos_free(all, n);
+        code = mount_ask(PROGRAM, m.found[0], "accept", ANSWER_MS, &ok);
+        if (code == 0)
+                (void)printf("what is held at %s is removed in the background; `tarn status` tells when it is done\n", m.found[0]->mountpoint);
         return code;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ask.c: the client's side of a daemon's control socket: connect, one line of JSON there, one line (or, for umount, two) back. control.c has the other side
+/* ask.c: how a subcommand finds its mounts; and the client's side of a daemon's control socket: connect, one line of JSON there, one line (or, for umount, two) back. control.c has the other side
  * and the commands. Everything has a deadline; a daemon that was stopped by a debugger or a signal must not hang `tarn status`. */
 #include <fcntl.h>
 #include <poll.h>
@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include "base/args.h"
 #include "base/clock.h"
 #include "base/io.h"
 #include "cli.h"
@@ -89,34 +90,59 @@ static bool alive(const struct mount_info *m) {
         return r == 0 || r == -EAGAIN; /* EAGAIN: its backlog is full */
 }
 
-int find_mounts(const char *program, const char *state, const char *dir, struct mount_info **ret_all, size_t *ret_n, const struct mount_info ***ret) {
-        struct mount_info *all = NULL;
-        size_t n = 0, found = 0;
-        int r = mount_infos_list(state, &all, &n);
+int mount_ask(const char *program, const struct mount_info *m, const char *command, int64_t timeout_ms, json_t **ret) {
+        int r = control_ask(m->place_dir, command, timeout_ms, ret);
+        return r < 0 ? cli_fail(program, EXIT_OTHER, "the daemon of %s (pid %d) does not answer: %s", m->mountpoint, (int)m->pid, strerror(-r)) : EXIT_OK;
+}
+
+const char *answer_str(const json_t *j, const char *key) {
+        const char *s;
+        return json_get_str(j, key, &s) == 0 ? s : "";
+}
+
+int64_t answer_int(const json_t *j, const char *key) {
+        int64_t v;
+        return json_get_int(j, key, INT64_MIN, INT64_MAX, &v) == 0 ? v : 0;
+}
+
+void mounts_free(struct mounts *m) {
+        mount_infos_free(m->all, m->n);
+        free(m->found);
+        *m = (struct mounts){ 0 };
+}
+
+int find_mounts(const char *program, const char *state, const char *dir, struct mounts *ret) {
+        _cleanup_(mounts_free) struct mounts m = { 0 };
+        size_t found = 0;
+        int r = mount_infos_list(state, &m.all, &m.n);
         if (r < 0)
                 return cli_fail(program, EXIT_DISK, "cannot read %s: %s", state, strerror(-r));
-        const struct mount_info **list = calloc(n + 1, sizeof *list);
-        if (!list) {
-                mount_infos_free(all, n);
+        m.found = calloc(m.n + 1, sizeof *m.found);
+        if (!m.found)
                 return cli_fail(program, EXIT_OTHER, "out of memory");
+        const struct mount_info *one = dir ? mount_infos_find(m.all, m.n, dir) : NULL;
+        for (size_t i = 0; i < m.n; i++)
+                if ((!dir || &m.all[i] == one) && alive(&m.all[i]))
+                        m.found[found++] = &m.all[i];
+        if (found == 0 && !dir)
+                return cli_fail(program, EXIT_NOT_MOUNTED, "nothing is mounted (state in %s): mount with `tarn mount URL/WORKSPACE DIR`", state);
+        if (found == 0 && one)
+                return cli_fail(program, EXIT_NOT_MOUNTED, "the daemon of %s is gone: mount again with `tarn mount %s %s`, nothing is lost", dir, one->url, one->mountpoint);
+        if (found == 0)
+                return cli_fail(program, EXIT_NOT_MOUNTED, "%s is not a mount of tarn (state in %s); see `tarn status`", dir, state);
+        *ret = m;
+        m = (struct mounts){ 0 };
+        return EXIT_OK;
+}
+
+bool mounts_of_arguments(const char *program, const struct arg *table, int argc, char **argv, const char *const *state_option, const char *const *dir, struct mounts *ret, int *ret_code) {
+        _cleanup_free_ char *state = NULL;
+        int r = args_parse(program, table, argc, argv);
+        if (r < 0) {
+                *ret_code = args_exit(r);
+                return false;
         }
-        const struct mount_info *one = dir ? mount_infos_find(all, n, dir) : NULL;
-        for (size_t i = 0; i < n; i++)
-                if ((!dir || &all[i] == one) && alive(&all[i]))
-                        list[found++] = &all[i];
-        if (found == 0) {
-                if (!dir)
-                        r = cli_fail(program, EXIT_NOT_MOUNTED, "nothing is mounted (state in %s): mount with `tarn mount URL/WORKSPACE DIR`", state);
-                else if (one)
-                        r = cli_fail(program, EXIT_NOT_MOUNTED, "the daemon of %s is gone: mount again with `tarn mount %s %s`, nothing is lost", dir, one->url, one->mountpoint);
-                else
-                        r = cli_fail(program, EXIT_NOT_MOUNTED, "%s is not a mount of tarn (state in %s); see `tarn status`", dir, state);
-                mount_infos_free(all, n);
-                free(list);
-                return r;
-        }
-        *ret_all = all;
-        *ret_n = n;
-        *ret = list;
-        return 0;
+        r = state_dir(*state_option, &state);
+        *ret_code = r < 0 ? cli_fail(program, EXIT_DISK, "cannot find a state directory: %s", strerror(-r)) : find_mounts(program, state, *dir, ret);
+        return *ret_code == EXIT_OK;
 }

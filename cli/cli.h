@@ -72,5 +72,16 @@ int control_send(int fd, const json_t *request) _must_check_;
 /* One line of answer; deadline_ms monotonic. -ETIMEDOUT, -EPIPE: the daemon went away. */
 int control_receive(int fd, int64_t deadline_ms, json_t **ret) _must_check_;
 int control_ask(const char *place_dir, const char *command, int64_t timeout_ms, json_t **ret) _must_check_;
-/* Mounts that a subcommand means: the one of `dir`, or (dir NULL) all with a living daemon. 0, or an exit code after a line on stderr. */
-int find_mounts(const char *program, const char *state, const char *dir, struct mount_info **ret_all, size_t *ret_n, const struct mount_info ***ret);
+/* The same with a line on stderr if there is no answer. 0 or an exit code. */
+int mount_ask(const char *program, const struct mount_info *m, const char *command, int64_t timeout_ms, json_t **ret);
+/* Fields of an answer; what is missing or of another type is "" or 0. */
+const char *answer_str(const json_t *j, const char *key);
+int64_t answer_int(const json_t *j, const char *key);
+
+/* Mounts that a subcommand means: the one of `dir`, or (dir NULL) all with a living daemon; found ends with NULL. 0, or an exit code after a line on stderr. */
+struct mounts { struct mount_info *all; size_t n; const struct mount_info **found; };
+int find_mounts(const char *program, const char *state, const char *dir, struct mounts *ret);
+void mounts_free(struct mounts *m);
+/* How most subcommands begin: the arguments, the state directory, the mounts. False: it ends here, with *ret_code. */
+struct arg;
+bool mounts_of_arguments(const char *program, const struct arg *table, int argc, char **argv, const char *const *state_option, const char *const *dir, struct mounts *ret, int *ret_code) _must_check_;

@@ -83,24 +83,14 @@ json_t *conflicts_json(struct cache *cache) {
 
 /* ---- this side ---- */
 
-static const char *str(const json_t *j, const char *key) {
-        const char *s;
-        return json_get_str(j, key, &s) == 0 ? s : "";
-}
-
-static int64_t num(const json_t *j, const char *key) {
-        int64_t v;
-        return json_get_int(j, key, INT64_MIN, INT64_MAX, &v) == 0 ? v : 0;
-}
-
 static void show_version(const char *what, const json_t *j) {
         char size[24], when[40] = "?";
-        const time_t t = (time_t)(num(j, "mtime_ns") / 1000000000);
+        const time_t t = (time_t)(answer_int(j, "mtime_ns") / 1000000000);
         struct tm tm;
-        format_bytes((uint64_t)num(j, "size"), size);
+        format_bytes((uint64_t)answer_int(j, "size"), size);
         if (localtime_r(&t, &tm))
                 (void)strftime(when, sizeof when, "%Y-%m-%d %H:%M:%S", &tm);
-        (void)printf("  %-7s %s\n          %s, %s, changed %s, version %.8s%s\n", what, str(j, "path"), str(j, "kind"), size, when, str(j, "version"),
+        (void)printf("  %-7s %s\n          %s, %s, changed %s, version %.8s%s\n", what, answer_str(j, "path"), answer_str(j, "kind"), size, when, answer_str(j, "version"),
                      json_is_true(json_object_get(j, "pending")) ? ", not on the server yet" : "");
 }
 
@@ -116,7 +106,7 @@ static void show(const struct mount_info *m, const json_t *answer) {
                         show_version("theirs", original);
                 else
                         (void)printf("  theirs  is gone\n");
-                (void)printf("          made by %s\n", str(c, "host"));
+                (void)printf("          made by %s\n", answer_str(c, "host"));
         }
         if (json_array_size(list))
                 (void)printf("  -> tarn conflicts resolve PATH --keep mine|theirs|both\n");
@@ -125,11 +115,11 @@ static void show(const struct mount_info *m, const json_t *answer) {
 /* The daemon's list. 0, or an exit code after a line on stderr. */
 static int ask(const char *program, const struct mount_info *m, json_t **ret) {
         _cleanup_json_ json_t *answer = NULL;
-        int r = control_ask(m->place_dir, "conflicts", ANSWER_MS, &answer);
-        if (r < 0)
-                return cli_fail(program, EXIT_OTHER, "the daemon of %s (pid %d) does not answer: %s", m->mountpoint, (int)m->pid, strerror(-r));
+        int code = mount_ask(program, m, "conflicts", ANSWER_MS, &answer);
+        if (code)
+                return code;
         if (!json_is_array(json_object_get(answer, "conflicts")))
-                return cli_fail(program, EXIT_OTHER, "%s: %s", m->mountpoint, str(answer, "error"));
+                return cli_fail(program, EXIT_OTHER, "%s: %s", m->mountpoint, answer_str(answer, "error"));
         *ret = steal_ptr(answer);
         return 0;
 }
@@ -138,16 +128,16 @@ static int ask(const char *program, const struct mount_info *m, json_t **ret) {
 static int choose(const char *program, const json_t *answer, const char *path, const json_t **ret) {
         const json_t *list = json_object_get(answer, "conflicts"), *found = NULL;
         for (size_t i = 0; i < json_array_size(list); i++)
-                if (strcmp(str(json_array_get(list, i), "path"), path) == 0) {
+                if (strcmp(answer_str(json_array_get(list, i), "path"), path) == 0) {
                         *ret = json_array_get(list, i);
                         return 0;
                 }
         for (size_t i = 0; i < json_array_size(list); i++) {
                 const json_t *c = json_array_get(list, i), *original = json_object_get(c, "original");
-                if (!json_is_object(original) || strcmp(str(original, "path"), path) != 0)
+                if (!json_is_object(original) || strcmp(answer_str(original, "path"), path) != 0)
                         continue;
                 if (found)
-                        return cli_fail(program, EXIT_USAGE, "%s has several conflict copies: name the copy, for example \"%s\"; see `tarn conflicts`", path, str(found, "path"));
+                        return cli_fail(program, EXIT_USAGE, "%s has several conflict copies: name the copy, for example \"%s\"; see `tarn conflicts`", path, answer_str(found, "path"));
                 found = c;
         }
         if (!found)
@@ -158,13 +148,13 @@ static int choose(const char *program, const json_t *answer, const char *path, c
 
 static int keep_mine(const char *program, const char *top, const json_t *c) {
         const json_t *original = json_object_get(c, "original");
-        _cleanup_free_ char *copy = path_join(top, str(c, "path")), *target = NULL;
+        _cleanup_free_ char *copy = path_join(top, answer_str(c, "path")), *target = NULL;
         char name[NAME_BYTES_MAX + 1];
         int r;
         if (!copy)
                 return cli_fail(program, EXIT_OTHER, "out of memory");
         if (json_is_object(original)) {
-                target = path_join(top, str(original, "path"));
+                target = path_join(top, answer_str(original, "path"));
                 r = !target ? -ENOMEM : rename(copy, target) < 0 ? -errno : 0;
         } else { /* nobody has the name: it gets it back */
                 char *slash = strrchr(copy, '/');
@@ -190,11 +180,9 @@ static int resolve(int argc, char **argv) {
                 { 0 },
         };
         _cleanup_free_ char *state = NULL, *full = NULL, *copy = NULL;
-        _cleanup_free_ const struct mount_info **found = NULL;
+        _cleanup_(mounts_free) struct mounts m = { 0 };
         _cleanup_json_ json_t *answer = NULL;
-        struct mount_info *all = NULL;
         const json_t *c = NULL;
-        size_t n = 0;
         int r = args_parse(program, table, argc, argv);
         if (r < 0)
                 return args_exit(r);
@@ -206,21 +194,21 @@ static int resolve(int argc, char **argv) {
                 r = mountpoint_path(path, &full);
         if (r < 0)
                 return cli_fail(program, r == -ENOENT ? EXIT_OTHER : EXIT_DISK, "%s: %s", path, strerror(-r));
-        int code = find_mounts(program, state, full, &all, &n, &found);
-        const size_t top_bytes = code == 0 ? strlen(found[0]->mountpoint) : 0;
-        if (code == 0 && (strncmp(full, found[0]->mountpoint, top_bytes) != 0 || full[top_bytes] != '/'))
+        int code = find_mounts(program, state, full, &m);
+        const size_t top_bytes = code == 0 ? strlen(m.found[0]->mountpoint) : 0;
+        if (code == 0 && (strncmp(full, m.found[0]->mountpoint, top_bytes) != 0 || full[top_bytes] != '/'))
                 code = cli_fail(program, EXIT_USAGE, "%s is the mount point itself: name a file in it", path);
         if (code == 0)
-                code = ask(program, found[0], &answer);
+                code = ask(program, m.found[0], &answer);
         if (code == 0)
                 code = choose(program, answer, full + top_bytes + 1, &c);
         const json_t *original = json_object_get(c, "original");
-        if (code == 0 && !both && (strcmp(str(c, "kind"), "directory") == 0 || (mine && json_is_object(original) && strcmp(str(original, "kind"), "directory") == 0)))
+        if (code == 0 && !both && (strcmp(answer_str(c, "kind"), "directory") == 0 || (mine && json_is_object(original) && strcmp(answer_str(original, "kind"), "directory") == 0)))
                 code = cli_fail(program, EXIT_OTHER, "%s: a directory is part of this conflict: move what you want to keep by hand, then --keep both", path);
-        if (code == 0 && !(copy = path_join(found[0]->mountpoint, str(c, "path"))))
+        if (code == 0 && !(copy = path_join(m.found[0]->mountpoint, answer_str(c, "path"))))
                 code = cli_fail(program, EXIT_OTHER, "out of memory");
         if (code == 0 && mine) {
-                code = keep_mine(program, found[0]->mountpoint, c);
+                code = keep_mine(program, m.found[0]->mountpoint, c);
         } else if (code == 0 && theirs) {
                 if (unlink(copy) < 0)
                         code = cli_fail(program, EXIT_OTHER, "cannot remove %s: %s", copy, strerror(errno));
@@ -232,7 +220,6 @@ static int resolve(int argc, char **argv) {
                 else
                         (void)printf("%s is a file like others now\n", copy);
         }
-        mount_infos_free(all, n);
         return code;
 }
 
@@ -245,28 +232,20 @@ int cmd_conflicts(int argc, char **argv) {
                 { "state-dir", 0, ARG_STR, &state_option, "all state of this client in one directory" },
                 { 0 },
         };
-        _cleanup_free_ char *state = NULL;
-        _cleanup_free_ const struct mount_info **found = NULL;
-        struct mount_info *all = NULL;
-        size_t n = 0;
+        _cleanup_(mounts_free) struct mounts m = { 0 };
+        int code;
         if (argc > 1 && strcmp(argv[1], "resolve") == 0)
                 return resolve(argc - 1, argv + 1);
-        int r = args_parse(PROGRAM, table, argc, argv);
-        if (r < 0)
-                return args_exit(r);
-        r = state_dir(state_option, &state);
-        if (r < 0)
-                return cli_fail(PROGRAM, EXIT_DISK, "cannot find a state directory: %s", strerror(-r));
-        int code = find_mounts(PROGRAM, state, dir, &all, &n, &found);
-        for (size_t i = 0; code == 0 && found[i]; i++) {
+        if (!mounts_of_arguments(PROGRAM, table, argc, argv, &state_option, &dir, &m, &code))
+                return code;
+        for (size_t i = 0; code == 0 && m.found[i]; i++) {
                 _cleanup_json_ json_t *answer = NULL;
                 _cleanup_buf_ struct buf b = BUF_INIT(8u << 20);
-                code = ask(PROGRAM, found[i], &answer);
+                code = ask(PROGRAM, m.found[i], &answer);
                 if (code == 0 && !json)
-                        show(found[i], answer);
-                else if (code == 0 && json_object_set_new(answer, "mountpoint", json_string(found[i]->mountpoint)) == 0 && json_to_buf(answer, &b) == 0 && buf_text(&b))
+                        show(m.found[i], answer);
+                else if (code == 0 && json_object_set_new(answer, "mountpoint", json_string(m.found[i]->mountpoint)) == 0 && json_to_buf(answer, &b) == 0 && buf_text(&b))
                         (void)printf("%s\n", b.data);
         }
-        mount_infos_free(all, n);
         return code;
 }

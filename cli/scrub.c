@@ -66,40 +66,30 @@ static json_t *scrub_dead(const struct place_note *p) {
         return result(r, &s, findings);
 }
 
-static int64_t num(const json_t *j, const char *key) {
-        int64_t v;
-        return json_get_int(j, key, 0, INT64_MAX, &v) == 0 ? v : 0;
-}
-
-static const char *str(const json_t *j, const char *key) {
-        const char *s;
-        return json_get_str(j, key, &s) == 0 ? s : "";
-}
-
 static int show(const struct place_note *p, json_t *j, bool json) {
         int code = EXIT_OK;
         const json_t *findings = json_object_get(j, "findings");
         for (size_t i = 0; i < json_array_size(findings); i++)
-                if (strcmp(str(json_array_get(findings, i), "grade"), grades[CHECK_BAD]) == 0)
+                if (strcmp(answer_str(json_array_get(findings, i), "grade"), grades[CHECK_BAD]) == 0)
                         code = EXIT_OTHER;
-        if (*str(j, "error"))
-                code = strcmp(str(j, "error"), "EBUSY") == 0 ? EXIT_IN_USE : EXIT_OTHER;
+        if (*answer_str(j, "error"))
+                code = strcmp(answer_str(j, "error"), "EBUSY") == 0 ? EXIT_IN_USE : EXIT_OTHER;
         if (json) {
                 _cleanup_buf_ struct buf b = BUF_INIT(8u << 20);
                 if (json_object_set_new(j, "mountpoint", json_string(p->mountpoint)) == 0 && json_to_buf(j, &b) == 0 && buf_text(&b))
                         (void)printf("%s\n", b.data);
                 return code;
         }
-        (void)printf("%s  %lld blocks read, %lld damaged, %lld of them fetched again; %lld pending files read, %lld damaged\n", p->mountpoint, (long long)num(j, "blocks"), (long long)num(j, "blocks_bad"),
-                     (long long)num(j, "blocks_healed"), (long long)num(j, "stages"), (long long)num(j, "stages_bad"));
+        (void)printf("%s  %lld blocks read, %lld damaged, %lld of them fetched again; %lld pending files read, %lld damaged\n", p->mountpoint, (long long)answer_int(j, "blocks"), (long long)answer_int(j, "blocks_bad"),
+                     (long long)answer_int(j, "blocks_healed"), (long long)answer_int(j, "stages"), (long long)answer_int(j, "stages_bad"));
         for (size_t i = 0; i < json_array_size(findings); i++) {
                 const json_t *f = json_array_get(findings, i);
-                (void)printf("  %-5s %-8s %s\n", str(f, "grade"), str(f, "check"), str(f, "text"));
-                if (*str(f, "todo"))
-                        (void)printf("                 -> %s\n", str(f, "todo"));
+                (void)printf("  %-5s %-8s %s\n", answer_str(f, "grade"), answer_str(f, "check"), answer_str(f, "text"));
+                if (*answer_str(f, "todo"))
+                        (void)printf("                 -> %s\n", answer_str(f, "todo"));
         }
-        if (*str(j, "error"))
-                (void)cli_fail(PROGRAM, code, "%s: not finished: %s", p->mountpoint, str(j, "error"));
+        if (*answer_str(j, "error"))
+                (void)cli_fail(PROGRAM, code, "%s: not finished: %s", p->mountpoint, answer_str(j, "error"));
         return code;
 }
 

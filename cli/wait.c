@@ -50,20 +50,12 @@ int cmd_wait(int argc, char **argv) {
                 { "state-dir", 0, ARG_STR, &state_option, "all state of this client in one directory" },
                 { 0 },
         };
-        _cleanup_free_ char *state = NULL;
-        struct mount_info *all = NULL;
-        _cleanup_free_ const struct mount_info **found = NULL;
-        size_t n = 0;
-        int r = args_parse(PROGRAM, table, argc, argv);
-        if (r < 0)
-                return args_exit(r);
-        r = state_dir(state_option, &state);
-        if (r < 0)
-                return cli_fail(PROGRAM, EXIT_DISK, "cannot find a state directory: %s", strerror(-r));
+        _cleanup_(mounts_free) struct mounts m = { 0 };
+        int code;
+        if (!mounts_of_arguments(PROGRAM, table, argc, argv, &state_option, &dir, &m, &code))
+                return code;
         int64_t deadline_ms = timeout_s > 0 ? clock_mono_ms(clock_system()) + (int64_t)MIN(timeout_s, (uint64_t)INT32_MAX) * 1000 : INT64_MAX;
-        int code = find_mounts(PROGRAM, state, dir, &all, &n, &found);
-        for (size_t i = 0; code == 0 && found[i]; i++)
-                code = wait_one(found[i], deadline_ms);
-        mount_infos_free(all, n);
+        for (size_t i = 0; code == 0 && m.found[i]; i++)
+                code = wait_one(m.found[i], deadline_ms);
         return code;
 }

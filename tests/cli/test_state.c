@@ -137,6 +137,10 @@ int main(void) {
         return system(command) != 0 ? 1 : failed;
 }
 
+int args_exit(int r) { /* main.c's */
+        return r == 0 ? EXIT_OK : EXIT_USAGE;
+}
+
 int cli_fail(const char *program, int code, const char *fmt, ...) { /* main.c's, quiet */
         (void)program;
         (void)fmt;
