@@ -8,6 +8,8 @@
 
 #include "api/client.h"
 #include "api/code.h"
+#include "api/wire.h"
+#include "base/digest.h"
 #include "base/lock.h"
 
 struct http_call *http_call_new(enum http_method method, size_t max_body, size_t max_answer) {
@@ -58,6 +60,14 @@ int http_call_error(const struct http_call *c) {
         case 507: return -EDQUOT;
         default: return c->status >= 500 ? -EIO : c->status >= 400 ? -EINVAL : -EPROTO;
         }
+}
+
+void wire_sum(int status, const void *body, size_t n, char ret[WIRE_SUM_CHARS + 1]) {
+        static const char digits[] = "0123456789abcdef";
+        uint64_t sum = xxh3_64(body, n) ^ (uint64_t)status;
+        for (size_t i = WIRE_SUM_CHARS; i > 0; i--, sum >>= 4)
+                ret[i - 1] = digits[sum & 15];
+        ret[WIRE_SUM_CHARS] = 0;
 }
 
 struct waiter {

@@ -13,6 +13,8 @@
  * the request, and TCP keepalive finds a dead one sooner. Answers are bounded while they come. Connections are kept and reused; libcurl itself
  * repeats a request once if a kept connection turns out to be dead before a byte of the answer came, which our operation ids permit.
  *
+ * Bodies have sums both ways (wire.h): an answer with a wrong one is a transfer that broke off, and nobody reads it.
+ *
  * No redirects (a token must not follow one), no proxies' credentials, no cookies, http and https only, certificates and host names always checked. The token
  * is asked for per request, lives in the header list of that request only, and is never logged. */
 #include <assert.h>
@@ -22,6 +24,7 @@
 #include <string.h>
 
 #include "api/client.h"
+#include "api/wire.h"
 #include "base/failpoint.h"
 #include "base/json.h"
 #include "base/lock.h"
@@ -151,6 +154,11 @@ static int add_headers(struct transport_curl *tc, struct request *q) {
                 r = add_header(q, "Content-Type", c->content_type);
         if (r == 0 && c->accept)
                 r = add_header(q, "Accept", c->accept);
+        if (r == 0 && c->body.bytes > 0) {
+                char sum[WIRE_SUM_CHARS + 1];
+                wire_sum(0, c->body.data, c->body.bytes, sum);
+                r = add_header(q, WIRE_SUM_HEADER, sum);
+        }
         if (r == 0 && tc->token && !c->no_auth) {
                 char value[TOKEN_BYTES_MAX] = "Bearer ";
                 r = tc->token(tc->token_arg, value + 7, sizeof value - 7);
@@ -280,6 +288,27 @@ static void read_error(struct http_call *c) {
                 say(c, "the server answered with HTTP status %d", c->status);
 }
 
+static bool has_header(const struct request *q, const char *name) {
+        struct curl_header *h;
+        return curl_easy_header(q->easy, name, 0, CURLH_HEADER, -1, &h) == CURLHE_OK;
+}
+
+/* Whether the answer is the whole one that the server sent, as far as it said what that is. It must say where it ends: libcurl takes a head that breaks off for a whole one without a body, and
+ * its bytes would be judged as the server's. */
+static bool undamaged(const struct request *q, int status) {
+        const struct http_call *c = q->call;
+        char sum[WIRE_SUM_CHARS + 1];
+        struct curl_header *h;
+        if (c->method == HTTP_HEAD || status == 204 || status == 304)
+                return true;
+        if (!has_header(q, "Content-Length") && !has_header(q, "Transfer-Encoding"))
+                return false;
+        if (curl_easy_header(q->easy, WIRE_SUM_HEADER, 0, CURLH_HEADER, -1, &h) != CURLHE_OK)
+                return true;
+        wire_sum(status, c->answer.data, c->answer.bytes, sum);
+        return strcmp(sum, h->value) == 0;
+}
+
 /* The request leaves list and multi; done is called. */
 static void finish(struct transport_curl *tc, struct request *q, int err) {
         struct http_call *c = q->call;
@@ -297,6 +326,10 @@ static void finish(struct transport_curl *tc, struct request *q, int err) {
                 curl_easy_getinfo(q->easy, CURLINFO_SIZE_DOWNLOAD_T, &down);
                 curl_easy_getinfo(q->easy, CURLINFO_RETRY_AFTER, &retry);
                 c->sent = head_bytes > 0;
+                if (err == 0 && !undamaged(q, (int)status)) {
+                        say(c, "an answer of %s was damaged or cut off on its way", tc->base_url);
+                        err = -EHOSTDOWN;
+                }
                 if (err == 0) {
                         FAILPOINT_HERE("http.answer");
                         c->status = (int)status;

@@ -90,6 +90,7 @@ static void add_headers(struct http_request *q, struct MHD_Response *r, bool clo
         add(r, "X-Content-Type-Options", "nosniff");
         add(r, "Cache-Control", a->etag[0] ? "private, no-cache" : "no-store");
         add(r, "Content-Type", a->content_type);
+        add(r, WIRE_SUM_HEADER, q->sum);
         add(r, "ETag", a->etag);
         add(r, "Content-Range", a->content_range);
         add(r, "Location", a->location);

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "api/wire.h"
 #include "base/lock.h"
 #include "base/thread.h"
 #include "http.h"
@@ -49,7 +50,7 @@ struct http_request {
         struct http_conn *conn;
         _Atomic int refs;                /* MHD's request, its response, a job */
         char *target;                    /* as it came */
-        char *header[8];                 /* copies: enum http_header */
+        char *header[9];                 /* copies: enum http_header */
         char method[16], peer[64];
         struct service_admission admission;
         enum request_stage stage;        /* lock */
@@ -61,6 +62,7 @@ struct http_request {
         struct buf body; size_t body_reserved;
         struct service_request request;
         struct service_answer answer;
+        char sum[WIRE_SUM_CHARS + 1];    /* of the answer; "": it has none */
         struct lane_job job;
         uint64_t who;                    /* whose turn it takes: of the token, or of the address */
         /* long poll */
@@ -95,7 +97,7 @@ struct http {
         bool reaper_started;
 };
 
-enum http_header { H_AUTHORIZATION, H_ACCEPT, H_CONTENT_TYPE, H_RANGE, H_IF_MATCH, H_IF_NONE_MATCH, H_IF_RANGE, H_IDEMPOTENCY_KEY };
+enum http_header { H_AUTHORIZATION, H_ACCEPT, H_CONTENT_TYPE, H_RANGE, H_IF_MATCH, H_IF_NONE_MATCH, H_IF_RANGE, H_IDEMPOTENCY_KEY, H_SUM, HEADERS };
 
 /* http_request.c */
 struct http_request *request_new(struct http *h, struct MHD_Connection *mhd, const char *target); /* NULL without memory */

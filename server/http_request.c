@@ -31,6 +31,7 @@
 static const struct { enum http_header at; const char *name; } kept_headers[] = {
         {H_AUTHORIZATION, "Authorization"}, {H_ACCEPT, "Accept"}, {H_CONTENT_TYPE, "Content-Type"}, {H_RANGE, "Range"},
         {H_IF_MATCH, "If-Match"}, {H_IF_NONE_MATCH, "If-None-Match"}, {H_IF_RANGE, "If-Range"}, {H_IDEMPOTENCY_KEY, "Idempotency-Key"},
+        {H_SUM, WIRE_SUM_HEADER},
 };
 
 struct http_request *request_new(struct http *h, struct MHD_Connection *mhd, const char *target) {
@@ -94,11 +95,24 @@ static void request_answered(struct http_request *q) {
         resume_locked_then_drop(h, q);
 }
 
+/* The body is the one that was sent, as far as its sender said what that is. */
+static bool undamaged(const struct http_request *q) {
+        char sum[WIRE_SUM_CHARS + 1];
+
+        if (!q->header[H_SUM] || q->ring)
+                return true;
+        wire_sum(0, q->body.data, q->body.bytes, sum);
+        return strcasecmp(sum, q->header[H_SUM]) == 0;
+}
+
 static void request_run(struct lane_job *j) {
         struct http_request *q = container_of(j, struct http_request, job);
         struct http *h = q->h;
+        const bool whole = undamaged(q);
 
-        for (;;) {
+        if (!whole)
+                service_refuse(h->service, "UNAVAILABLE", "the request was damaged on its way; send it again", &q->answer);
+        while (whole) {
                 int r;
 
                 q->request.waiter = q->admission.class == CLASS_EVENTS ? &q->waiter : NULL;
@@ -121,6 +135,8 @@ static void request_run(struct lane_job *j) {
                 q->no_wait = h->stopping;
                 lock_drop(&h->lock);
         }
+        if (!q->answer.pull && !q->answer.head)
+                wire_sum(q->answer.status, q->answer.body.data, q->answer.body.bytes, q->sum);
         request_answered(q);
         request_unref(q);
 }

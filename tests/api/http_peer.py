@@ -48,6 +48,8 @@ class Handler(socketserver.StreamRequestHandler):
             self.answer(200, f"{method} {self.client_address[1]}".encode() if method != "HEAD" else b"")
         elif path == "/echo":
             self.answer(200, body)
+        elif path == "/sum":  # what came with the request, and for the answer whatever the query says
+            self.answer(200, headers.get("x-tarn-sum", "none").encode(), [("X-Tarn-Sum", target.split("?")[1])] if "?" in target else [])
         elif path == "/auth":
             self.answer(200, headers.get("authorization", "none").encode())
         elif path == "/busy":
@@ -64,6 +66,9 @@ class Handler(socketserver.StreamRequestHandler):
             self.answer(200, b"x" * 1000000)
         elif path == "/cut":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort")
+            return False
+        elif path == "/headless":  # breaks off within its head
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Request-Id: 12")
             return False
         elif path == "/close":
             return False

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "api/client.h"
+#include "api/wire.h"
 #include "base/io.h"
 #include "base/json.h"
 #include "base/lock.h"
@@ -106,6 +107,33 @@ static void test_bodies(void **state) {
         transport_curl_free(t);
 }
 
+/* The body's sum goes with a request; an answer whose sum is wrong never arrives. */
+static void test_sums(void **state) {
+        struct transport *t = open_to(base, NULL, 0);
+        char sum[WIRE_SUM_CHARS + 1], of_answer[WIRE_SUM_CHARS + 1], path[64];
+        wire_sum(0, "abc", 3, sum);
+        wire_sum(200, sum, WIRE_SUM_CHARS, of_answer);
+        assert_string_not_equal(sum, of_answer);
+        for (unsigned i = 0; i < 3; i++) {
+                snprintf(path, sizeof path, i == 0 ? "/sum" : "/sum?%s", of_answer);
+                if (i == 2)
+                        path[10] ^= 1;
+                struct http_call *c = call(HTTP_POST, path, 5000);
+                assert_int_equal(buf_add(&c->body, "abc", 3), 0);
+                assert_int_equal(transport_call(t, c), i == 2 ? -EHOSTDOWN : 0);
+                if (i == 2)
+                        assert_non_null(strstr(c->message, "damaged"));
+                else
+                        assert_memory_equal(c->answer.data, sum, WIRE_SUM_CHARS);
+                http_call_free(c);
+        }
+        struct http_call *c = call(HTTP_GET, "/sum", 5000); /* no body, no sum */
+        assert_int_equal(transport_call(t, c), 0);
+        assert_memory_equal(c->answer.data, "none", 4);
+        http_call_free(c);
+        transport_curl_free(t);
+}
+
 static void test_broken(void **state) {
         struct transport *t = open_to(base, NULL, 0);
         char text[512];
@@ -114,6 +142,7 @@ static void test_broken(void **state) {
         assert_true(c->sent);
         http_call_free(c);
         assert_int_equal(get(t, "/close", 5000, text), -EHOSTDOWN);
+        assert_int_equal(get(t, "/headless", 5000, text), -EHOSTDOWN);
         assert_int_equal(get(t, "/garbage", 5000, text), -EHOSTDOWN);
         assert_non_null(strstr(text, "does not answer as a tarn server"));
         transport_curl_free(t);
@@ -407,7 +436,7 @@ static void test_no_secrets_in_logs(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_answers), cmocka_unit_test(test_bodies), cmocka_unit_test(test_broken), cmocka_unit_test(test_deadline), cmocka_unit_test(test_cancel), cmocka_unit_test(test_many),
+                cmocka_unit_test(test_answers), cmocka_unit_test(test_bodies), cmocka_unit_test(test_sums), cmocka_unit_test(test_broken), cmocka_unit_test(test_deadline), cmocka_unit_test(test_cancel), cmocka_unit_test(test_many),
                 cmocka_unit_test(test_tls), cmocka_unit_test(test_url), cmocka_unit_test(test_session), cmocka_unit_test(test_no_secrets_in_logs),
         };
         const char *port = getenv("TARN_TEST_PORT"), *tls_port = getenv("TARN_TEST_TLS_PORT");

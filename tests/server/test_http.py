@@ -45,6 +45,15 @@ def raw(server, data, timeout=20):
         return got
 
 
+def test_a_body_that_was_damaged_on_its_way_is_not_judged(server):
+    """The sum of the empty body and of the answers are known by their shape only: the end-to-end tests have both sides."""
+    body = b'{"user": "ann", "password": "wrong", "device": "d"}'
+    head = b"POST /v1/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%%bConnection: close\r\n\r\n" % len(body)
+    answers = [raw(server, head % more + body).split(b"\r\n\r\n", 1) for more in (b"X-Tarn-Sum: 0123456789abcdef\r\n", b"")]
+    assert [a[0].split()[1] for a in answers] == [b"503", b"401"] and b"damaged" in answers[0][1]
+    assert all(b"\r\nX-Tarn-Sum: " in a[0] for a in answers[1:])
+
+
 # ---- whole files ----
 
 def test_curl(server, tmp_path):

@@ -107,5 +107,13 @@ int wire_block_expand(const struct wire_block *block, const void *base, size_t b
 /* zstd level 1 if a sample of it shrinks by at least 1/16, else raw. scratch holds the compressed bytes and must outlive ret. */
 int wire_block_compress(const struct digest *hash, const void *p, uint32_t n, struct buf *scratch, struct wire_block *ret) _must_check_;
 
+/* A body's sum goes with it in both directions, in the header X-Tarn-Sum: 16 hex digits of XXH3-64 over the body, and for an answer over its status too. Against a network that changes bytes
+ * and tells nobody (without TLS a TCP checksum lets one damaged segment in 65,536 pass), not against people. Whoever gets a body with a wrong sum treats it as a transfer that broke off:
+ * the server answers 503, the client -EHOSTDOWN; both mean "again". Without the header nothing is checked (scripts; answers that are streamed, whose blocks have hashes). */
+#define WIRE_SUM_HEADER "X-Tarn-Sum"
+#define WIRE_SUM_CHARS 16u
+/* status: 0 for a request. */
+void wire_sum(int status, const void *body, size_t n, char ret[WIRE_SUM_CHARS + 1]);
+
 /* Names: 1..255 bytes, UTF-8, no NUL, no '/', not "." or "..". -EILSEQ, -ENAMETOOLONG, -EINVAL. */
 int name_check(const char *name, size_t n) _must_check_;
