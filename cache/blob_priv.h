@@ -187,6 +187,5 @@ int read_error(int err);
 /* ---- blob_evict.c ---- */
 int blobs_make_room(struct blobs *b, uint64_t n, bool is_dirty) _must_check_;
 uint64_t blobs_evict(struct blobs *b, uint64_t want);          /* returns bytes let go; 0: nothing can go */
-int blobs_flush(struct blobs *b) _must_check_;                 /* every dirty row to the index, one transaction */
 void blobs_measure(struct blobs *b);
 void blobs_room_freed(struct blobs *b);

@@ -34,6 +34,7 @@
 #include "file_priv.h"
 
 #define ADOPT_BYTES_MAX (1u << 20)
+#define RETIRED_MAX 64u
 #define CHUNK_LATE_MS 10000
 #define BASE_LATE_MS 5000 /* bytes of the base that complete a block */
 
@@ -493,7 +494,21 @@ static void close_stack(struct files *fs, struct stage *st, struct blob *blob, c
                 stage_put(st);
 }
 
-static void retire_one(struct files *fs, struct retire *re) {
+/* What was retired and still has its place among the stages. */
+struct retired { struct { struct stage *stage; bool taken; } v[RETIRED_MAX]; size_t n; };
+
+/* The stages go when the index names their bytes: a kill in between must not take from the cache what was written here. */
+static void release_retired(struct files *fs, struct retired *d) {
+        if (d->n > 0 && blobs_flush(fs->c->blobs) < 0)
+                log_debug("file retired=%zu: the index was not written", d->n); /* only a cache: they can be fetched */
+        for (size_t i = 0; i < d->n; i++) {
+                stage_release_disk(d->v[i].stage, d->v[i].taken);
+                stage_put(d->v[i].stage);
+        }
+        d->n = 0;
+}
+
+static void retire_one(struct files *fs, struct retire *re, struct retired *done) {
         struct stage *st = re->stage;
         FAILPOINT_HERE("retire.begin");
         lock_take(&st->lock);
@@ -513,26 +528,35 @@ static void retire_one(struct files *fs, struct retire *re) {
                 struct stage *below = take_below(fs, st);
                 if (below)
                         files_discard(fs, below);
-                stage_release_disk(st, taken);
+                done->v[done->n].stage = stage_ref(st);
+                done->v[done->n++].taken = taken;
         }
         blob_put(blob);
         stage_put(st);
         free(re);
+        if (done->n == RETIRED_MAX)
+                release_retired(fs, done);
 }
 
 /* One worker at a time takes what was synced from the head of the list. */
 static void retire_run(struct job *j) {
         struct files *fs = container_of(j, struct files, retire_job);
+        struct retired done = { .n = 0 };
         for (;;) {
                 lock_take(&fs->lock);
                 struct retire *re = fs->retire_first;
-                if (!re || re->n > fs->retire_upto)
-                        break;
+                if (!re || re->n > fs->retire_upto) {
+                        if (done.n == 0)
+                                break;
+                        lock_drop(&fs->lock);
+                        release_retired(fs, &done);
+                        continue;
+                }
                 fs->retire_first = re->next;
                 if (!re->next)
                         fs->retire_last = NULL;
                 lock_drop(&fs->lock);
-                retire_one(fs, re);
+                retire_one(fs, re, &done);
         }
         fs->jobs--;
         cond_broadcast(&fs->idle);

@@ -405,6 +405,46 @@ static size_t lost_files(struct cw *w) {
         return n;
 }
 
+/* What was written here, and is on the server now, is still here after a kill: the stages go only when the index of the blobs has their bytes. */
+static void test_killed_after_the_commit(void **state) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        cw_open(w);
+        static const size_t sizes[] = { 300, 60000, 400000, 3 * MIB };
+        static uint8_t buf[3 * MIB], back[3 * MIB];
+        struct node n[ARRAY_SIZE(sizes)];
+        for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+                char name[8];
+                (void)snprintf(name, sizeof name, "f%zu", i);
+                n[i] = cw_create(w, INO_ROOT, name);
+                struct file *f = cw_file(w, n[i].ino, true, false);
+                pattern(buf, sizes[i], (uint32_t)i);
+                assert_int_equal(write_at(f, 0, buf, sizes[i], false, 0), sizes[i]);
+                file_release(f, true);
+        }
+        cw_accept_all(w);
+        cw_settle(w);
+        char copy[200], cmd[600];
+        (void)snprintf(copy, sizeof copy, "%s.copy", w->dir);
+        (void)snprintf(cmd, sizeof cmd, "cp -a %s %s", w->dir, copy); /* as a kill leaves it */
+        assert_int_equal(system(cmd), 0);
+        cw_close(w);
+        remove_tree(w->dir);
+        assert_int_equal(rename(copy, w->dir), 0);
+        {
+                LOCK_SCOPE(&w->source->lock);
+                w->source->offline = true;
+        }
+        cw_open(w);
+        for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+                struct file *f = cw_file(w, n[i].ino, false, false);
+                pattern(buf, sizes[i], (uint32_t)i);
+                assert_int_equal(read_at(f, 0, back, sizes[i]), sizes[i]);
+                assert_memory_equal(buf, back, sizes[i]);
+                file_release(f, false);
+        }
+        cw_free(w);
+}
+
 /* own: a large stage. at: which record is hit, from the end (1: the last). */
 static void damage(bool own, bool cut, size_t at, bool middle) {
         struct cw *w = cw_new(256 * MIB, 1);
@@ -697,7 +737,7 @@ static void test_parked(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_kill), cmocka_unit_test(test_lost_tree), cmocka_unit_test(test_damage), cmocka_unit_test(test_new_boot), cmocka_unit_test(test_offline_full),
+                cmocka_unit_test(test_kill), cmocka_unit_test(test_killed_after_the_commit), cmocka_unit_test(test_lost_tree), cmocka_unit_test(test_damage), cmocka_unit_test(test_new_boot), cmocka_unit_test(test_offline_full),
                 cmocka_unit_test(test_through), cmocka_unit_test(test_parked),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);

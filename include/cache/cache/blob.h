@@ -84,6 +84,7 @@ struct blobs_totals { uint64_t bytes, limit_bytes, dirty_bytes, blobs, blocks; }
 void blobs_totals(struct blobs *b, struct blobs_totals *ret);
 int blobs_set_limit(struct blobs *b, uint64_t limit_bytes) _must_check_;  /* evicts down to it */
 int blobs_evict_all(struct blobs *b) _must_check_;                        /* clean, unpinned */
+int blobs_flush(struct blobs *b) _must_check_;                            /* every row that has changed to the index, which a kill of the process does not take back. 1 SQL transaction */
 int blobs_sync(struct blobs *b) _must_check_;                             /* index (LRU order) to disk, at close and every minute */
 /* Blocks of contents whose root begins with one of these (the first 8 bytes, little endian) are not evicted from now on; replaces the set of the call before. -ENOMEM: as it was. */
 int blobs_keep(struct blobs *b, const uint64_t *roots, size_t n) _must_check_;
