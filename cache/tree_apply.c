@@ -9,6 +9,9 @@
  * life of it may have sent the operation, and the row may say something else by now. So an event counts as ours only if the row was sent and says what the event says; else it is
  * applied like anybody's, the row stays, and the server judges it: the answer to what was sent before is the first one, to something else ID_REUSED.
  *
+ * A merge (mkdir/mkdir) is told by its answer only. What we made in our directory is in the other one by then, and its events name that one: they wait for the answer (tree_apply_ready), because
+ * the other directory is not shown as long as ours has the name.
+ *
  * A generation may be carried by two operations: a temporary that was saved over a file while its CREATE (or CONTENT) was on its way. The first answer makes bytes known to the server and
  * changes nothing of what the file shows: its incarnation stays, whoever has it open goes on (adopt_content), and what is based on the save stays based on it (file_commit.c).
  *
@@ -307,6 +310,52 @@ int tree_apply(struct tree *t, const struct event *events, size_t n, const struc
                 return r;
         counter_add(t->counters, events_applied, n);
         *ret = out;
+        return 0;
+}
+
+/* 1: the place that this event gives to what we made is in a directory that ours has become, as the answer to ours will say. */
+static int waits_for_merge(struct tree *t, struct db *db, const struct event *e, struct arena *a) {
+        struct orow own;
+        const struct change *c = NULL;
+        const struct entry_row *at = NULL;
+        uint64_t ours, theirs;
+        int64_t made;
+        int r = id_is_zero(&e->op) ? -ENOENT : outbox_find(t, db, a, &e->op, &own);
+        if (r < 0 || !is_ours(&own, e))
+                return r == -ENOENT ? 0 : r;
+        for (size_t i = 0; i < e->n_changes && !at; i++) {
+                c = &e->changes[i];
+                for (size_t k = 0; k < c->n_entries && !at; k++)
+                        at = id_equal(&c->entries[k].placement, &own.op.id) ? &c->entries[k] : NULL;
+        }
+        const struct id *parent = own.op.kind == OP_RENAME ? &own.op.parent2 : &own.op.parent;
+        if (!at || id_equal(&at->parent, parent))
+                return 0;
+        r = row_find(t, db, parent, &ours);
+        if (r < 0)
+                return r == -ENOENT ? 0 : r;
+        r = row_find(t, db, &at->parent, &theirs);
+        if (r < 0 && r != -ENOENT)
+                return r;
+        if (r == 0 && ours == theirs)
+                return 0;
+        r = db_int(db, &made, "SELECT EXISTS(SELECT 1 FROM outbox WHERE ino=? AND kind=?)", "ii", (int64_t)ours, (int64_t)OP_CREATE);
+        return r < 0 ? r : made != 0;
+}
+
+int tree_apply_ready(struct tree *t, const struct event *events, size_t n, struct arena *a, size_t *ret_n) {
+        TREE_READ(rd, t);
+        int64_t any;
+        int r = db_int(rd.db, &any, "SELECT EXISTS(SELECT 1 FROM outbox)", "");
+        size_t k = any ? 0 : n;
+        for (; k < n && r >= 0; k++) {
+                r = waits_for_merge(t, rd.db, &events[k], a);
+                if (r > 0)
+                        break;
+        }
+        if (r < 0)
+                return r;
+        *ret_n = k;
         return 0;
 }
 

@@ -12,11 +12,15 @@
  * the last one to `upto`. Own events come back here like all others; an operation that they complete was perhaps answered into the void, so the stage is handed over
  * just as after an answer. After a failure of the local disk the same events are applied again: twice is once.
  *
+ * Events of what we made in a directory that was merged into another one wait for the answer that says so (tree_apply_ready), and those behind them too: outbox.c calls when it has one.
+ *
  * The first poll after a start does not wait: it tells at once whether the cursor still holds. */
 #include <string.h>
 
 #include "priv.h"
 #include "base/failpoint.h"
+
+#define ANSWER_WAIT_MS 1000 /* the answer calls; this is for answers that never come */
 
 void events_init(struct engine *e) {
         e->events.backoff = (struct backoff){ .base_ms = 200, .cap_ms = 8000 };
@@ -164,14 +168,23 @@ static int64_t apply(struct engine *e, int64_t now) {
         struct tree_applied applied = { 0 };
         struct arena *a = NULL;
         struct cursor upto = v->upto;
-        size_t n = v->n - v->at;
+        size_t n = v->n - v->at, ready = 0;
         if (outbox_totals(e->c.cache->tree, &totals) < 0 || totals.items > 0)
                 n = MIN(n, (size_t)EVENTS_PER_TURN);
+        int r = arena_new(16u << 20, &a);
+        if (r >= 0)
+                r = tree_apply_ready(e->c.cache->tree, v->batch + v->at, n, a, &ready);
+        if (r >= 0 && ready == 0 && n > 0) { /* until outbox.c has an answer */
+                arena_free(a);
+                v->waits = true;
+                v->retry_at_ms = now + ANSWER_WAIT_MS;
+                return v->retry_at_ms;
+        }
+        n = r >= 0 ? ready : n;
         if (v->at + n < v->n) {
                 upto.seq = v->batch[v->at + n - 1].seq;
                 memcpy(upto.mark, v->batch[v->at + n - 1].mark, sizeof upto.mark);
         }
-        int r = arena_new(16u << 20, &a);
         if (r >= 0)
                 r = tree_apply(e->c.cache->tree, v->batch + v->at, n, &upto, engine_is_open, e->c.cache, a, &applied);
         FAILPOINT_HERE("events.applied");

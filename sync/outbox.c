@@ -389,6 +389,10 @@ void outbox_batch_done(struct request *r, int err) {
         }
         free(steal_ptr(o->batch.ops));
         o->batch.n = 0;
+        if (e->events.waits) {
+                e->events.waits = false;
+                e->events.retry_at_ms = 0;
+        }
         o->look = true;
         o->look_at_ms = 0; /* what queued up meanwhile goes at once */
 }

@@ -109,6 +109,7 @@ struct events {
         struct buf held;           /* its bytes: rows borrow from them */
         struct cursor upto, cursor;
         bool have_cursor, batch_held, first_poll_done;
+        bool waits;                /* the next event is about something whose answer comes first */
         struct backoff backoff; int64_t retry_at_ms;
 };
 void events_init(struct engine *e);

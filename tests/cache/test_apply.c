@@ -348,6 +348,30 @@ static void test_merged_dir(void **state) {
         assert_int_equal(ino, src.ino);
 }
 
+/* The event of what was made in a directory of ours that was merged names the other one, which is not shown as long as ours has the name: it waits for the answer. */
+static void test_merged_below(void **state) {
+        struct node src = make(&w, INO_ROOT, "src", NODE_DIR), mine = make(&w, src.ino, "mine", NODE_DIR);
+        struct id theirs = model_make(&m, &id_root, "src", NODE_DIR, 0);
+        struct op_result merged = answer(NULL);
+        assert_int_equal(merged.code, RES_MERGED);
+        assert_int_equal(answer(NULL).code, RES_OK); /* mine, in theirs */
+        size_t n = m.n_log - 2, ready = 99;
+        MUST(tree_apply_ready(w.tree, m.log + n, 2, w.arena, &ready));
+        assert_int_equal(ready, 1); /* theirs may come, mine may not */
+        sync_events(&w, &m, m.log[n].seq - 1, m.log[n].seq);
+        assert_int_equal(look(&w, src.ino, "mine").ino, mine.ino);
+        MUST(tree_apply_ready(w.tree, m.log + n + 1, 1, w.arena, &ready));
+        assert_int_equal(ready, 0);
+        (void)resolve(&merged, RESOLVE_MERGED);
+        MUST(tree_apply_ready(w.tree, m.log + n + 1, 1, w.arena, &ready));
+        assert_int_equal(ready, 1);
+        sync_down(&w, &m);
+        struct node now = look(&w, INO_ROOT, "src");
+        assert_true(now.ino == src.ino && id_equal(&now.id, &theirs));
+        assert_int_equal(look(&w, src.ino, "mine").ino, mine.ino);
+        assert_int_equal(pending(), 0);
+}
+
 static void test_merged_before(void **state) {
         struct node src = make(&w, INO_ROOT, "src", NODE_DIR);
         struct id theirs = model_make(&m, &id_root, "src", NODE_DIR, 0);
@@ -647,6 +671,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_conflict_copy_newest, setup, teardown), cmocka_unit_test_setup_teardown(test_conflict_listed, setup, teardown), cmocka_unit_test_setup_teardown(test_drop, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_rebase, setup, teardown),        cmocka_unit_test_setup_teardown(test_revive, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_merged_dir, setup, teardown),    cmocka_unit_test_setup_teardown(test_merged_before, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_merged_below, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_merged_file, setup, teardown),   cmocka_unit_test_setup_teardown(test_answers, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_replays, setup, teardown),       cmocka_unit_test_setup_teardown(test_swap, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_remote_delete_open, setup, teardown), cmocka_unit_test_setup_teardown(test_save_source_edited, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_write, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_recovers, setup, teardown), cmocka_unit_test_setup_teardown(test_dir_times, setup, teardown), cmocka_unit_test_setup_teardown(test_never_sent, setup, teardown), cmocka_unit_test_setup_teardown(test_lost_content, setup, teardown),

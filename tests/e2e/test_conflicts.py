@@ -230,6 +230,33 @@ def test_every_row_after_a_crash(world):
     run_table(world, ROWS, crash)
 
 
+def test_what_is_below_a_merged_directory_is_shown_all_the_time(world):
+    """Two mounts make the same directory, and one of them loses the answer to its commit: until it has asked again it does not know that its directory has become the other one, and the
+    events already name that one."""
+    first, second = Link(world, "one"), Link(world, "two")
+    try:
+        (first.dir / "before").mkdir()
+        until(lambda: (second.dir / "before").is_dir(), 30, "both are connected")
+        second.cut()
+        until(lambda: second.client.status()["state"] == "offline", 30, "offline")
+        put(first.dir / "d" / "e" / "theirs", "1")
+        put(second.dir / "d" / "e" / "mine", "2")
+        put(second.dir / "d" / "mine" / "deep", "3")
+        first.client.wait()
+        lost = second.proxy.command("lose_answer 2 POST")["fired"]["lose_answer"]
+        second.heal()
+
+        def settled():
+            assert (second.dir / "d" / "e" / "mine").read_text() == "2" and (second.dir / "d" / "mine" / "deep").read_text() == "3"
+            return (second.dir / "d" / "e" / "theirs").exists() and second.client.status()["pending_items"] == 0
+        until(settled, 60, "all is there")
+        assert second.proxy.command("counters")["fired"]["lose_answer"] > lost
+        until(lambda: state_of(first.dir) == state_of(second.dir), 30, "both show the same")
+    finally:
+        for link in (first, second):
+            link.close()
+
+
 # ---- tarn conflicts ----
 
 def conflicts(client):

@@ -138,6 +138,9 @@ struct tree_applied { struct tree_done *done; size_t n_done; /* arena */ uint64_
  * tree_get_open: so none slips between the question and the commit. open_for_write is asked with no lock held. */
 int tree_apply(struct tree *t, const struct event *events, size_t n, const struct cursor *upto /* NULL: leave */,
                bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a, struct tree_applied *ret) _must_check_;
+/* How many of these events may be applied now. Fewer than n: the event behind them tells of an operation of ours below a directory that the server has merged into another one, and the
+ * answer that says so is still to come; applied now, what was made there would be shown nowhere until then. 3 SELECTs per event, all by key; none without an outbox */
+int tree_apply_ready(struct tree *t, const struct event *events, size_t n, struct arena *a, size_t *ret_n) _must_check_;
 /* An answer of the server to a sent operation. accepted: as its event. */
 int tree_accepted(struct tree *t, const struct op_result *r, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a, struct tree_applied *ret) _must_check_;
 /* A refusal, as the planner decided it (sync/planner.h). The current rows of the refusal are applied first, in the same transaction. */
