@@ -15,19 +15,29 @@ As a program:  proxy.py LISTEN_PORT TARGET_HOST:TARGET_PORT   reads one command 
     lose_answer N [METHOD]  the next N HTTP requests reach the server; their answers do not come back (the connection is cut when the answer starts)
     drop N [METHOD]       the next N HTTP requests are cut off before the server sees them
     duplicate N [METHOD]  the next N HTTP requests reach the server twice, over two connections; one answer comes back
-                          METHOD (also of lose_answer): only requests with that method count
+                          METHOD (of all of these): only requests with that method count
+    reset N [METHOD]      of the next N HTTP requests the server sees half of the first piece; then both connections are reset
+    truncate N [METHOD]   the answers to the next N HTTP requests end in the middle, in good order (FIN)
+    wrong_up N [METHOD]   in the body of the next N HTTP requests (with one) a byte is changed on the way
+    wrong_down N [METHOD] the same in the bodies of answers
+    close_slowly N MS     the next N HTTP requests on a connection that had an answer before meet a server that has closed it, which the client learns MS later: they are swallowed
+    slice on|off          everything passes in pieces of a few bytes
     stall_body N BYTES    the next N HTTP requests with at least so many bytes of body stop flowing (0: those that were stopped go on); all others pass
     status N CODE         the next N HTTP requests are answered CODE (503, 429) with Retry-After: 1, the server does not see them
+    heal                  no fault any more, also none that a connection still had before it; connections stay
     counters | reset | quit
-As a module: Proxy(target_host, target_port), start(), command(text), stop(); runs its event loop on a thread of its own.
+What is chosen at random (which byte is wrong, where an answer ends) comes from the seed that the proxy was made with.
+As a module: Proxy(target_host, target_port, seed=0), start(), command(text), stop(); runs its event loop on a thread of its own.
 """
 import asyncio
 import json
+import random
 import re
 import sys
 import threading
 
 PIECE = 65536
+FAULTS = ("lose_answer", "drop", "duplicate", "reset", "truncate", "wrong_up", "wrong_down")
 
 
 class Direction:
@@ -48,7 +58,8 @@ class Direction:
 
 
 class Proxy:
-    def __init__(self, host, port, listen_port=0):
+    def __init__(self, host, port, listen_port=0, seed=0):
+        self.random = random.Random(seed)
         self.target = (host, port)
         self.listen_port = listen_port
         self.port = None
@@ -56,10 +67,11 @@ class Proxy:
         self.up, self.down = Direction(), Direction()
         self.refuse = False
         self.flowing = None
-        self.writers = set()
+        self.writers, self.states = set(), []
         self.cut_after, self.cut_each, self.cuts = None, False, 0
-        self.faults = {"lose_answer": [0, b""], "drop": [0, b""], "duplicate": [0, b""]}  # how many more, which method
-        self.fired = {"lose_answer": 0, "drop": 0, "duplicate": 0}
+        self.faults = {fault: [0, b""] for fault in FAULTS}  # how many more, which method
+        self.fired = dict.fromkeys((*FAULTS, "close_slowly", "status", "refuse", "cut", "delay", "bandwidth", "stall", "slice"), 0)  # requests, connections or pieces that met it
+        self.close_slowly, self.slicing = [0, 0], False
         self.twice = set()
         self.statuses = [0, 503]
         self.stall_bodies, self.stalled, self.stall_over = [0, 0], 0, None
@@ -70,6 +82,7 @@ class Proxy:
     async def serve(self, reader, writer):
         self.connections += 1
         if self.refuse:
+            self.fired["refuse"] += 1
             writer.transport.abort()
             return
         try:
@@ -79,9 +92,10 @@ class Proxy:
             return
         pair = {writer, there_writer}
         self.writers |= pair
-        state = {"lose": False, "left": self.cut_after}
+        state = {"lose": False, "left": self.cut_after, "answers": False}
         if not self.cut_each:
             self.cut_after = None
+        self.states.append(state)
         tasks = [asyncio.create_task(self.pump(reader, there_writer, writer, self.up, state, True)),
                  asyncio.create_task(self.pump(there_reader, writer, there_writer, self.down, state, False))]
         try:
@@ -94,6 +108,7 @@ class Proxy:
             for w in pair:
                 w.transport.abort() if state.get("abort") else w.close()
             self.writers -= pair
+            self.states.remove(state)
 
     def is_request(self, data):
         return data[:5] in (b"GET /", b"PUT /", b"POST ", b"HEAD ", b"DELET")
@@ -134,6 +149,34 @@ class Proxy:
             task.add_done_callback(self.twice.discard)
             state["copy"] = None
 
+    def damage(self, state, key, data):
+        """One byte of the body is another one; a piece without a body leaves it to the next piece of the connection."""
+        at = data.find(b"\r\n\r\n") + 4 if data[:5] == b"HTTP/" or self.is_request(data) else 0
+        if at == 3 or at >= len(data):
+            return data
+        state[key] = False
+        self.fired[key] += 1
+        at = self.random.randrange(at, len(data))
+        return data[:at] + bytes([data[at] ^ 1 << self.random.randrange(8)]) + data[at + 1:]
+
+    async def write(self, writer, data):
+        if not self.slicing:
+            writer.write(data)
+            await writer.drain()
+            return
+        self.fired["slice"] += 1
+        at = 0
+        while at < len(data):
+            n = self.random.choice((1, 1, 2, 7, 100)) if at < 400 else 4096
+            writer.write(data[at:at + n])
+            await writer.drain()
+            await asyncio.sleep(0)
+            at += n
+
+    async def swallow(self, reader):
+        while await reader.read(PIECE):
+            pass
+
     async def pump(self, reader, writer, other, line, state, is_up):
         queue = asyncio.Queue(256)
 
@@ -143,13 +186,15 @@ class Proxy:
                 wait = arrives - self.loop.time()
                 if wait > 0:
                     await asyncio.sleep(wait)  # deadline-poll: the delay of the link itself
-                await self.flowing.wait()
+                if not self.flowing.is_set():
+                    self.fired["stall"] += 1
+                    await self.flowing.wait()
                 if data is None:
                     if writer.can_write_eof():
                         writer.write_eof()
                     return
-                writer.write(data)
-                await writer.drain()
+                await self.write(writer, data)
+                queue.task_done()
         flying = asyncio.create_task(flight())
         try:
             while True:
@@ -158,6 +203,7 @@ class Proxy:
                     self.requests += 1
                     if self.statuses[0] > 0:
                         self.statuses[0] -= 1
+                        self.fired["status"] += 1
                         code = self.statuses[1]
                         body = b'{"code":"UNAVAILABLE","message":"the proxy says so"}'
                         other.write(b"HTTP/1.1 %d X\r\nRetry-After: 1\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (code, len(body), body))
@@ -176,6 +222,27 @@ class Proxy:
                         state["lose"] = True
                     if self.due("duplicate", data):
                         state["copy"] = bytearray()
+                    if self.close_slowly[0] > 0 and state["answers"]:
+                        self.close_slowly[0] -= 1
+                        self.fired["close_slowly"] += 1
+                        try:
+                            await asyncio.wait_for(self.swallow(reader), self.close_slowly[1] / 1000)
+                        except asyncio.TimeoutError:
+                            pass
+                        raise ConnectionResetError
+                    if self.due("reset", data):
+                        await queue.put((self.loop.time() + self.delay_s, data[:max(1, len(data) // 2)]))
+                        await queue.join()
+                        state["abort"] = True
+                        raise ConnectionResetError
+                    if self.due("truncate", data):
+                        state["truncate"] = True
+                    for key in ("wrong_up", "wrong_down"):
+                        if self.due(key, data):
+                            self.fired[key] -= 1  # counts when there was a byte to change
+                            state[key] = True
+                if data and state.get("wrong_up" if is_up else "wrong_down"):
+                    data = self.damage(state, "wrong_up" if is_up else "wrong_down", data)
                 if data and is_up and state.get("copy") is not None:
                     self.collect(state, data)
                 if data and not is_up:
@@ -189,7 +256,15 @@ class Proxy:
                             state["abort"] = True
                             self.cuts += 1
                             raise ConnectionResetError
+                    state["answers"] = True
+                    if state.get("truncate"):
+                        await queue.put((self.loop.time() + self.delay_s, data[:self.random.randrange(1, len(data))]))
+                        await queue.put((self.loop.time() + self.delay_s, None))
+                        await flying
+                        raise ConnectionResetError  # both are closed, in good order
                 now = self.loop.time()
+                self.fired["delay"] += self.delay_s > 0
+                self.fired["bandwidth"] += line.bits_per_s > 0
                 left = line.send(now, len(data))
                 await queue.put((left + self.delay_s, data or None))
                 if not data:
@@ -222,6 +297,7 @@ class Proxy:
         elif verb == "stall":
             self.flowing.clear() if args[0] == "on" else self.flowing.set()
         elif verb == "cut":
+            self.fired["cut"] += len(self.writers) // 2
             for w in list(self.writers):
                 w.transport.abort()
         elif verb == "cut_after":
@@ -231,6 +307,18 @@ class Proxy:
         elif verb == "stall_body":
             self.stall_bodies = [int(args[0]), int(args[1]) if len(args) > 1 else 0]
             self.stall_over.clear() if self.stall_bodies[0] else self.stall_over.set()
+        elif verb == "heal":
+            for state in self.states:
+                state.update(lose=False, left=None, truncate=False, wrong_up=False, wrong_down=False)
+            self.faults = {fault: [0, b""] for fault in FAULTS}
+            self.statuses[0] = self.delay_s = self.up.bits_per_s = self.down.bits_per_s = 0
+            self.refuse, self.slicing, self.close_slowly, self.cut_after, self.stall_bodies = False, False, [0, 0], None, [0, 0]
+            self.flowing.set()
+            self.stall_over.set()
+        elif verb == "slice":
+            self.slicing = args[0] == "on"
+        elif verb == "close_slowly":
+            self.close_slowly = [int(a) for a in args]
         elif verb == "status":
             self.statuses = [int(args[0]), int(args[1])]
         elif verb == "reset":

@@ -27,6 +27,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
     def log_message(self, *_):
         pass
 
@@ -91,6 +98,56 @@ class TestProxy(unittest.TestCase):
             self.get()
         self.assertEqual(Handler.seen, before + 1)
         self.assertEqual(self.get()[0], 200)
+
+    def test_answers_that_end_early_or_have_a_wrong_byte(self):
+        self.proxy.command("truncate 1")
+        with self.assertRaises(http.client.IncompleteRead):
+            self.get("/big")
+        self.proxy.command("wrong_down 1 GET")
+        _, got = self.get("/big")
+        self.assertEqual([bin(a ^ b).count("1") for a, b in zip(got, BODY) if a != b], [1])
+        self.assertEqual(self.get("/big"), (200, BODY))
+        fired = self.proxy.command("counters")["fired"]
+        self.assertEqual((fired["truncate"], fired["wrong_down"]), (1, 1))
+
+    def test_requests_that_break_off_have_a_wrong_byte_or_come_in_crumbs(self):
+        self.proxy.command("reset 1")
+        with self.assertRaises((OSError, http.client.HTTPException)):
+            self.get()
+        self.proxy.command("slice on")
+        self.assertEqual(self.get(), (200, b"small"))
+        self.proxy.command("slice off")
+        c = http.client.HTTPConnection("127.0.0.1", self.proxy.port, timeout=10)
+        try:
+            for wrong in (1, 0):
+                self.proxy.command("wrong_up %d POST" % wrong)
+                c.request("POST", "/", BODY[:1000])
+                self.assertEqual(c.getresponse().read() == BODY[:1000], not wrong)
+        finally:
+            c.close()
+
+    def test_a_kept_connection_that_the_server_has_closed(self):
+        c = http.client.HTTPConnection("127.0.0.1", self.proxy.port, timeout=10)
+        try:
+            c.request("GET", "/")
+            c.getresponse().read()
+            before, start = Handler.seen, time.monotonic()
+            self.proxy.command("close_slowly 1 300")
+            c.request("GET", "/")
+            with self.assertRaises((OSError, http.client.HTTPException)):
+                c.getresponse().read()
+            self.assertGreaterEqual(time.monotonic() - start, 0.3)
+            self.assertEqual(Handler.seen, before)
+        finally:
+            c.close()
+
+    def test_heal_ends_every_fault(self):
+        for command in ("lose_answer 9", "drop 9", "duplicate 9", "reset 9", "truncate 9", "wrong_down 9", "close_slowly 9 100", "status 9 503", "refuse on", "stall on", "slice on", "cut_after 1", "set rtt_ms=5000 up_mbit=0.001"):
+            self.proxy.command(command)
+        self.proxy.command("heal")
+        before = self.proxy.command("counters")["fired"]
+        self.assertEqual(self.get("/big"), (200, BODY))
+        self.assertEqual(self.proxy.command("counters")["fired"], before)
 
     def test_status(self):
         before = Handler.seen
