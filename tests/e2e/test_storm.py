@@ -29,6 +29,8 @@ def digest(b):
 
 
 class Writer(threading.Thread):
+    unreadable = ()          # errors that a read may have: what is not in the cache while the line is down
+
     def __init__(self, name, at, seed, until_s):
         super().__init__()
         self.who, self.at, self.random, self.until_s, self.n = name, str(at), random.Random(seed), until_s, 0
@@ -87,7 +89,12 @@ class Writer(threading.Thread):
             fd = os.open(p, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 os.write(fd, text)
-                self.note(fd, os.pread(fd, 1 << 20, 0), p)
+                self.last.pop(os.fstat(fd).st_ino, None)  # what is closed now is known if it can be read
+                try:
+                    self.note(fd, os.pread(fd, 1 << 20, 0), p)
+                except OSError as e:
+                    if e.errno not in self.unreadable:
+                        raise
             finally:
                 os.close(fd)
         elif kind == "rename":
