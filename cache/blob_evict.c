@@ -29,6 +29,8 @@
 #include "blob_priv.h"
 
 #define VICTIMS_MAX 128u
+#define SHED_BYTES (UINT64_C(1) << 20)
+#define TIGHT_LOOK_BYTES (UINT64_C(64) << 20) /* more than rows take between two measurements, once a second */
 #define EVICT_BATCH_MAX (UINT64_C(8) << 20)
 
 struct victim { struct blob *blob; uint32_t index; };
@@ -201,6 +203,7 @@ static uint64_t books_bytes(struct blobs *b) {
 void blobs_measure(struct blobs *b) {
         uint64_t free_bytes = UINT64_MAX / 2;
         (void)(disk_free(b->dir_fd, &free_bytes) < 0); /* then only the limit counts */
+        atomic_store(&b->disk_free, free_bytes);
         room_measured(&b->room, books_bytes(b), free_bytes);
 }
 
@@ -309,7 +312,7 @@ uint64_t blobs_evict(struct blobs *b, uint64_t want) {
 }
 
 int blobs_make_room(struct blobs *b, uint64_t n, bool is_dirty) {
-        bool evicted = false;
+        bool evicted = false, looked = false;
         for (;;) {
                 if (room_wants_measure(&b->room))
                         blobs_measure(b);
@@ -318,9 +321,14 @@ int blobs_make_room(struct blobs *b, uint64_t n, bool is_dirty) {
                 uint64_t want = MAX(room_short(&b->room, n), UINT64_C(1));
                 if (pack_trim(b->pack, want) > 0)
                         continue;
-                if (blobs_evict(b, want) == 0)
+                if (blobs_evict(b, want) > 0) {
+                        evicted = true;
+                        continue;
+                }
+                if (looked) /* somebody else may have freed some of the disk */
                         return -ENOSPC;
-                evicted = true;
+                blobs_measure(b);
+                looked = true;
         }
         if (evicted && !is_dirty)
                 blobs_room_freed(b);
@@ -346,6 +354,21 @@ int blobs_set_limit(struct blobs *b, uint64_t limit_bytes) {
         int r = blobs_make_room(b, 0, false);
         blobs_room_freed(b);
         return r;
+}
+
+bool blobs_tight(struct blobs *b) {
+        uint64_t free_bytes;
+        if (b->reserve == 0 || atomic_load(&b->disk_free) > b->reserve + TIGHT_LOOK_BYTES || disk_free(b->dir_fd, &free_bytes) < 0)
+                return false;
+        atomic_store(&b->disk_free, free_bytes);
+        return free_bytes < b->reserve / 2;
+}
+
+bool blobs_shed(struct blobs *b) {
+        bool some = pack_trim(b->pack, SHED_BYTES) > 0 || blobs_evict(b, SHED_BYTES) > 0;
+        if (some)
+                blobs_room_freed(b);
+        return some;
 }
 
 int blobs_evict_all(struct blobs *b) {

@@ -161,6 +161,8 @@ int blobs_open(const struct blobs_config *c, struct blobs **ret) {
         b->counters = c->counters;
         b->workers = c->workers;
         b->by_hand = c->by_hand;
+        b->reserve = c->reserve_bytes;
+        atomic_init(&b->disk_free, 0);
         atomic_init(&b->source, c->source);
         b->next_deadline_ms = b->flush_at_ms = INT64_MAX;
         lock_init(&b->index_lock, "blob index", RANK_BLOB_INDEX);
@@ -174,7 +176,7 @@ int blobs_open(const struct blobs_config *c, struct blobs **ret) {
         (void)pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
         (void)pthread_rwlock_init(&b->punch, &attr);
         (void)pthread_rwlockattr_destroy(&attr);
-        room_init(&b->room, c->limit_bytes, c->free_floor_bytes);
+        room_init(&b->room, c->limit_bytes, MAX(c->free_floor_bytes, c->reserve_bytes));
         b->dir = strdup(c->dir);
         b->dir_fd = open(c->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         bool lost = false;
@@ -184,7 +186,7 @@ int blobs_open(const struct blobs_config *c, struct blobs **ret) {
                 unload(b);
                 atomic_store(&b->n_blobs, 0);
                 room_destroy(&b->room);
-                room_init(&b->room, c->limit_bytes, c->free_floor_bytes);
+                room_init(&b->room, c->limit_bytes, MAX(c->free_floor_bytes, c->reserve_bytes));
                 r = load(b, c, &lost);
                 lost = true;
         }

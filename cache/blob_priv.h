@@ -97,6 +97,8 @@ struct blobs {
         struct clock *clock; struct counters *counters; struct executor *workers; bool by_hand;
         char *dir;
         int dir_fd;
+        uint64_t reserve;                         /* of the disk, for SQLite's files */
+        _Atomic uint64_t disk_free;               /* as last seen */
         _Atomic(struct source *) source;
 
         struct lock index_lock;
@@ -187,5 +189,4 @@ int read_error(int err);
 /* ---- blob_evict.c ---- */
 int blobs_make_room(struct blobs *b, uint64_t n, bool is_dirty) _must_check_;
 uint64_t blobs_evict(struct blobs *b, uint64_t want);          /* returns bytes let go; 0: nothing can go */
-void blobs_measure(struct blobs *b);
 void blobs_room_freed(struct blobs *b);

@@ -27,6 +27,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
+#include <sys/statvfs.h>
 
 #include "base/failpoint.h"
 #include "base/io.h"
@@ -37,6 +38,7 @@
 #define LOG_SHARE 64      /* of the limit: the tree's SQLite log between two checkpoints */
 #define LOG_PAGES_MIN 64
 #define LOG_PAGES_MAX 2000
+#define RESERVE_BYTES (UINT64_C(2) << 20)
 #define EARLY_BYTES_MAX (UINT64_C(64) << 20)
 
 static bool open_for_write(void *arg, uint64_t ino) {
@@ -56,14 +58,26 @@ static int new_boot(const char *dir, bool *ret, char now[37]) {
         return r < 0 && r != -ENOENT ? r : 0;
 }
 
+static unsigned log_pages(const struct cache_config *cfg) {
+        return (unsigned)MIN(MAX(cfg->limit_bytes / LOG_SHARE / 4096, (uint64_t)LOG_PAGES_MIN), (uint64_t)LOG_PAGES_MAX);
+}
+
+/* What the tree's log may grow to (twice what a checkpoint waits for), the index's log, and some rows; on a tiny disk less. */
+static uint64_t reserve_bytes(const struct cache_config *cfg) {
+        struct statvfs v;
+        if (cfg->tree_vfs || statvfs(cfg->dir, &v) < 0)
+                return 0;
+        return MIN((uint64_t)log_pages(cfg) * 2 * 4096 + RESERVE_BYTES, (uint64_t)v.f_blocks * v.f_frsize / 8);
+}
+
 static int open_tree(struct cache *c, const struct cache_config *cfg, bool *ret_lost) {
         _cleanup_free_ char *path = path_join(cfg->dir, "tree.db");
         if (!path)
                 return -ENOMEM;
         struct tree_config tc = { .path = path, .vfs = cfg->tree_vfs, .readers = cfg->by_hand ? 1 : 4, .clock = cfg->clock, .rng = cfg->rng, .counters = cfg->counters, .uid = cfg->uid, .gid = cfg->gid,
-                                  .log_pages = (unsigned)MIN(MAX(cfg->limit_bytes / LOG_SHARE / 4096, (uint64_t)LOG_PAGES_MIN), (uint64_t)LOG_PAGES_MAX) };
+                                  .log_pages = log_pages(cfg) };
         int r = tree_open(&tc, &c->tree);
-        if (r != -EBADMSG)
+        if (r != -EBADMSG && r != -EEXIST) /* a constraint that does not hold is damage too */
                 return r;
         static const char *const parts[] = { "", "-wal", "-shm" };
         int64_t now = clock_real_ns(cfg->clock) / 1000000000;
@@ -491,7 +505,7 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
         if (r == 0)
                 r = open_tree(c, cfg, &tree_lost);
         if (r == 0) {
-                struct blobs_config bc = { .dir = cfg->dir, .limit_bytes = cfg->limit_bytes, .free_floor_bytes = cfg->free_floor_bytes, .clock = cfg->clock, .counters = cfg->counters,
+                struct blobs_config bc = { .dir = cfg->dir, .limit_bytes = cfg->limit_bytes, .free_floor_bytes = cfg->free_floor_bytes, .reserve_bytes = reserve_bytes(cfg), .clock = cfg->clock, .counters = cfg->counters,
                                            .workers = cfg->workers, .new_boot = fresh_boot, .by_hand = cfg->by_hand };
                 r = blobs_open(&bc, &c->blobs);
         }

@@ -27,7 +27,8 @@ static void tell(const struct check_report *rep, enum check_grade g, const char 
         va_start(ap, fmt);
         (void)vsnprintf(text, sizeof text, fmt, ap);
         va_end(ap);
-        rep->line(rep->arg, g, check, text, todo);
+        if (rep)
+                rep->line(rep->arg, g, check, text, todo);
 }
 
 #define REBUILD "its next mount makes a new one from the server and the files being written: run `tarn doctor --repair`, then mount"
@@ -63,6 +64,10 @@ static int rules_check(struct db *db, const struct check_report *rep) {
                 }
         }
         return wrong;
+}
+
+int check_tree_rules(struct db *db) {
+        return rules_check(db, NULL);
 }
 
 /* 0: sound, 1: told. */

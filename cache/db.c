@@ -9,6 +9,10 @@
  *    syncing the log's file itself. That equals a commit with synchronous=FULL (which syncs the same file after its frames), needs no empty write,
  *    and may run while other threads commit, so that no lock is held during an fsync. If the log was checkpointed in between, the checkpoint
  *    has synced log and file already.
+ *  - Each page has a sum (db_sums.c), unless the caller names a VFS of his own. Opening for writing empties the log into the file and reads all pages once; a file made without sums is written anew with
+ *    them. Damage is every code that says so: a sum, SQLite's own checks, a file that is too short, and a statement of ours that does not fit the schema. What the disk answers to a read (EIO) is not.
+ *  - A log whose end does not verify is cut there by SQLite, without a word: after a power cut that is its tail that was not synced, in the same boot it is damage. Either way an older state is
+ *    shown, as a power cut would have left it. If the file had taken later frames before, by a checkpoint, it would be a mix: db_log_torn tells, so that the caller looks at more than sums.
  *  - The log is bounded: a commit that leaves more than checkpoint_pages in it checkpoints, and journal_size_limit cuts the file to twice that afterwards.
  *
  * Prepared statements live as long as their connection, in a table keyed by the address of the SQL literal. Two equal literals of two source files
@@ -23,10 +27,12 @@
 #include <stdio.h>
 
 #include "db.h"
+#include "db_sums.h"
 
 #define STATEMENTS 512u /* power of two, and more than twice what we have */
 #define JOURNAL_LIMIT_BYTES (64u << 20)
-#define PAGE_BYTES 4096u /* SQLite's default */
+#define LOG_HEADER_BYTES 32
+#define FRAME_HEADER_BYTES 24
 
 struct db_stmt {
         struct db *db;
@@ -36,7 +42,7 @@ struct db_stmt {
 };
 struct db {
         sqlite3 *c;
-        bool write;
+        bool write, log_torn;
         sqlite3_file *log;        /* the write-ahead log's file: stays the same while the connection is open */
         _Atomic int sync_error;   /* sticky */
         size_t n_statements;
@@ -52,10 +58,15 @@ static int error_from(int rc, sqlite3 *c) {
         case SQLITE_CORRUPT:
         case SQLITE_NOTADB:
         case SQLITE_FORMAT:
+        case SQLITE_ERROR:      /* statements and schema are ours and fit: then this is not our schema */
+        case SQLITE_MISMATCH:
+        case SQLITE_INTERNAL:
                 return -EBADMSG;
         case SQLITE_FULL:
                 return -ENOSPC;
         case SQLITE_IOERR:
+                if (rc == SQLITE_IOERR_DATA || rc == SQLITE_IOERR_SHORT_READ)
+                        return -EBADMSG;
                 return c && sqlite3_system_errno(c) == ENOSPC ? -ENOSPC : -EIO;
         case SQLITE_CANTOPEN:
                 return c && sqlite3_system_errno(c) > 0 ? -sqlite3_system_errno(c) : -ENOENT;
@@ -81,15 +92,60 @@ static int pragma(struct db *db, const char *sql) {
         return error_from(sqlite3_exec(db->c, sql, NULL, NULL, NULL), db->c);
 }
 
+/* Do frames of this log follow those that SQLite believed? */
+static int look_behind_log(struct db *db, int believed) {
+        const int64_t frame_bytes = FRAME_HEADER_BYTES + DB_PAGE_BYTES;
+        const sqlite3_io_methods *m = db->log->pMethods;
+        uint8_t head[LOG_HEADER_BYTES], frame[FRAME_HEADER_BYTES];
+        sqlite3_int64 size;
+        int rc = m->xFileSize(db->log, &size);
+        if (rc != SQLITE_OK || size <= LOG_HEADER_BYTES)
+                return rc;
+        db->log_torn = believed <= 0;
+        rc = m->xRead(db->log, head, sizeof head, 0);
+        for (int64_t at = LOG_HEADER_BYTES + MAX(believed, 0) * frame_bytes; rc == SQLITE_OK && !db->log_torn && at + frame_bytes <= size; at += frame_bytes) {
+                rc = m->xRead(db->log, frame, sizeof frame, at);
+                db->log_torn = memcmp(head + 16, frame + 8, 8) == 0; /* the salts */
+        }
+        return rc;
+}
+
+/* All pages are what was written. The only connection so far, and the log was read. */
+static int verify(struct db *db) {
+        sqlite3_file *file;
+        int frames = 0, done = 0;
+        int rc = sqlite3_file_control(db->c, "main", SQLITE_FCNTL_FILE_POINTER, &file);
+        if (rc == SQLITE_OK && !db_sums_on(file)) /* made by an older program */
+                rc = sqlite3_exec(db->c, "VACUUM", NULL, NULL, NULL);
+        if (rc != SQLITE_OK)
+                return error_from(rc, db->c);
+        rc = sqlite3_wal_checkpoint_v2(db->c, NULL, SQLITE_CHECKPOINT_PASSIVE, &frames, &done);
+        if (rc == SQLITE_OK && frames == done)
+                rc = db_sums_check(file);
+        else { /* no room: pages of the file that the log shadows may be torn, so those that count are read one by one */
+                int r = db_check(db);
+                if (r < 0)
+                        return r;
+                rc = SQLITE_OK;
+        }
+        if (rc == SQLITE_OK)
+                rc = look_behind_log(db, frames);
+        return error_from(rc, db->c);
+}
+
 int db_open(const struct db_config *config, struct db **ret) {
         assert(config && config->path && ret);
         struct db *db = calloc(1, sizeof(*db));
         if (!db)
                 return -ENOMEM;
+        const char *vfs = config->vfs ? config->vfs : db_sums_vfs();
+        int reserve = DB_SUM_BYTES;
         db->write = config->write;
         int flags = SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE | (config->write ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY);
-        int r = error_from(sqlite3_open_v2(config->path, &db->c, flags, config->vfs), db->c);
+        int r = error_from(sqlite3_open_v2(config->path, &db->c, flags, vfs), db->c);
         char sql[128];
+        if (r == 0 && config->write && !config->vfs)
+                r = error_from(sqlite3_file_control(db->c, "main", SQLITE_FCNTL_RESERVE_BYTES, &reserve), db->c);
         if (r == 0) {
                 (void)sqlite3_db_config(db->c, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, config->write ? 0 : 1, NULL);
                 (void)sqlite3_db_config(db->c, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
@@ -108,7 +164,7 @@ int db_open(const struct db_config *config, struct db **ret) {
                 r = pragma(db, "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL");
                 if (r == 0)
                         r = pragma(db, sql);
-                (void)snprintf(sql, sizeof(sql), "PRAGMA journal_size_limit=%u", MIN(JOURNAL_LIMIT_BYTES, pages * 2 * PAGE_BYTES));
+                (void)snprintf(sql, sizeof(sql), "PRAGMA journal_size_limit=%u", MIN(JOURNAL_LIMIT_BYTES, pages * 2 * DB_PAGE_BYTES));
                 if (r == 0)
                         r = pragma(db, sql);
                 if (r == 0) /* the log is there from the first read on */
@@ -117,6 +173,8 @@ int db_open(const struct db_config *config, struct db **ret) {
                         r = error_from(sqlite3_file_control(db->c, "main", SQLITE_FCNTL_JOURNAL_POINTER, &db->log), db->c);
                 if (r == 0 && (!db->log || !db->log->pMethods))
                         r = -EIO;
+                if (r == 0 && !config->vfs)
+                        r = verify(db);
                 if (r == 0) /* also makes the names of new files durable, once */
                         r = db_sync(db);
         }
@@ -346,6 +404,10 @@ void db_rollback(struct db *db) {
         (void)r;
 }
 
+bool db_log_torn(const struct db *db) {
+        return db->log_torn;
+}
+
 bool db_in_transaction(const struct db *db) {
         return !sqlite3_get_autocommit(db->c);
 }
@@ -372,13 +434,21 @@ int db_checkpoint(struct db *db) {
         return rc == SQLITE_BUSY ? 0 : error_from(rc, db->c);
 }
 
+/* SQLite tells a disk that cannot be read as a finding, like damage. */
 int db_check(struct db *db) {
+        sqlite3_file *file, *log;
+        if (sqlite3_file_control(db->c, "main", SQLITE_FCNTL_FILE_POINTER, &file) != SQLITE_OK || sqlite3_file_control(db->c, "main", SQLITE_FCNTL_JOURNAL_POINTER, &log) != SQLITE_OK)
+                return -EIO;
+        (void)db_sums_disk_failed(file);
+        (void)db_sums_disk_failed(log);
         _cleanup_stmt_ struct db_stmt *s = NULL;
         int r = db_query(db, &s, "PRAGMA quick_check(1)", "");
         if (r < 0)
                 return r;
         const char *text = r > 0 ? db_col_text(s, 0, NULL) : NULL;
-        return text && strcmp(text, "ok") == 0 ? 0 : -EBADMSG;
+        if (text && strcmp(text, "ok") == 0)
+                return 0;
+        return db_sums_disk_failed(file) || db_sums_disk_failed(log) ? -EIO : -EBADMSG;
 }
 
 const char *db_message(struct db *db) {

@@ -19,15 +19,18 @@ struct db_stmt;
 
 struct db_config {
         const char *path;
-        const char *vfs;        /* NULL: SQLite's own */
+        const char *vfs;        /* NULL: SQLite's own, with sums in the pages */
         bool write;             /* false: never writes, never checkpoints (also not when it closes) */
         bool exclusive;         /* the only connection to this file ever: no shared memory needed */
         unsigned cache_kib;     /* page cache; 0: 2,048 */
         unsigned checkpoint_pages; /* writer: log pages after which a commit checkpoints; 0: 2,000 */
 };
-/* Opens (a writer creates: WAL, synchronous=NORMAL, incremental vacuum, mmap_size=0). */
+/* Opens (a writer creates: WAL, synchronous=NORMAL, incremental vacuum, mmap_size=0). A writer must be the first connection: it empties the log into the file and compares each page with its sum:
+ * one sequential read of the file. -EBADMSG: damaged, by whatever it shows. */
 int db_open(const struct db_config *config, struct db **ret) _must_check_;
 void db_close(struct db *db);
+/* The file as it lies there, untouched: its user_version, if the page that says so verifies. -ENODATA: nothing is known. No connection of this process may be open (a close drops its locks). */
+int db_version_of(const char *path, uint32_t *ret) _must_check_;
 
 /* The statement for this SQL, prepared once for each connection and found again by the address of the literal: pass literals (or strings
  * that live as long as db). The statement must not be in use already (a statement is in use from db_bind or db_step until db_reset or the end of its rows). */
@@ -68,6 +71,8 @@ int64_t db_changes(const struct db *db);          /* rows of the last INSERT, UP
  * the log's file); everything committed before the call is durable on return. */
 int db_sync(struct db *db) _must_check_;
 int db_checkpoint(struct db *db) _must_check_;    /* as much as readers permit */
+/* The log that was found at the open had an end that did not verify: see the head of db.c. */
+bool db_log_torn(const struct db *db);
 /* PRAGMA quick_check. -EBADMSG: damaged. */
 int db_check(struct db *db) _must_check_;
 /* Message of the last failure on this connection, for one log line. */

@@ -13,6 +13,10 @@
  * thought, so that a crowd does not wake for one place); it fails with -ENOSPC when we are offline, because nothing will free room then, or when its deadline passes. A writer that waits also
  * makes every large open stage a candidate for early upload (stages->waiting) and wakes the engine.
  *
+ * SQLite's files grow too, and without them nothing can be sent: no row marked as sent, no answer applied. So data leaves a reserve free on the disk whatever the floor says (cache.c says how much),
+ * and the second half of it is for the engine and for what gives room back: rows that would be added (a create, a link) find the disk full before (cache_tight). They wait in the same list as
+ * writers (cache_wait_room), after clean blocks were let go (cache_shed). Step 1 looks at the disk once a second.
+ *
  * A write that failed for lack of room spoils its generation: the program was told, and half a file must not become a version.
  *
  * One lock, fs->lock, for the lists; completions are called without it, from this thread (in a simulation, by_hand, from cache_turn). */
@@ -83,8 +87,13 @@ static void unlink_locked(struct files *fs, struct file_write *w) {
 
 enum { WAIT_DIRTY = 1, WAIT_BLOBS = 2 };
 
-int file_wait_room(struct file_write *w, bool blobs_full) {
-        struct files *fs = w->file->fs;
+static void tell_failed(struct file_write *w, int err) {
+        if (w->file) /* no bytes, no generation to spoil */
+                file_write_failed(w, err);
+}
+
+static int wait_room(struct files *fs, struct file_write *w, bool blobs_full) {
+        w->files = fs;
         lock_take(&fs->lock);
         bool wait = fs->online && fs->running && !fs->stop;
         if (wait) {
@@ -104,15 +113,34 @@ int file_wait_room(struct file_write *w, bool blobs_full) {
         }
         lock_drop(&fs->lock);
         if (!wait) {
-                file_write_failed(w, -ENOSPC);
+                tell_failed(w, -ENOSPC);
                 return -ENOSPC;
         }
         files_wake(fs);
         return -EINPROGRESS;
 }
 
+int file_wait_room(struct file_write *w, bool blobs_full) {
+        return wait_room(w->file->fs, w, blobs_full);
+}
+
+int cache_wait_room(struct cache *c, struct file_write *w) {
+        assert(!w->file && w->n > 0);
+        return wait_room(c->files, w, true);
+}
+
+bool cache_tight(struct cache *c) {
+        return blobs_tight(c->blobs);
+}
+
+bool cache_shed(struct cache *c) {
+        return blobs_shed(c->blobs);
+}
+
 void file_write_cancel(struct file_write *w) {
-        struct files *fs = w->file->fs;
+        struct files *fs = w->files;
+        if (!fs)
+                return;
         lock_take(&fs->lock);
         bool mine = w->state != 0;
         if (mine)
@@ -157,7 +185,7 @@ static int64_t serve_waiters(struct files *fs) {
                 if (result == 0)
                         admitted += w->n;
                 else
-                        file_write_failed(w, result);
+                        tell_failed(w, result);
                 w->done(w, result);
         }
 }
@@ -231,6 +259,10 @@ static void *run(void *arg) {
                 if (due) {
                         (void)!files_flush(fs); /* logged there; comes again */
                         tick = mono_ms();
+                        if (blobs_tight(fs->c->blobs))
+                                (void)blobs_shed(fs->c->blobs);
+                        else
+                                blobs_measure(fs->c->blobs);
                 }
                 int64_t at = tend(fs, mono_ms());
                 /* deadlines are told on the cache's clock */

@@ -11,7 +11,7 @@
  *         bounded), directories, extent leaves of fragmented segments
  *
  * Who writes takes first; if there is not enough it evicts and asks again (blob_room.c). Room is given back after the bytes have left the disk, never before:
- * du -s cannot see more than the limit. The floor is measured every 16 MiB taken, by bytes and not by time: nothing changes the account but bytes. */
+ * du -s cannot see more than the limit. The floor is measured every 16 MiB taken, and more often near it, by bytes and not by time: nothing changes the account but bytes. */
 #include "room.h"
 
 #include <assert.h>
@@ -75,8 +75,11 @@ bool room_over(struct room *r) {
 
 bool room_wants_measure(struct room *r) {
         LOCK_SCOPE(&r->lock);
-        /* A small limit must be watched more closely than every 16 MiB. */
-        if (r->since_measure < MIN(ROOM_MEASURE_BYTES, r->limit / 16))
+        /* A small limit must be watched more closely than every 16 MiB, and so must the floor when it is near. */
+        uint64_t every = MIN(ROOM_MEASURE_BYTES, r->limit / 16), used = used_locked(r);
+        if (r->floor_limit != UINT64_MAX)
+                every = MIN(every, MAX(r->floor_limit > used ? (r->floor_limit - used) / 4 : 0, ROOM_MEASURE_MIN));
+        if (r->since_measure < every)
                 return false;
         r->since_measure = 0;
         return true;

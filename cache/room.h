@@ -11,6 +11,7 @@
 #define ROOM_PAGE 4096u
 #define ROOM_RESERVE_MIN (UINT64_C(8) << 20)
 #define ROOM_MEASURE_BYTES (UINT64_C(16) << 20)
+#define ROOM_MEASURE_MIN (UINT64_C(256) << 10)
 
 struct room {
         struct lock lock;

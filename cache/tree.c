@@ -17,6 +17,9 @@
  * tree_sync syncs the log's file without holding t->lock. One sync serves all callers that came before it began; nothing committed since the
  * last one: no sync at all.
  *
+ * Damage: every page is compared with its sum at open (db.c); -EBADMSG then, and the owner makes a new file. A log that ends in something that does not verify has lost its end: quick_check, and the
+ * rules of check_tree.c, tell whether what is left is one state.
+ *
  * Unclean stop: meta 'open' is 1 while a process has the file. Found at open: quick_check (-EBADMSG: damaged), rows of unlinked nodes that were kept for open handles
  * go (with a tombstone, so that a stage found on disk does not bring them back), and operations that were sent get their answer by being sent again with the same id. */
 #include "tree_priv.h"
@@ -159,8 +162,10 @@ static int open_state(struct tree *t, const struct tree_config *config) {
                 return -EBADMSG;
         if (version > 0 && (r = meta_get(t->w, "open", &unclean)) < 0)
                 return r;
-        if (unclean && (r = db_check(t->w)) < 0)
+        if ((unclean || db_log_torn(t->w)) && (r = db_check(t->w)) < 0)
                 return r;
+        if (db_log_torn(t->w) && version > 0 && (r = check_tree_rules(t->w)) != 0)
+                return r < 0 ? r : -EBADMSG;
         r = db_begin(t->w);
         if (r == 0 && version == 0)
                 r = create_schema(t, config);
@@ -197,27 +202,13 @@ static int open_state(struct tree *t, const struct tree_config *config) {
         return r < 0 ? r : db_sync(t->w);
 }
 
-/* A file of a newer program must not even be switched to another journal mode: look at its header first. Bytes 60..63: user_version, big-endian. */
-static int refuse_newer(const char *path) {
-        FILE *f = fopen(path, "rbe");
-        if (!f)
-                return 0; /* the open proper tells */
-        uint8_t head[64];
-        size_t n = fread(head, 1, sizeof(head), f);
-        (void)fclose(f);
-        if (n < sizeof(head))
-                return 0;
-        if (memcmp(head, "SQLite format 3", 16) != 0)
-                return -EBADMSG;
-        uint32_t version = (uint32_t)head[60] << 24 | (uint32_t)head[61] << 16 | (uint32_t)head[62] << 8 | head[63];
-        return version > TREE_SCHEMA_VERSION ? -EPROTONOSUPPORT : 0;
-}
-
 int tree_open(const struct tree_config *config, struct tree **ret) {
         assert(config->path && config->clock && config->rng && config->counters);
-        int r = config->vfs ? 0 : refuse_newer(config->path);
-        if (r < 0)
-                return r;
+        uint32_t version;
+        int r = 0;
+        /* a file of a newer program must not even be switched to another journal mode: its header is looked at first */
+        if (!config->vfs && db_version_of(config->path, &version) == 0 && version > TREE_SCHEMA_VERSION)
+                return -EPROTONOSUPPORT;
         struct tree *t = calloc(1, sizeof(*t));
         if (!t)
                 return -ENOMEM;

@@ -262,6 +262,9 @@ int conflict_mark_get(struct tree *t, const struct nrow *row, struct conflict_ma
 int conflict_mark_set(struct tree *t, struct nrow *row, const struct conflict_mark *mark) _must_check_;  /* NULL: takes it off. The caller writes extra */
 int conflict_mark_make(struct tree *t, struct nrow *copy, const struct id *original, const struct id *version, const char *host) _must_check_;
 
+/* ---- check_tree.c ---- */
+int check_tree_rules(struct db *db) _must_check_; /* how many rules that hold at any moment do not */
+
 /* ---- tree_local.c ---- */
 int local_queue_attrs(struct tree *t, const struct nrow *row, uint32_t mask) _must_check_; /* what the row says in those fields: its own operation, or in a soft one */
 int local_place_check(struct tree *t, uint64_t dir, const char *name, size_t n, struct nrow *ret_dir) _must_check_;

@@ -215,6 +215,16 @@ void node_drop(struct mount *m, uint64_t ino);
 void op_read(fuse_req_t req, fuse_ino_t nodeid, size_t size, off_t off, struct fuse_file_info *fi);
 void op_write(fuse_req_t req, fuse_ino_t nodeid, const char *buf, size_t size, off_t off, struct fuse_file_info *fi);
 void *worker_buffer(size_t n);       /* this thread's, at least n bytes, valid until its next request; NULL: no memory */
+/* A change of names: op replies itself, or fails. If there is no room, clean blocks go and it is tried again; if none can, the request is parked like a write until there is room. */
+struct held {
+        int (*op)(struct call *c, const struct held *h);
+        uint64_t dir, other;
+        const char *name, *text; /* text: another name, or a symlink's target; may be NULL */
+        uint32_t mode, flags; uint64_t rdev;
+        bool adds;               /* rows: not when the disk is nearly full */
+        struct fuse_file_info fi;
+};
+void call_with_room(fuse_req_t req, const struct held *h);
 void parks_end(struct mount *m);      /* cancels what is parked and waits until it was answered */
 void worker_buffers_free(void);      /* at the end of a worker */
 

@@ -145,20 +145,21 @@ static int create(struct call *c, uint64_t parent, const char *name, uint32_t mo
         return 0;
 }
 
-void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi) {
-        struct call c;
+static int create_op(struct call *c, const struct held *held) {
         struct handle *h = NULL;
         struct fuse_entry_param e;
-        call_begin(&c, req);
-        counter_add(c.m->cfg.counters, fuse_open, 1);
-        int r = create(&c, parent, name, mode, fi, &e, &h);
-        if (r < 0) {
-                reply_fail(req, r);
-        } else if (fuse_reply_create(req, &e, fi) < 0) {
-                handle_end(c.m, h);
-                nodes_forget(c.m, e.ino, 1);
+        struct fuse_file_info fi = held->fi;
+        int r = create(c, held->dir, held->name, held->mode, &fi, &e, &h);
+        if (r == 0 && fuse_reply_create(c->req, &e, &fi) < 0) {
+                handle_end(c->m, h);
+                nodes_forget(c->m, e.ino, 1);
         }
-        call_end(&c);
+        return r;
+}
+
+void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi) {
+        counter_add(req_mount(req)->cfg.counters, fuse_open, 1);
+        call_with_room(req, &(struct held){ .op = create_op, .adds = true, .dir = parent, .name = name, .mode = mode, .fi = *fi });
 }
 
 void op_release(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi) {

@@ -108,16 +108,14 @@ int node_new(struct mount *m, fuse_req_t req, uint64_t parent, const char *name,
         return tree_create(t, nodeid_ino(parent), name, bytes, &what, ret);
 }
 
-static void make(fuse_req_t req, uint64_t parent, const char *name, uint32_t mode, uint64_t rdev, const char *target) {
-        struct call c;
+static int make_op(struct call *c, const struct held *h) {
         struct node n;
-        call_begin(&c, req);
-        int r = node_new(c.m, req, parent, name, mode, rdev, target, false, &n);
-        if (r == 0)
-                r = reply_entry(&c, &n);
-        if (r < 0)
-                reply_fail(req, r);
-        call_end(&c);
+        int r = node_new(c->m, c->req, h->dir, h->name, h->mode, h->rdev, h->text, false, &n);
+        return r < 0 ? r : reply_entry(c, &n);
+}
+
+static void make(fuse_req_t req, uint64_t parent, const char *name, uint32_t mode, uint64_t rdev, const char *target) {
+        call_with_room(req, &(struct held){ .op = make_op, .adds = true, .dir = parent, .name = name, .mode = mode, .rdev = rdev, .text = target });
 }
 
 void op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev) {
@@ -162,27 +160,26 @@ static void gone(struct keeper *k, const struct node *n) {
         }
 }
 
-static void remove_name(fuse_req_t req, uint64_t parent, const char *name, bool rmdir) {
-        struct call c;
+static int remove_op(struct call *c, const struct held *h) {
         struct node n = { 0 };
         size_t bytes;
-        call_begin(&c, req);
-        int r = name_length(name, &bytes);
-        struct keeper k = { c.m, false };
+        int r = name_length(h->name, &bytes);
+        struct keeper k = { c->m, false };
         if (r == 0)
-                r = tree_unlink(c.m->cfg.cache->tree, nodeid_ino(parent), name, bytes, rmdir, keep, &k, &n);
-        if (r == 0)
-                gone(&k, &n);
-        reply_fail_or_ok(req, r);
-        call_end(&c);
+                r = tree_unlink(c->m->cfg.cache->tree, nodeid_ino(h->dir), h->name, bytes, h->flags, keep, &k, &n);
+        if (r < 0)
+                return r;
+        gone(&k, &n);
+        (void)fuse_reply_err(c->req, 0);
+        return 0;
 }
 
 void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name) {
-        remove_name(req, parent, name, false);
+        call_with_room(req, &(struct held){ .op = remove_op, .dir = parent, .name = name });
 }
 
 void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name) {
-        remove_name(req, parent, name, true);
+        call_with_room(req, &(struct held){ .op = remove_op, .dir = parent, .name = name, .flags = true });
 }
 
 static void freeze(struct mount *m, uint64_t ino) {
@@ -202,45 +199,46 @@ static int freeze_named(struct mount *m, uint64_t parent, const char *name, size
         return 0;
 }
 
-void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t parent2, const char *name2, unsigned flags) {
-        struct call c;
+static int rename_op(struct call *c, const struct held *h) {
         struct node moved = { 0 }, replaced = { 0 };
         size_t n, n2;
-        call_begin(&c, req);
-        struct keeper k = { c.m, false };
-        int r = flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE) ? -EINVAL : name_length(name, &n);
+        struct keeper k = { c->m, false };
+        int r = h->flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE) ? -EINVAL : name_length(h->name, &n);
         if (r == 0)
-                r = name_length(name2, &n2);
+                r = name_length(h->text, &n2);
         if (r == 0)
-                r = freeze_named(c.m, parent, name, n);
-        if (r == 0 && (flags & RENAME_EXCHANGE))
-                r = freeze_named(c.m, parent2, name2, n2);
+                r = freeze_named(c->m, h->dir, h->name, n);
+        if (r == 0 && (h->flags & RENAME_EXCHANGE))
+                r = freeze_named(c->m, h->other, h->text, n2);
         if (r == 0)
-                r = tree_rename(c.m->cfg.cache->tree, nodeid_ino(parent), name, n, nodeid_ino(parent2), name2, n2, flags, keep, &k, &moved, &replaced);
+                r = tree_rename(c->m->cfg.cache->tree, nodeid_ino(h->dir), h->name, n, nodeid_ino(h->other), h->text, n2, h->flags, keep, &k, &moved, &replaced);
+        if (r < 0)
+                return r;
+        file_renamed(c->m->cfg.cache, &moved, &replaced);
+        gone(&k, &replaced);
+        (void)fuse_reply_err(c->req, 0);
+        return 0;
+}
+
+void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t parent2, const char *name2, unsigned flags) {
+        call_with_room(req, &(struct held){ .op = rename_op, .dir = parent, .other = parent2, .name = name, .text = name2, .flags = flags });
+}
+
+static int link_op(struct call *c, const struct held *h) {
+        struct node node;
+        size_t bytes;
+        int r = name_length(h->name, &bytes);
         if (r == 0)
-                file_renamed(c.m->cfg.cache, &moved, &replaced);
+                freeze(c->m, nodeid_ino(h->other));
+        uint64_t seals = file_seals(c->m->cfg.cache);
         if (r == 0)
-                gone(&k, &replaced);
-        reply_fail_or_ok(req, r);
-        call_end(&c);
+                r = tree_link(c->m->cfg.cache->tree, nodeid_ino(h->other), nodeid_ino(h->dir), h->name, bytes, &node);
+        if (r < 0)
+                return r;
+        node_overlay(c->m, &node, seals);
+        return reply_entry(c, &node);
 }
 
 void op_link(fuse_req_t req, fuse_ino_t nodeid, fuse_ino_t parent, const char *name) {
-        struct call c;
-        struct node node;
-        size_t bytes;
-        call_begin(&c, req);
-        int r = name_length(name, &bytes);
-        if (r == 0)
-                freeze(c.m, nodeid_ino(nodeid));
-        uint64_t seals = file_seals(c.m->cfg.cache);
-        if (r == 0)
-                r = tree_link(c.m->cfg.cache->tree, nodeid_ino(nodeid), nodeid_ino(parent), name, bytes, &node);
-        if (r == 0) {
-                node_overlay(c.m, &node, seals);
-                r = reply_entry(&c, &node);
-        }
-        if (r < 0)
-                reply_fail(req, r);
-        call_end(&c);
+        call_with_room(req, &(struct held){ .op = link_op, .adds = true, .dir = parent, .other = nodeid, .name = name });
 }

@@ -207,7 +207,7 @@ static void *notifier(void *arg) {
                 n->next = NULL;
                 size_t k = slots_of_ino_locked(m, n->ino, ids, ARRAY_SIZE(ids));
                 struct hot *parked = NULL;
-                for (size_t i = 0; i < k && drops_pages(n->kind) && !parked; i++) {
+                for (size_t i = 0; i < k && (drops_pages(n->kind) || n->kind == NOTE_ENTRY) && !parked; i++) {
                         struct slot *s = slot_find_locked(m, ids[i]);
                         parked = s->hot && s->hot->parked > 0 ? s->hot : NULL;
                 }

@@ -10,6 +10,9 @@
  * A write that found no room has written nothing; when told that there is room it is tried again from the job pool, as often as it takes until its
  * deadline. Its bytes are copied out of the worker's request buffer only when it is parked.
  *
+ * A change of names that found no room (the tree's file could not grow) waits in the same way: struct held has its arguments. While it waits, the kernel holds the directory's lock, so it
+ * counts as parked there, and notes about that directory wait (notify.c).
+ *
  * A page that its readahead did not get is asked for by the kernel once more, at once. So after a read has waited for the whole net_timeout in vain, those that come on the same handle within
  * AGAIN_MS get what is here and wait for nothing: else a program waits twice.
  *
@@ -46,6 +49,7 @@ struct park {
                 struct file_read r;
                 struct file_write w;
         };
+        struct held held;        /* op: not a write, but a change of names that waits like one */
         uint8_t *buf;            /* IO_BYTES_MAX, touched as far as used */
 };
 
@@ -94,6 +98,7 @@ static struct park *park_take(struct mount *m, fuse_req_t req, uint64_t nodeid, 
         p->is_write = is_write;
         p->counted = p->listed = false;
         p->refs = 1;
+        p->held.op = NULL;
         atomic_store_explicit(&p->state, SUBMITTED, memory_order_relaxed);
         return p;
 }
@@ -108,6 +113,8 @@ static void park_keep(struct park *p) {
 static void park_answer(struct park *p, ssize_t result) {
         if (result < 0)
                 reply_fail(p->req, result == -ENODATA ? -EIO : (int)result);
+        else if (p->held.op)
+                ; /* it has replied itself */
         else if (p->is_write)
                 (void)fuse_reply_write(p->req, (size_t)result);
         else
@@ -260,6 +267,56 @@ static void write_again(struct job *j) {
                 park_arm(p);
         else
                 park_finish(p, n);
+}
+
+/* ---- changes of names ---- */
+
+static int held_try(struct park *p, fuse_req_t req, const struct held *h) {
+        struct call c;
+        call_begin(&c, req);
+        int r = -ENOSPC;
+        for (bool shed = true; r == -ENOSPC && shed; shed = r == -ENOSPC && cache_shed(c.m->cfg.cache))
+                r = h->adds && cache_tight(c.m->cfg.cache) ? -ENOSPC : h->op(&c, h);
+        if (r < 0 && r != -ENOSPC && !p)
+                reply_fail(req, r);
+        call_end(&c);
+        return r;
+}
+
+static void held_again(struct job *j) {
+        struct park *p = container_of(j, struct park, job);
+        atomic_store(&p->state, SUBMITTED);
+        lock_take(&p->m->lock);
+        bool closing = p->m->closing;
+        lock_drop(&p->m->lock);
+        int r = closing ? -EINTR : clock_mono_ms(p->m->cfg.clock) >= p->w.deadline_ms ? -ENOSPC : held_try(p, p->req, &p->held);
+        if (r == -ENOSPC && !closing && clock_mono_ms(p->m->cfg.clock) < p->w.deadline_ms && cache_wait_room(p->m->cfg.cache, &p->w) == -EINPROGRESS)
+                park_arm(p);
+        else
+                park_end(p, r);
+}
+
+void call_with_room(fuse_req_t req, const struct held *h) {
+        struct mount *m = req_mount(req);
+        if (held_try(NULL, req, h) != -ENOSPC)
+                return;
+        struct park *p = park_take(m, req, h->dir, true);
+        if (p) {
+                size_t n = strlen(h->name) + 1, k = h->text ? strlen(h->text) + 1 : 0;
+                assert(n + k <= IO_BYTES_MAX);
+                p->held = *h;
+                p->held.name = memcpy(p->buf, h->name, n);
+                if (k)
+                        p->held.text = memcpy(p->buf + n, h->text, k);
+                p->job.run = held_again;
+                p->w = (struct file_write){ .n = 1, .deadline_ms = clock_mono_ms(m->cfg.clock) + MAX(m->cfg.net_timeout_ms, (int64_t)WRITE_WAIT_MS), .done = write_done, .owner = p };
+                if (cache_wait_room(m->cfg.cache, &p->w) == -EINPROGRESS) {
+                        park_arm(p);
+                        return;
+                }
+                park_keep(p);
+        }
+        reply_fail(req, -ENOSPC);
 }
 
 void op_write(fuse_req_t req, fuse_ino_t nodeid, const char *buf, size_t size, off_t off, struct fuse_file_info *fi) {

@@ -5,6 +5,8 @@
 #include "db.h"
 #include "tree_priv.h"
 
+const char *world_at = "/tmp", *world_vfs;
+
 static void on_notes(struct listener *l, const struct note *notes, size_t n) {
         struct world *w = container_of(l, struct world, listener);
         for (size_t i = 0; i < n && w->n_notes < ARRAY_SIZE(w->notes); i++) {
@@ -51,14 +53,14 @@ bool world_kept(void *arg, uint64_t ino) {
 }
 
 void world_reopen(struct world *w, unsigned readers) {
-        struct tree_config c = { .path = w->path, .readers = readers, .clock = &w->clock.clock, .rng = &w->rng.rng, .counters = &w->counters, .uid = 1000, .gid = 1000 };
+        struct tree_config c = { .path = w->path, .vfs = world_vfs, .readers = readers, .clock = &w->clock.clock, .rng = &w->rng.rng, .counters = &w->counters, .uid = 1000, .gid = 1000 };
         MUST(tree_open(&c, &w->tree));
         tree_add_listener(w->tree, &w->listener);
 }
 
 void world_open_bare(struct world *w, uint64_t seed, unsigned readers) {
         memset(w, 0, sizeof(*w));
-        (void)snprintf(w->dir, sizeof(w->dir), "/tmp/tarn-tree-test.%s", "XXXXXX");
+        (void)snprintf(w->dir, sizeof(w->dir), "%s/tarn-tree-test.XXXXXX", world_at);
         assert_non_null(mkdtemp(w->dir));
         (void)snprintf(w->path, sizeof(w->path), "%s/tree.db", w->dir);
         rng_seed(&w->rng, seed);

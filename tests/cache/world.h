@@ -37,6 +37,7 @@ struct world {
         size_t n_open;
 };
 
+extern const char *world_at, *world_vfs;     /* its directory is made there; NULL or SQLite's VFS that it is opened with */
 void world_open(struct world *w, uint64_t seed, unsigned readers);  /* a tree that is loaded: an empty root */
 void world_open_bare(struct world *w, uint64_t seed, unsigned readers); /* nothing loaded yet */
 void world_reopen(struct world *w, unsigned readers);

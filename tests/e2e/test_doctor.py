@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tarn doctor` and `tarn scrub`: each check is made to fire by the damage that it is for, tells what to do, and repairs no more than it may."""
 import json
+import ctypes
 import os
 import random
 import sqlite3
@@ -83,10 +84,19 @@ def flip(path, at):
 
 
 def tree(a, sql):
+    """As a program that is wrong would change it: each page gets its sum (cache/db_sums.c)."""
     c = sqlite3.connect(a.cache / "tree.db")
     c.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     c.executescript(sql)
     c.close()
+    xxh = ctypes.CDLL("libxxhash.so.0").XXH3_64bits
+    xxh.restype, xxh.argtypes = ctypes.c_uint64, (ctypes.c_char_p, ctypes.c_size_t)
+    with open(a.cache / "tree.db", "r+b") as f:
+        for n in range(os.fstat(f.fileno()).st_size // 4096):
+            f.seek(n * 4096)
+            page = f.read(4088)
+            f.seek(n * 4096 + 4088)
+            f.write(((xxh(page, 4088) + (n + 1) * 0x9E3779B97F4A7C15) % (1 << 64)).to_bytes(8, "little"))
 
 
 def test_nothing_is_wrong(world, pending):

@@ -154,7 +154,8 @@ def test_the_database_is_lost_with_everything_pending(world, loss):
     world.server.start()
     a.mount(signed_in=True)
     elsewhere, odd = w.check(a.dir, True)
-    assert elsewhere == ["new directory/inside"], elsewhere  # its directory was in the database alone
+    # its directory was in the database alone; the log may have all of a file whose place garbage has taken
+    assert elsewhere == ["new directory/inside"] or (loss == "garbage" and not elsewhere), elsewhere
     a.wait()
     s = a.status()
     assert not s["parked"], s["parked"]

@@ -62,6 +62,16 @@ def test_a_full_cache_disk(small, world):
     got = seen(d)
     wrong = differences(model, {n: c for n, c in got.items() if n not in failed})
     assert not wrong, wrong[:10]
+    rows = 0
+    (a.dir / "rows").mkdir()
+    try:  # rows grow the database, up to what the engine and those who give room back need
+        for rows in range(100000):
+            (a.dir / "rows" / f"a directory with a name of some length {rows}").mkdir()
+    except OSError as e:
+        assert e.errno == errno.ENOSPC, e
+    free = os.statvfs(small).f_bavail * 4096
+    print(f"{rows} directories on top, {free} bytes free")
+    assert 100 < rows < 99999 and free > 500000
     os.unlink(d / "f0")
     del model["f0"]
     os.rename(d / "f1", d / "g1")
@@ -69,11 +79,14 @@ def test_a_full_cache_disk(small, world):
     os.truncate(d / "f2", 0)
     model["f2"] = b""
     world.server.start()
-    until(lambda: a.status()["pending_items"] == 0 and a.status()["state"] == "online", 90, "everything is sent")
-    assert not a.status()["parked"]
-    for n in range(50):  # writers are slowed down now, not refused
+    until(lambda: a.status()["state"] == "online", 30, "online")
+    for n in range(50):  # who writes or makes something is slowed down now, not refused: nothing may have been sent yet
         model[f"h{n}"] = os.urandom(200000)
         (d / f"h{n}").write_bytes(model[f"h{n}"])
+        os.rename(d / f"h{n}", d / f"i{n}")
+        model[f"i{n}"] = model.pop(f"h{n}")
+    until(lambda: a.status()["pending_items"] == 0, 90, "everything is sent")
+    assert not a.status()["parked"]
     b = world.client("b")
     for n in failed:
         (d / n).unlink(missing_ok=True)
@@ -81,3 +94,4 @@ def test_a_full_cache_disk(small, world):
     until(lambda: set(os.listdir(b.dir / "d")) == set(model), 30, "the other client shows the same names")
     wrong = differences(model, seen(b.dir / "d"))
     assert not wrong, wrong[:10]
+    until(lambda: len(os.listdir(b.dir / "rows")) == rows, 30, "the other client shows all directories")

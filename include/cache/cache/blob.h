@@ -17,6 +17,7 @@ struct blobs_config {
         const char *dir;              /* cache directory (exists, locked by the caller) */
         uint64_t limit_bytes;         /* of everything below dir that cache/ owns */
         uint64_t free_floor_bytes;    /* of the file system */
+        uint64_t reserve_bytes;       /* that data leaves free whatever the floor says, so that the SQLite files can grow */
         struct clock *clock; struct counters *counters;
         struct executor *workers;     /* hashing, eviction */
         struct source *source;        /* may be set later with blobs_set_source */
@@ -83,6 +84,11 @@ int blobs_file_return(struct blobs *b, const char *path) _must_check_; /* trunca
 struct blobs_totals { uint64_t bytes, limit_bytes, dirty_bytes, blobs, blocks; };
 void blobs_totals(struct blobs *b, struct blobs_totals *ret);
 int blobs_set_limit(struct blobs *b, uint64_t limit_bytes) _must_check_;  /* evicts down to it */
+/* The disk (not the account) has no room: clean, unpinned blocks go. True: some did. */
+bool blobs_shed(struct blobs *b);
+/* More than half of the reserve is used up. A system call if the disk was not far from that when it was looked at last; blobs_measure looks. */
+bool blobs_tight(struct blobs *b);
+void blobs_measure(struct blobs *b);
 int blobs_evict_all(struct blobs *b) _must_check_;                        /* clean, unpinned */
 int blobs_flush(struct blobs *b) _must_check_;                            /* every row that has changed to the index, which a kill of the process does not take back. 1 SQL transaction */
 int blobs_sync(struct blobs *b) _must_check_;                             /* index (LRU order) to disk, at close and every minute */

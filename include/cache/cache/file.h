@@ -68,10 +68,14 @@ void file_read_cancel(struct file_read *r);
  * again) or with -ENOSPC (offline or stuck), -EINTR. -EIO after a failed write of this generation. */
 struct file_write {
         struct file *file; uint64_t off; const void *buf; size_t n; bool append; int64_t deadline_ms;
-        void (*done)(struct file_write *w, int result); void *owner; struct file_write *next, *prev; int state;
+        void (*done)(struct file_write *w, int result); void *owner; struct file_write *next, *prev; int state; struct files *files;
 };
 ssize_t file_write(struct file_write *w) _must_check_;
 void file_write_cancel(struct file_write *w);
+/* For changes of rows that found no room on the disk (-ENOSPC). cache_shed: clean blocks go; true: some did, try again. cache_wait_room: as file_write when it finds no room, for w without a file. */
+bool cache_tight(struct cache *c);                                  /* what adds rows must not go on: as if it had failed with -ENOSPC. Costs nothing while the disk is far from full */
+bool cache_shed(struct cache *c);
+int cache_wait_room(struct cache *c, struct file_write *w) _must_check_;
 int file_set_size(struct file *f, uint64_t size) _must_check_;                 /* ftruncate: by the handle, as a write: a superseded one becomes the conflict copy */
 int file_truncate(struct cache *c, uint64_t ino, uint64_t size) _must_check_;  /* also without a handle: then it is a commit point */
 enum file_alloc { FILE_ALLOC_EXTEND = 1, FILE_ALLOC_KEEP = 2, FILE_ALLOC_PUNCH = 3, FILE_ALLOC_ZERO = 4, FILE_ALLOC_ZERO_KEEP = 5 };
