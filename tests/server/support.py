@@ -18,6 +18,14 @@ import urllib.parse
 SERVER = os.environ["TARN_SERVER"]
 PASSWORD = "correct horse battery"
 START_S = 30
+SCALE = float(os.environ.get("TARN_TEST_SCALE", "1")) * float(os.environ.get("TARN_TEST_SHARE", "1"))  # SHARE: what a build that is watched runs of it
+
+
+def seed_of():
+    """The seed of a random test, told so that it can be run again."""
+    seed = int(os.environ.get("TARN_TEST_SEED", 0)) or int.from_bytes(os.urandom(4), "big")
+    print(f"seed {seed}")
+    return seed
 
 
 def run(*args, data=None, input=None, check=True):

@@ -15,10 +15,9 @@ import subprocess
 import threading
 
 import pytest
-from support import SERVER, Server, deadline, run
+from support import SCALE, SERVER, Server, deadline, run, seed_of
 from test_crash import Writer, check_all
 
-SCALE = float(os.environ.get("TARN_TEST_SCALE", "1"))
 ROUNDS = max(1, round(3 * SCALE))
 ONLY = os.environ.get("TARN_FAULT_POINT")
 COMMANDS = {"server.schema", "restore.copied", "replace.fsync", "replace.rename", "replace.renamed"}  # passed once in a command's life; all others while it serves
@@ -30,12 +29,6 @@ def points():
     if not names:
         pytest.skip("this build has no failpoints")
     return [n for n in names if not ONLY or n == ONLY]
-
-
-def seed_of():
-    seed = int(os.environ.get("TARN_TEST_SEED", 0)) or int.from_bytes(os.urandom(4), "big")
-    print(f"seed {seed}")
-    return seed
 
 
 def died(point, *words, data, hit=1):

@@ -14,9 +14,8 @@ import warnings
 
 import pytest
 import support
-from support import PASSWORD, SERVER, Server, deadline, run
+from support import PASSWORD, SCALE, SERVER, Server, deadline, run
 
-SCALE = float(os.environ.get("TARN_TEST_SCALE", "1"))
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ import threading
 
 import pytest
 import support
-from support import SERVER, Server, deadline, run, sha
+from support import SCALE, SERVER, Server, deadline, run, sha
 
-SCALE = float(os.environ.get("TARN_TEST_SCALE", "1"))
 DAMAGED = 7
 
 

@@ -5,9 +5,8 @@ import os
 import random
 
 import pytest
-from support import PASSWORD, Server, run
+from support import PASSWORD, SCALE, Server, run
 
-SCALE = float(os.environ.get("TARN_TEST_SCALE", "1"))
 WS = "/v1/workspaces/w"
 
 

@@ -12,9 +12,8 @@ import threading
 
 import frames
 import pytest
-from support import Server, deadline, run, sha
+from support import SCALE, Server, deadline, run, seed_of, sha
 
-SCALE = float(os.environ.get("TARN_TEST_SCALE", "1"))
 WS = "/v1/workspaces/w"
 HEAD = {"Content-Type": frames.TYPE}
 
@@ -114,8 +113,7 @@ class Busy(threading.Thread):
 
 def test_gc_takes_nothing_from_sessions_and_commits():
     """gc without any grace runs again and again. Uploads under a session wait through whole runs of it and then commit; others put, replace and delete the same contents by path, and purge."""
-    seed = int(os.environ.get("TARN_TEST_SEED", 0)) or int.from_bytes(os.urandom(4), "big")
-    print(f"seed {seed}")
+    seed = seed_of()
     rng = random.Random(seed)
     shared = [rng.randbytes(n) for n in (3000, 150_000, 400_000)]
     rounds, stop, known, done = max(3, int(12 * SCALE)), threading.Event(), {}, {"runs": 0, "forgotten": 0, "sessions": 0, "commits": 0, "objects": 0}
