@@ -310,7 +310,7 @@ int content_writer_flush(struct content_writer *w) {
                 return r;
         }
         r = meta_blocks_record(w->s->meta, w->who, w->ws, w->session, name, w->object.bytes, w->blocks, w->n);
-        if (r < 0) {
+        if (r < 0 && r != -EIO) { /* after a failed sync nobody knows whether the rows are there: gc will see */
                 int q = store->remove(store, name);
 
                 if (q < 0)

@@ -11,7 +11,7 @@
  *
  * 5 asks first whether a request is writing the object and then whether there is a row: a request that ended in between has left its row, one that begins later has
  * another name. Every step is a short transaction of its own; killed anywhere, the next run goes on.
- * Space comes back when all blocks of an object are gone; objects are not rewritten. */
+ * Space comes back when all blocks of an object are gone; objects are not rewritten. Those that are less than half full, and the bytes that they hold back, are counted and reported. */
 #include <stdio.h>
 #include <string.h>
 
@@ -23,7 +23,7 @@
 #define ROWS_PER_STEP 2000u
 #define NAMES_PER_STEP 500u
 
-struct gc { struct maintain *m; int64_t before_ns; uint64_t marked, marked_bytes, swept, swept_bytes, objects, object_bytes, orphans, orphan_bytes, purged, purged_bytes, events; };
+struct gc { struct maintain *m; int64_t before_ns; uint64_t marked, marked_bytes, swept, swept_bytes, objects, object_bytes, orphans, orphan_bytes, purged, purged_bytes, events, sparse, sparse_bytes; };
 
 static int gc_blocks(struct gc *g) {
         struct meta *meta = g->m->s->meta;
@@ -124,6 +124,20 @@ static int gc_orphans(struct gc *g, meta_object_name *names) {
         return 0;
 }
 
+static int gc_sparse(struct gc *g) {
+        struct meta_gc_step s = {.end = false};
+        int r = 0;
+
+        while (r == 0 && !s.end) {
+                r = meta_gc_sparse(g->m->s->meta, ROWS_PER_STEP, &s);
+                g->sparse += s.blocks;
+                g->sparse_bytes += s.bytes;
+                if (r == 0)
+                        r = maintain_pace(g->m, 0);
+        }
+        return r;
+}
+
 /* One page of one workspace's trash. Reading stops at what is too young from above: the oldest are at the end, so all pages are gone through. */
 static int purge_page(struct gc *g, uint64_t ws, struct meta_trash_filter *f, bool *ret_end) {
         _cleanup_arena_ struct arena *a = NULL;
@@ -213,6 +227,8 @@ int maintain_gc(struct maintain *m) {
                 r = gc_objects(&g, names);
         if (r == 0)
                 r = gc_orphans(&g, names);
+        if (r == 0)
+                r = gc_sparse(&g);
         if (r < 0)
                 return r;
         log_info("event=gc marked=%llu swept=%llu objects=%llu orphans=%llu bytes=%llu dry_run=%d", (unsigned long long)g.marked, (unsigned long long)g.swept,
@@ -220,7 +236,7 @@ int maintain_gc(struct maintain *m) {
         const struct { const char *name; uint64_t value; } lines[] = {
                 {"blocks_marked", g.marked}, {"bytes_marked", g.marked_bytes}, {"blocks_forgotten", g.swept}, {"bytes_forgotten", g.swept_bytes}, {"objects_removed", g.objects},
                 {"bytes_removed", g.object_bytes}, {"orphans_removed", g.orphans}, {"orphan_bytes_removed", g.orphan_bytes},
-                {"trash_purged", g.purged}, {"trash_bytes", g.purged_bytes}, {"events_forgotten", g.events},
+                {"trash_purged", g.purged}, {"trash_bytes", g.purged_bytes}, {"events_forgotten", g.events}, {"objects_half_empty", g.sparse}, {"bytes_in_half_empty", g.sparse_bytes},
         };
         for (size_t i = 0; r == 0 && i < ARRAY_SIZE(lines); i++)
                 r = maintain_say(m, lines[i].name, lines[i].value);

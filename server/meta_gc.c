@@ -159,6 +159,34 @@ int meta_gc_objects(struct meta *m, int64_t before_ns, size_t batch, bool dry_ru
         return 0;
 }
 
+int meta_gc_sparse(struct meta *m, size_t batch, struct meta_gc_step *s) {
+        _cleanup_view_ struct view v = { m, NULL };
+        struct meta_gc_step to = *s;
+        struct sql_stmt *st;
+        size_t rows = 0;
+        int r = view_begin(m, &v.db);
+        if (r == 0)
+                r = sql_stmt(v.db, &st, "SELECT id, bytes, (SELECT coalesce(sum(stored), 0) FROM block b WHERE b.object = object.id AND b.dead_ns IS NULL) FROM object WHERE id > ?1 ORDER BY id LIMIT ?2",
+                             "ii", (int64_t)s->after_object, (int64_t)batch);
+        if (r < 0)
+                return r;
+        to.blocks = to.bytes = 0;
+        while ((r = sql_step(v.db, st)) > 0) {
+                const uint64_t bytes = (uint64_t)sql_int(v.db, st, 1), live = (uint64_t)sql_int(v.db, st, 2);
+                rows++;
+                to.after_object = (uint64_t)sql_int(v.db, st, 0);
+                if (live == 0 || live > bytes / 2)
+                        continue;
+                to.blocks++;
+                to.bytes += bytes - live;
+        }
+        sql_reset(v.db, st);
+        to.end = rows < batch;
+        if (r == 0)
+                *s = to;
+        return r;
+}
+
 int meta_objects(struct meta *m, uint64_t after, size_t max, struct meta_object *ret, size_t *ret_n) {
         _cleanup_view_ struct view v = { m, NULL };
         int r = view_begin(m, &v.db);

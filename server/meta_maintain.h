@@ -26,6 +26,8 @@ int meta_gc_sweep(struct meta *m, int64_t before_ns, size_t batch, bool dry_run,
 typedef char meta_object_name[33];
 int meta_gc_objects(struct meta *m, int64_t before_ns, size_t batch, bool dry_run, bool (*busy)(void *arg, const char *object), void *arg, struct meta_gc_step *s,
                     meta_object_name *ret_names, size_t *ret_n) _must_check_;
+/* Of the next `batch` objects those that hold blocks, but less than half full of them: their number in s->blocks and the bytes that nobody needs in s->bytes. Reads only. */
+int meta_gc_sparse(struct meta *m, size_t batch, struct meta_gc_step *s) _must_check_;
 /* Objects by number, after s->after_object: name, length. */
 struct meta_object { uint64_t id, bytes; meta_object_name name; int64_t created_ns; };
 int meta_objects(struct meta *m, uint64_t after, size_t max, struct meta_object *ret, size_t *ret_n) _must_check_;

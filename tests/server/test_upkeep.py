@@ -187,5 +187,18 @@ def test_what_is_young_stays():
         assert report("gc", "--min-age", "0", data=s.data)["blocks_marked"] == 0
 
 
+def test_what_half_empty_objects_hold_back_is_told():
+    with Server() as s:
+        big = random.Random(5).randbytes(5_000_000)
+        s.put("big", big)
+        s.put("small", big[:900_000])  # its first blocks are the big one's
+        assert report("gc", "--min-age", "0", data=s.data)["objects_half_empty"] == 0
+        s.call("DELETE", s.file("big"))
+        assert json.loads(s.call("DELETE", WS + "/trash")[2])["purged"] == 1
+        got = report("gc", "--min-age", "0", data=s.data)
+        assert got["blocks_forgotten"] > 0 and got["objects_half_empty"] == 1 and 4_000_000 < got["bytes_in_half_empty"] < 5_000_000, got
+        assert s.get("small")[2] == big[:900_000]
+
+
 if __name__ == "__main__":
     raise SystemExit(pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-rs", __file__]))
