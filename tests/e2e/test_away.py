@@ -17,7 +17,8 @@ from proxy import Proxy  # noqa: E402
 
 from support import PATIENCE, assert_same_tree, until  # noqa: E402
 
-READER = "import os,sys; fd = os.open(sys.argv[1], os.O_RDONLY); print('open', flush=True); os.read(fd, 4096); print('read', flush=True)"
+# SIGINT as most programs have it; a program that catches it waits in the kernel's page cache until the read ends
+READER = "import os,signal,sys; signal.signal(signal.SIGINT, signal.SIG_DFL); fd = os.open(sys.argv[1], os.O_RDONLY); print('open', flush=True); os.read(fd, 4096); print('read', flush=True)"
 
 
 @pytest.fixture
@@ -86,6 +87,104 @@ def test_a_silent_server_is_waited_for_no_longer_than_said(world, line):
         line.command("stall off")
     b.wait()
     assert len((b.dir / "cold").read_bytes()) == 300000
+
+
+def test_reads_that_wait_stop_nobody(world, line):
+    """More programs than the daemon has threads read what is not here, over a line that is silent. Everything else goes on: tree operations, reads from the cache, writes, status; SIGINT
+    ends a waiting one at once, and all that are left have their bytes when the line is back."""
+    a = world.client("a")
+    (a.dir / "d").mkdir()
+    contents = {f"cold {i}": random.randbytes(200000) for i in range(24)}
+    for name, data in contents.items():
+        (a.dir / name).write_bytes(data)
+    a.wait()
+    b = world.client("b", options="net_timeout=120s")
+    (b.dir / "d" / "here").write_bytes(b"cached")
+    b.wait()
+    line.command("stall on")
+    stuck = {n: subprocess.Popen([sys.executable, "-c", READER, str(b.dir / n)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for n in contents}
+    try:
+        for p in stuck.values():
+            assert p.stdout.readline() == b"open\n"
+        took = {}
+
+        def timed(what, act):
+            before = time.monotonic()
+            value = act()
+            took[what] = time.monotonic() - before
+            return value
+        assert timed("stat", lambda: os.stat(b.dir / "cold 1")).st_size == 200000
+        assert "cold 2" in timed("readdir", lambda: os.listdir(b.dir))
+        assert timed("read from the cache", lambda: (b.dir / "d" / "here").read_bytes()) == b"cached"
+        timed("create and write", lambda: (b.dir / "d" / "new").write_bytes(b"new"))
+        timed("append to what is not here", lambda: open(b.dir / "cold 3", "ab").write(b"more"))
+        timed("mkdir", lambda: os.mkdir(b.dir / "d2"))
+        timed("rename", lambda: os.rename(b.dir / "cold 4", b.dir / "d2" / "moved"))
+        timed("chmod", lambda: os.chmod(b.dir / "cold 5", 0o600))
+        timed("link", lambda: os.link(b.dir / "d" / "here", b.dir / "d2" / "linked"))
+        timed("unlink", lambda: os.unlink(b.dir / "d" / "new"))
+        timed("fsync", lambda: fsynced(b.dir / "d" / "synced"))
+        timed("a name that is not there", lambda: os.path.exists(b.dir / "never"))
+        timed("status", b.status)
+        waiting = [n for n, p in stuck.items() if p.poll() is None]
+        stuck["cold 0"].send_signal(signal.SIGINT)
+        timed("SIGINT", lambda: stuck["cold 0"].wait(60))
+        print(", ".join(f"{what} {s * 1000:.0f} ms" for what, s in took.items()), f"; {len(waiting)} readers waited")
+        assert len(waiting) == len(stuck) and stuck["cold 0"].returncode == -signal.SIGINT and max(took.values()) < 10 * PATIENCE, took
+        line.command("stall off")
+        for name in list(contents)[1:]:
+            assert stuck[name].wait(120) == 0, name
+    finally:
+        line.command("stall off")
+        for p in stuck.values():
+            p.kill()
+            p.wait()
+            p.stdout.close()
+    b.wait(90)
+    contents["cold 3"] += b"more"
+    os.rename(b.dir / "d2" / "moved", b.dir / "cold 4")
+    until(lambda: b.status()["state"] == "online", 60, "online")
+    for name, data in contents.items():
+        assert (b.dir / name).read_bytes() == data
+
+
+def fsynced(path):
+    with open(path, "wb") as f:
+        f.write(b"x")
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def test_a_line_that_breaks_gives_errors_and_no_other_bytes(world, line):
+    """Reads over connections that are reset, end early or change bytes: the right bytes or an error, at any offset; and the whole file when the line is good again."""
+    faults = {"cut_after 50000 each": None, "truncate 100 POST": "truncate", "wrong_down 100 POST": "wrong_down", "lose_answer 100 POST": "lose_answer", "reset 100 POST": "reset", "slice on": "slice"}
+    a = world.client("a")
+    contents = {fault: random.randbytes(1 << 20) for fault in faults}
+    for fault, data in contents.items():
+        (a.dir / fault).write_bytes(data)
+    a.wait()
+    b = world.client("b", options="net_timeout=3s")
+    right = wrong = 0
+    for fault, counter in faults.items():
+        line.command("heal")
+        until(lambda: b.status()["state"] == "online", 60, "online")
+        before = line.command(fault)
+        with open(b.dir / fault, "rb", buffering=0) as f:
+            for off in range(0, 1 << 20, 256 << 10):
+                try:
+                    got = os.pread(f.fileno(), 128 << 10, off)
+                    assert got == contents[fault][off:off + (128 << 10)], f"{fault}: other bytes at {off}"
+                    right += 1
+                except OSError as e:
+                    assert e.errno in (errno.EIO, errno.EHOSTDOWN, errno.ETIMEDOUT), e
+                    wrong += 1
+        after = line.command("counters")
+        assert after["fired"][counter] > before["fired"][counter] if counter else after["cuts"] > before["cuts"], f"{fault}: no request met it"
+    print(f"{right} reads with the right bytes, {wrong} with an error")
+    line.command("heal")
+    until(lambda: b.status()["state"] == "online", 60, "online")
+    for fault, data in contents.items():
+        assert (b.dir / fault).read_bytes() == data
 
 
 def test_a_start_without_any_network(world):

@@ -4,7 +4,7 @@ import os
 import random
 import time
 
-from support import SCALE, until
+from support import PATIENCE, SCALE, until
 
 
 def test_two_thousand_changes_and_a_remount_without_a_server(world):
@@ -63,7 +63,7 @@ def test_two_thousand_changes_and_a_remount_without_a_server(world):
 
 
 def test_ten_thousand_operations_are_sent_when_the_server_is_back(world):
-    """On an idle machine well within 30 s; the deadline here stands a busy one."""
+    """All within 30 s."""
     a = world.client("a")
     d = a.dir / "d"
     d.mkdir()
@@ -80,7 +80,9 @@ def test_ten_thousand_operations_are_sent_when_the_server_is_back(world):
     began = time.monotonic()
     a.wait(180)
     took = time.monotonic() - began
+    most = 30 * max(1, SCALE) * (PATIENCE if PATIENCE > 1 else max(1, os.getloadavg()[0] / 4))  # 10,000 within 30 s; a machine that does eight things at a time has twice as long
     print(f"{names * 4} operations offline, {pending} pending when the server came back, sent in {took:.1f} s")
+    assert took < most, f"{took:.1f} s instead of {most:.0f}"
     assert pending >= names * 2, "void: they were sent or cancelled before"
     b = world.client("b")
     until(lambda: len(os.listdir(b.dir / "d")) == names * 2, 60, "the other client shows them")

@@ -67,7 +67,7 @@ class Proxy:
         self.up, self.down = Direction(), Direction()
         self.refuse = False
         self.flowing = None
-        self.writers, self.states = set(), []
+        self.writers, self.states = set(), {}
         self.cut_after, self.cut_each, self.cuts = None, False, 0
         self.faults = {fault: [0, b""] for fault in FAULTS}  # how many more, which method
         self.fired = dict.fromkeys((*FAULTS, "close_slowly", "status", "refuse", "cut", "delay", "bandwidth", "stall", "slice"), 0)  # requests, connections or pieces that met it
@@ -95,7 +95,7 @@ class Proxy:
         state = {"lose": False, "left": self.cut_after, "answers": False}
         if not self.cut_each:
             self.cut_after = None
-        self.states.append(state)
+        self.states[id(state)] = state
         tasks = [asyncio.create_task(self.pump(reader, there_writer, writer, self.up, state, True)),
                  asyncio.create_task(self.pump(there_reader, writer, there_writer, self.down, state, False))]
         try:
@@ -108,7 +108,7 @@ class Proxy:
             for w in pair:
                 w.transport.abort() if state.get("abort") else w.close()
             self.writers -= pair
-            self.states.remove(state)
+            del self.states[id(state)]
 
     def is_request(self, data):
         return data[:5] in (b"GET /", b"PUT /", b"POST ", b"HEAD ", b"DELET")
@@ -308,7 +308,7 @@ class Proxy:
             self.stall_bodies = [int(args[0]), int(args[1]) if len(args) > 1 else 0]
             self.stall_over.clear() if self.stall_bodies[0] else self.stall_over.set()
         elif verb == "heal":
-            for state in self.states:
+            for state in self.states.values():
                 state.update(lose=False, left=None, truncate=False, wrong_up=False, wrong_down=False)
             self.faults = {fault: [0, b""] for fault in FAULTS}
             self.statuses[0] = self.delay_s = self.up.bits_per_s = self.down.bits_per_s = 0
