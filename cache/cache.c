@@ -324,7 +324,7 @@ static int match_found(struct files *fs, struct stages_found *found, unsigned *r
 }
 
 /* found is sorted by generation */
-static bool is_here(const struct stages_found *found, uint64_t gen) {
+static struct found_stage *found_of(const struct stages_found *found, uint64_t gen) {
         size_t low = 0, high = found->n;
         while (low < high) {
                 size_t at = (low + high) / 2;
@@ -333,7 +333,12 @@ static bool is_here(const struct stages_found *found, uint64_t gen) {
                 else
                         high = at;
         }
-        return low < found->n && found->v[low].stage->gen == gen && !found->v[low].damaged && !found->v[low].done;
+        return low < found->n && found->v[low].stage->gen == gen ? &found->v[low] : NULL;
+}
+
+static bool is_here(const struct stages_found *found, uint64_t gen) {
+        const struct found_stage *fo = found_of(found, gen);
+        return fo && !fo->damaged && !fo->done;
 }
 
 /* Was the stage pending with the same server's version below it as the operation? Else it was superseded by what the server has. */
@@ -342,8 +347,18 @@ static bool same_base(const struct stage *st, const struct op *op) {
         return id_equal(base, &op->version) || id_equal(base, &op->id) || (op->kind == OP_CREATE && id_is_zero(base));
 }
 
+/* In the boot in which it was queued, a generation whose log has no seal, and that is not as long as its row says, has lost records: a log that cannot be read any more, while an older home of the
+ * stage (before it grew) still can. After a power cut that is not known: the row may be younger than what was synced of the stage. */
+static void doubt_unsealed(struct stages_found *found, const struct outbox_item *item) {
+        struct found_stage *fo = found_of(found, item->gen);
+        if (!fo || fo->damaged || fo->done || fo->sealed || fo->stage->error || stage_size(fo->stage) == item->op.content.size)
+                return;
+        log_warn("cache recover gen=%" PRIu64 " ino=%" PRIu64 " bytes=%" PRIu64 " of=%" PRIu64 " records_lost", item->gen, item->ino, stage_size(fo->stage), item->op.content.size);
+        fo->damaged = true;
+}
+
 /* Rows whose bytes a power cut took: they go back to what is here of the file. Its stage may be marked as a layer of the one that is lost. */
-static int rows_go_back(struct files *fs, struct stages_found *found) {
+static int rows_go_back(struct files *fs, struct stages_found *found, bool new_boot) {
         _cleanup_arena_ struct arena *a = NULL;
         size_t n = 0;
         int r = arena_new(256u << 20, &a);
@@ -357,6 +372,8 @@ static int rows_go_back(struct files *fs, struct stages_found *found) {
                 qsort(found->v, found->n, sizeof *found->v, by_gen);
         for (size_t i = 0; r == 0 && i < n; i++) {
                 struct found_stage *older = NULL;
+                if (items[i].gen && !new_boot)
+                        doubt_unsealed(found, &items[i]);
                 if (!items[i].gen || is_here(found, items[i].gen))
                         continue;
                 for (size_t k = 0; k < found->n && found->v[k].stage->gen < items[i].gen; k++) {
@@ -376,14 +393,14 @@ static int rows_go_back(struct files *fs, struct stages_found *found) {
         return r;
 }
 
-int files_recover(struct files *fs, struct stages_found *found, unsigned *ret_recovered, unsigned *ret_lost) {
+int files_recover(struct files *fs, struct stages_found *found, bool new_boot, unsigned *ret_recovered, unsigned *ret_lost) {
         uint64_t newest = 0;
         bool later = false;
         for (size_t i = 0; i < found->n; i++)
                 newest = MAX(newest, found->v[i].stage->gen);
         int r = tree_birth(fs->c->tree, newest);
         if (r == 0)
-                r = rows_go_back(fs, found);
+                r = rows_go_back(fs, found, new_boot);
         if (r == 0)
                 r = sort_found(fs, found, ret_lost);
         for (size_t i = 0; i < found->n && !later; i++)
@@ -529,7 +546,7 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
                         lost = found.lost;
                         r = segments_prepare(c->stages->segs, LOG_UNIT); /* for the control records that follow; by itself a note evicts nothing to get room */
                         if (r == 0)
-                                r = files_recover(c->files, &found, &recovered, &lost);
+                                r = files_recover(c->files, &found, fresh_boot, &recovered, &lost);
                         stages_found_free(&found);
                 }
         }

@@ -102,4 +102,4 @@ void files_loose_go(struct files *fs);                 /* those go: after it. No
 void files_retire_add(struct files *fs, struct stage *st, const struct content *content, const struct id *version); /* takes the reference */
 void files_retire(struct files *fs, uint64_t upto); /* hands the list up to that one to the workers; after a sync */
 /* cache.c. Adds to the counts. May take what was found for later. */
-int files_recover(struct files *fs, struct stages_found *found, unsigned *ret_recovered, unsigned *ret_lost) _must_check_;
+int files_recover(struct files *fs, struct stages_found *found, bool new_boot, unsigned *ret_recovered, unsigned *ret_lost) _must_check_;

@@ -525,6 +525,37 @@ static void test_damage(void **state) {
         damage(true, false, 4, true);
 }
 
+/* A stage that has grown has two homes on disk. Its own log cannot be read any more: what the shared log still has of it, a truncation, is not what was closed. */
+static void test_the_newer_home_is_gone(void **state) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        cw_open(w);
+        struct node n = cw_create(w, INO_ROOT, "victim");
+        static uint8_t old[5000], buf[200000], back[sizeof buf];
+        pattern(old, sizeof old, 1);
+        pattern(buf, sizeof buf, 2);
+        struct file *f = cw_file(w, n.ino, true, false);
+        assert_int_equal(write_at(f, 0, old, sizeof old, false, 0), sizeof old);
+        file_release(f, true);
+        cw_accept_all(w);
+        cw_settle(w);
+        f = cw_file(w, n.ino, true, true);
+        assert_int_equal(write_at(f, 0, buf, sizeof buf, false, 0), sizeof buf);
+        file_release(f, true);
+        assert_int_equal(cw_row(w, n.ino).size, sizeof buf);
+        cw_close(w);
+        char path[200];
+        (void)last_log(w, true, path, sizeof path);
+        flip(path, 10);
+        cw_open(w);
+        assert_true(lost_files(w) > 0);
+        assert_int_equal(cw_row(w, n.ino).size, sizeof old);
+        f = cw_file(w, n.ino, false, false);
+        assert_int_equal(read_at(f, 0, back, sizeof back), sizeof old);
+        assert_memory_equal(back, old, sizeof old);
+        file_release(f, false);
+        cw_free(w);
+}
+
 /* ---- power cut: simulated by another boot id; what was not synced may be cut, what was is there ---- */
 static void test_new_boot(void **state) {
         struct cw *w = cw_new(256 * MIB, 1);
@@ -737,7 +768,7 @@ static void test_parked(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_kill), cmocka_unit_test(test_killed_after_the_commit), cmocka_unit_test(test_lost_tree), cmocka_unit_test(test_damage), cmocka_unit_test(test_new_boot), cmocka_unit_test(test_offline_full),
+                cmocka_unit_test(test_kill), cmocka_unit_test(test_killed_after_the_commit), cmocka_unit_test(test_lost_tree), cmocka_unit_test(test_damage), cmocka_unit_test(test_the_newer_home_is_gone), cmocka_unit_test(test_new_boot), cmocka_unit_test(test_offline_full),
                 cmocka_unit_test(test_through), cmocka_unit_test(test_parked),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
