@@ -578,17 +578,3 @@ static int set_state(struct tree *t, const struct id *op, enum outbox_state stat
 int outbox_unsend(struct tree *t, const struct id *op) {
         return set_state(t, op, OUT_QUEUED, 0, NULL, 0);
 }
-
-int outbox_park(struct tree *t, const struct id *op, int error, const char *reason, int64_t next_try_ns) {
-        return set_state(t, op, OUT_PARKED, error, reason, next_try_ns);
-}
-
-int outbox_unpark(struct tree *t, const struct id *op) {
-        if (!id_is_zero(op))
-                return set_state(t, op, OUT_QUEUED, 0, NULL, 0);
-        int r = tree_begin(t);
-        if (r == 0)
-                r = db_run(t->w, "UPDATE outbox SET state=0, next_try_ns=0 WHERE state = 2", "");
-        t->wake = true;
-        return tree_end(t, r);
-}

@@ -6,6 +6,7 @@
  *                                              "reason", "pending_files", "pending_items"}
  *   {"cmd": "umount", "lazy": BOOL}         -> {"ok": true} or {"error": "busy"}; later one more line, the status at the end; the socket closes when the daemon ends
  *   {"cmd": "nudge"}                        -> {"ok": true}: try the server now
+ *   {"cmd": "retry", "path": TEXT}          -> {"retried": N}: what is parked there (no path: anywhere) is tried now
  *   {"cmd": "conflicts"}                    -> the list that conflicts.c makes
  *   {"cmd": "failpoint", "arm": TEXT}       -> {"ok": true} or {"error": ...}, then
  *   {"cmd": "failpoints"}                   -> {"points": {NAME: HITS, ...}}: for tests, see base/failpoint.h; there are none in a release build
@@ -43,7 +44,7 @@
 #include "daemon.h"
 
 #define CONNS_MAX 32u
-#define LINE_MAX_BYTES 4096u
+#define LINE_MAX_BYTES 16384u
 #define ANSWER_MAX_BYTES (4u << 20)
 #define IDLE_MS 10000
 #define DRAIN_SLICE_MS 500
@@ -220,6 +221,8 @@ static void command(struct control *c, struct conn *k) {
         } else if (strcmp(cmd, "nudge") == 0) {
                 c->c.nudge(c->c.arg);
                 conn_answer(c, k, json_pack("{s:b}", "ok", 1));
+        } else if (strcmp(cmd, "retry") == 0) {
+                conn_answer(c, k, c->c.retry(c->c.arg, json_get_str(j, "path", &cmd) == 0 ? cmd : NULL));
         } else if (strcmp(cmd, "accept") == 0) {
                 c->c.let_go(c->c.arg);
                 conn_answer(c, k, json_pack("{s:b}", "ok", 1));

@@ -40,7 +40,6 @@
 #define CACHE_DEFAULT_BYTES (10ull << 30)
 #define FLOOR_DEFAULT_BYTES (1ull << 30)
 #define SLICE_MS 250
-#define PARKED_MAX 100u
 #define WORKERS_MIN 4
 
 enum phase { STARTING = 0, MOUNTING, MOUNTED, ENDED };
@@ -130,31 +129,11 @@ static const char *conn_name(enum conn_state s) {
         }
 }
 
-static json_t *parked_json(struct daemon *d) {
-        _cleanup_arena_ struct arena *a = NULL;
-        _cleanup_free_ struct outbox_item *items = calloc(PARKED_MAX, sizeof *items);
-        json_t *list = json_array();
-        size_t n = 0;
-        int64_t now_ns = clock_real_ns(clock_system());
-        if (!items || !list || arena_new(4u << 20, &a) < 0 || outbox_list(d->cache->tree, a, true, items, PARKED_MAX, &n) < 0)
-                return list;
-        for (size_t i = 0; i < n; i++) {
-                _cleanup_buf_ struct buf path = BUF_INIT(65536);
-                const char *text = tree_path(d->cache->tree, items[i].ino, &path) == 0 ? buf_text(&path) : NULL;
-                json_t *j = json_pack("{s:s, s:s, s:s, s:i, s:I, s:I}", "path", text ? text : items[i].op.name ? items[i].op.name : "?", "error", err_name(items[i].error), "reason", items[i].reason,
-                                      "attempts", (int)items[i].attempts, "age_s", (json_int_t)(MAX(now_ns - items[i].queued_ns, (int64_t)0) / 1000000000), "next_try_s",
-                                      (json_int_t)(MAX(items[i].next_try_ns - now_ns, (int64_t)0) / 1000000000));
-                if (j)
-                        (void)json_array_append_new(list, j);
-        }
-        return list;
-}
-
 static int add_held(void *arg, const struct node *node) {
         void **both = arg;
         struct daemon *d = both[0];
         _cleanup_buf_ struct buf path = BUF_INIT(65536);
-        if (json_array_size(both[1]) >= PARKED_MAX)
+        if (json_array_size(both[1]) >= PARKED_LISTED_MAX)
                 return 1;
         const char *text = tree_path(d->cache->tree, node->ino, &path) == 0 ? buf_text(&path) : NULL;
         if (text)
@@ -226,7 +205,7 @@ static json_t *status(void *arg) {
         (void)json_object_set_new(j, "loaded", json_boolean(e.loaded || tree.complete));
         (void)json_object_set_new(j, "reason", json_string(r < 0 ? "the local database does not answer" : e.reason));
         (void)json_object_set_new(j, "cursor", json_pack("{s:s, s:I, s:s}", "epoch", epoch, "seq", (json_int_t)cursor.seq, "mark", mark));
-        (void)json_object_set_new(j, "parked", parked_json(d));
+        (void)json_object_set_new(j, "parked", parked_json(d->cache));
         (void)json_object_set_new(j, "held", held_json(d));
         (void)json_object_set_new(j, "counters", counters_json(d));
         return j;
@@ -251,6 +230,13 @@ static int unmount(void *arg, bool lazy) {
         d->mount_users--;
         cond_broadcast(&d->cond);
         return r;
+}
+
+static json_t *retry(void *arg, const char *path) {
+        struct daemon *d = arg;
+        json_t *answer = retry_json(d->cache, path);
+        engine_nudge(d->engine);
+        return answer;
 }
 
 static void nudge(void *arg) {
@@ -456,7 +442,7 @@ static int wire(struct daemon *d) {
         if (r < 0)
                 return local_error(d, r, d->c->place->info);
         d->recorded = true;
-        r = control_start(&(struct control_config){ .place_dir = d->c->place->dir, .cache = d->cache, .status = status, .unmount = unmount, .nudge = nudge, .terminate = terminate, .scrub = scrub, .let_go = accept_held, .hopeless = hopeless, .arg = d },
+        r = control_start(&(struct control_config){ .place_dir = d->c->place->dir, .cache = d->cache, .status = status, .unmount = unmount, .nudge = nudge, .retry = retry, .terminate = terminate, .scrub = scrub, .let_go = accept_held, .hopeless = hopeless, .arg = d },
                           &d->control);
         return r < 0 ? report(d, EXIT_DISK, "cannot make the control socket in %s: %s", d->c->place->dir, strerror(-r)) : 0;
 }

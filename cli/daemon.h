@@ -32,6 +32,11 @@ json_t *scrub_cache(struct cache *cache, _Atomic bool *stop);
 /* ---- conflicts.c: the list, from the local database. NULL: no memory ---- */
 json_t *conflicts_json(struct cache *cache);
 
+/* ---- retry.c: what is parked, and trying it now (path: relative to the mount point; NULL or "": all). NULL: no memory ---- */
+#define PARKED_LISTED_MAX 100u
+json_t *parked_json(struct cache *cache);
+json_t *retry_json(struct cache *cache, const char *path);
+
 /* ---- control.c ---- */
 struct control;
 struct control_config {
@@ -41,6 +46,7 @@ struct control_config {
         json_t *(*status)(void *arg);                 /* NULL: no memory */
         int (*unmount)(void *arg, bool lazy);         /* 0, -EBUSY, -EAGAIN: just being mounted, control_poke follows */
         void (*nudge)(void *arg);
+        json_t *(*retry)(void *arg, const char *path); /* NULL: all that is parked */
         void (*terminate)(void *arg);                 /* SIGTERM, SIGINT */
         void (*let_go)(void *arg);                    /* lets go what the brake holds, in the background */
         json_t *(*scrub)(void *arg, _Atomic bool *stop); /* on a thread of its own: may take minutes; ends soon after *stop; NULL: no memory */

@@ -4,7 +4,7 @@
  *   flush, close=fast     reports an error of an earlier write; nothing else. Answered on the worker
  *   flush, close=local    file_sync, from the job pool
  *   flush, close=server   file_sync and freeze, from the job pool; then until the node has nothing pending, in the closer's thread; -EHOSTDOWN when offline,
- *                         -ETIMEDOUT after net_timeout, -EINTR when interrupted
+ *                         -ETIMEDOUT after net_timeout, -EINTR when interrupted; if it, or what must go before it, is parked: tried once more, then the reason's error
  *   fsync                 file_sync, from the job pool; with close=server it freezes too
  *   fsyncdir              the tree's log
  *
@@ -40,6 +40,10 @@ static int look(struct mount *m, struct waiter *w, bool stop, int64_t now) {
                 return -EINTR;
         if (!cache_online(m->cfg.cache))
                 return -EHOSTDOWN;
+        int error;
+        r = outbox_parked_error(m->cfg.cache->tree, n.ino, &error);
+        if (r != 0)
+                return r < 0 ? r : error > 0 ? -error : -EIO;
         return now >= w->deadline_ms ? -ETIMEDOUT : -EINPROGRESS;
 }
 
@@ -114,6 +118,8 @@ static void waiter_run(struct job *j) {
         int r = w->file ? file_sync(w->file) : tree_sync(m->cfg.cache->tree);
         if (r == 0 && w->freeze)
                 r = file_freeze(m->cfg.cache, file_ino(w->file), &gen);
+        if (r == 0 && w->wait) /* what was refused before is asked again: the reason may be gone */
+                r = outbox_retry(m->cfg.cache->tree, file_ino(w->file));
         if (r == 0 && w->wait) {
                 struct closer *k = &m->closer;
                 fuse_req_interrupt_func(w->req, interrupted, m);

@@ -49,13 +49,15 @@ void outbox_look(struct engine *e) {
         o->look_at_ms = engine_now(e) + BATCH_LINGER_MS;
 }
 
-void outbox_park_item(struct engine *e, const struct id *op, int error, const char *reason, int64_t retry_ms) {
+void outbox_park_item(struct engine *e, const struct id *op, int error, const char *reason, int64_t retry_ms, bool refused) {
         char hex[2 * ID_BYTES + 1];
         hex_encode(op->b, ID_BYTES, hex);
         log_info("sync parked op=%s err=%s retry_s=%lld reason=\"%s\"", hex, err_name(error), (long long)(retry_ms / 1000), reason);
-        int r = outbox_park(e->c.cache->tree, op, error, reason, clock_real_ns(e->c.clock) + retry_ms * 1000000);
+        int64_t next_ns = clock_real_ns(e->c.clock) + retry_ms * 1000000;
+        int r = refused ? outbox_park_refused(e->c.cache->tree, op, error, reason, next_ns) : outbox_park(e->c.cache->tree, op, error, reason, next_ns);
         if (r < 0 && r != -ENOENT)
                 log_warn("sync park op=%s err=%s", hex, err_name(r));
+        cache_poke(e->c.cache); /* who waits for it hears why */
         outbox_look(e);
 }
 
@@ -303,14 +305,14 @@ static int look(struct engine *e, int64_t now) {
 /* The server refused the request as a whole; retrying the same bytes is hopeless. */
 static void refused(struct engine *e, const struct request *r, int err) {
         struct outbox *o = &e->outbox;
-        int64_t retry_ms = err == -EDQUOT || err == -ENOSPC ? 60000 : 600000;
+        int64_t retry_ms = err == -EDQUOT || err == -ENOSPC ? 30000 : err == -EACCES ? 60000 : 600000;
         if (o->batch.n > 1 && err != -EACCES) {
                 o->limit = MAX(1u, (unsigned)(o->batch.n / 2));
                 log_info("sync batch=refused err=%s n=%zu: trying %u", err_name(err), o->batch.n, o->limit);
                 return;
         }
         for (size_t i = 0; i < o->batch.n; i++)
-                outbox_park_item(e, &o->batch.ops[i], -err, r->call->message[0] ? r->call->message : "refused by the server", retry_ms);
+                outbox_park_item(e, &o->batch.ops[i], -err, r->call->message[0] ? r->call->message : "refused by the server", retry_ms, false); /* an earlier try may have been accepted */
         o->limit = BATCH_OPS_MAX;
 }
 

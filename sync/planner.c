@@ -9,7 +9,7 @@
  *   any              BLOCKS_MISSING              upload those, again, same id
  *   any              ID_REUSED                   again with a new id (this state was rolled back or cloned). A create whose node is there: drop; if its bytes are others than the
  *                                                server's: conflict copy
- *   any              QUOTA                       parked for a minute
+ *   any              QUOTA                       parked for half a minute
  *   any              NAME_INVALID, FORBIDDEN, UNSUPPORTED, INVALID, TOO_LARGE, CORRUPT   parked, with the reason
  *   create           EXISTS, STALE               conflict name (the server merges what can be merged)
  *   mkdir            EXISTS, a file              the directory gets the name, the file a conflict name
@@ -203,13 +203,13 @@ void planner_decide(const struct op *op, const struct op_result *r, const struct
                         resolve(ret, RESOLVE_CONFLICT_COPY);
                 return;
         case RES_QUOTA:
-                park(ret, EDQUOT, 60, "over quota on the server");
+                park(ret, EDQUOT, 30, "over quota on the server");
                 return;
         case RES_NAME_INVALID:
                 park(ret, EILSEQ, 3600, "the server does not take this name");
                 return;
         case RES_FORBIDDEN:
-                park(ret, EACCES, 300, "no right to change this");
+                park(ret, EACCES, 60, "no right to change this");
                 return;
         case RES_UNSUPPORTED:
                 park(ret, EOPNOTSUPP, 3600, "the server does not support this kind of change");

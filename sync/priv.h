@@ -139,7 +139,7 @@ int64_t outbox_step(struct engine *e, int64_t now);
 void outbox_look(struct engine *e);
 void outbox_batch_done(struct request *r, int err);
 int results_handle(struct engine *e, const struct op_result *r, struct arena *a);
-void outbox_park_item(struct engine *e, const struct id *op, int error, const char *reason, int64_t retry_ms);
+void outbox_park_item(struct engine *e, const struct id *op, int error, const char *reason, int64_t retry_ms, bool refused /* this very operation, by the server's judgement */);
 
 /* ---- upload.c, put.c ---- */
 enum upload_state { UPLOAD_NEW, UPLOAD_CHUNK, UPLOAD_ASK, UPLOAD_PUT, UPLOAD_READY, UPLOAD_FAILED };

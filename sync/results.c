@@ -35,7 +35,7 @@ static int do_resolve(struct engine *e, const struct outbox_item *item, const st
                 counter_add(e->c.counters, conflicts, 1);
         int k = tree_resolve(e->c.cache->tree, r, &resolve, engine_is_open, e->c.cache, a, &applied);
         if (k == -EINVAL) { /* the tree would lose something by it */
-                outbox_park_item(e, &r->op, EINVAL, "refused by the server, and giving it up would lose data", 600000);
+                outbox_park_item(e, &r->op, EINVAL, "refused by the server, and giving it up would lose data", 600000, false);
                 return 0;
         }
         if (k < 0 && k != -ENOENT)
@@ -54,7 +54,7 @@ static int upload_missing_again(struct engine *e, const struct outbox_item *item
                 return k;
         if (!u || u->gen != item->gen || u->state != UPLOAD_READY) {
                 if (!item->gen) /* a content without local bytes cannot be sent again */
-                        outbox_park_item(e, &item->op.id, EIO, "the server lost blocks that are not here any more", 600000);
+                        outbox_park_item(e, &item->op.id, EIO, "the server lost blocks that are not here any more", 600000, false);
                 return 0;       /* else: cut and asked anew */
         }
         return upload_missing(u, r->missing, r->n_missing);
@@ -100,9 +100,8 @@ int results_handle(struct engine *e, const struct op_result *r, struct arena *a)
                 return k < 0 ? k : 1;
         case PLAN_PARK:
                 log_refusal(e, &item.op, r, "park");
-                k = outbox_unsend(t, &item.op.id);
-                outbox_park_item(e, &item.op.id, plan.error, plan.reason, plan.retry_after_ms);
-                return k;
+                outbox_park_item(e, &item.op.id, plan.error, plan.reason, plan.retry_after_ms, true);
+                return 0;
         case PLAN_UPGRADE:
                 return -EPROTONOSUPPORT;
         }

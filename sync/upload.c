@@ -90,7 +90,7 @@ struct upload *upload_for(struct engine *e, const struct outbox_item *item) {
         struct stage *stage = NULL;
         int r = stage_get(e->c.cache->stages, item->gen, &stage);
         if (r == -ENOENT) {
-                outbox_park_item(e, &item->op.id, EIO, "its bytes are gone from this disk", 600000);
+                outbox_park_item(e, &item->op.id, EIO, "its bytes are gone from this disk", 600000, false);
                 return NULL;
         }
         if (r < 0)
@@ -365,22 +365,22 @@ void upload_fail(struct upload *u, int err, int64_t retry_after_ms) {
                 break;
         case -EDQUOT:
                 why = "over quota on the server";
-                retry_ms = 60000;
+                retry_ms = 30000;
                 break;
         case -ENOSPC:
                 why = "no space on the server";
-                retry_ms = 60000;
+                retry_ms = 30000;
                 break;
         case -EACCES:
                 why = "no right to change this";
-                retry_ms = 300000;
+                retry_ms = 60000;
                 break;
         case -EINVAL: case -EMSGSIZE: case -EOPNOTSUPP:
                 why = "the server does not take this content";
                 break;
         }
         if (why) {
-                outbox_park_item(e, &u->op, -err, why, retry_ms);
+                outbox_park_item(e, &u->op, -err, why, retry_ms, false);
                 upload_abandon(u);
                 return;
         }

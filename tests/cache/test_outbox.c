@@ -374,6 +374,58 @@ static void test_long_queue(void **state) {
         assert_int_equal(n, 1024);
 }
 
+/* What the server refused never happened: it gives way to what comes later, and who waits for it hears why. */
+static void test_refused(void **state) {
+        model_open(&m, 9);
+        int error = 0;
+        struct node d = make(&w, INO_ROOT, "d", NODE_DIR), f = make(&w, d.ino, "f", NODE_FILE), g = make(&w, INO_ROOT, "g", NODE_FILE), h = make(&w, INO_ROOT, "h", NODE_FILE);
+        const int64_t later = w.clock.real_ns + 30000000000;
+        (void)put_content(&w, f.ino, 1, 10);
+        (void)put_content(&w, g.ino, 2, 10);
+        next();
+        assert_int_equal(n, 4);
+        assert_string_equal(items[0].op.name, "d");
+        assert_string_equal(items[2].op.name, "g");
+        struct id dir = items[0].op.id, file = items[2].op.id, ids[] = { dir, file };
+        MUST(outbox_mark_sent(w.tree, ids, 2));
+        assert_int_equal(outbox_parked_error(w.tree, g.ino, &error), 0);
+        MUST(outbox_park_refused(w.tree, &file, EDQUOT, "over quota", later));
+        MUST(outbox_unsend(w.tree, &dir));
+        MUST(outbox_park(w.tree, &dir, EACCES, "no right", later));
+        world_check(&w);
+        assert_int_equal(outbox_parked_error(w.tree, g.ino, &error), 1);
+        assert_int_equal(error, EDQUOT);
+        assert_int_equal(outbox_parked_error(w.tree, f.ino, &error), 1); /* its directory */
+        assert_int_equal(error, EACCES);
+        assert_int_equal(outbox_parked_error(w.tree, h.ino, &error), 0);
+        next();
+        assert_int_equal(n, 1); /* h */
+        /* a newer state of g takes the place of the refused one, under another id; it is still parked */
+        assert_int_equal(put_content(&w, g.ino, 3, 5), 2);
+        assert_int_equal(outbox_all(&w, items, ARRAY_SIZE(items)), 4);
+        MUST(outbox_retry(w.tree, g.ino));
+        assert_int_equal(outbox_parked_error(w.tree, g.ino, &error), 0);
+        next();
+        assert_int_equal(n, 2);
+        assert_int_equal(items[0].gen, 3);
+        assert_false(id_equal(&items[0].op.id, &file));
+        MUST(rm(&w, INO_ROOT, "g")); /* as if it had never been sent */
+        next();
+        assert_int_equal(n, 1);
+        MUST(outbox_retry(w.tree, f.ino));
+        next();
+        assert_int_equal(n, 3);
+        assert_true(id_equal(&items[0].op.id, &dir));
+        MUST(outbox_park(w.tree, &dir, EACCES, "no right", later));
+        struct id all = {0};
+        MUST(outbox_unpark(w.tree, &all));
+        next();
+        assert_int_equal(n, 3);
+        settle_server();
+        compare(&w, &m);
+        model_close(&m);
+}
+
 /* Saved four times a second, and each upload takes 0.6 s: the same bytes must stay in hand for that long now and then, however the program saves. A version each ten seconds is promised. */
 static void save_all_the_time(bool by_rename, bool in_place, bool known) {
         struct { struct id op; uint64_t gen; int64_t since_ms; } up = {0};
@@ -450,7 +502,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_hold, setup, teardown),    cmocka_unit_test_setup_teardown(test_barrier, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_barrier_waits, setup, teardown), cmocka_unit_test_setup_teardown(test_rmdir, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_frozen, setup, teardown),  cmocka_unit_test_setup_teardown(test_atomic_save, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_moved_away, setup, teardown), cmocka_unit_test_setup_teardown(test_cancel, setup, teardown), cmocka_unit_test_setup_teardown(test_not_starved, setup, teardown), cmocka_unit_test_setup_teardown(test_long_queue, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_moved_away, setup, teardown), cmocka_unit_test_setup_teardown(test_cancel, setup, teardown), cmocka_unit_test_setup_teardown(test_refused, setup, teardown), cmocka_unit_test_setup_teardown(test_not_starved, setup, teardown), cmocka_unit_test_setup_teardown(test_long_queue, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -23,7 +23,7 @@ class Args(unittest.TestCase):
     def test_help_names_every_command_and_exit_code(self):
         p = self.tarn("--help")
         self.assertEqual(p.returncode, 0)
-        for word in ("login", "mount", "umount", "status", "wait", "doctor", "scrub", "accept"):
+        for word in ("login", "mount", "umount", "status", "wait", "doctor", "scrub", "accept", "retry"):
             self.assertIn(f"tarn {word}", p.stdout)
             q = self.tarn(word, "--help")
             self.assertEqual(q.returncode, 0, q.stderr)

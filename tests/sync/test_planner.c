@@ -128,7 +128,7 @@ static void each_row(void **state) {
                                  t->error);
                 if (plan.kind == PLAN_PARK) {
                         assert_non_null(plan.reason);
-                        assert_true(plan.retry_after_ms >= 60000);
+                        assert_true(plan.retry_after_ms >= 30000);
                 }
         }
 }

@@ -117,7 +117,12 @@ int outbox_next(struct tree *t, struct arena *a, struct outbox_item *items, size
 int outbox_mark_sent(struct tree *t, const struct id *ops, size_t n) _must_check_;
 int outbox_unsend(struct tree *t, const struct id *op) _must_check_;  /* the server said SKIPPED or BUSY: may be sent again with the same id; stays frozen */
 int outbox_park(struct tree *t, const struct id *op, int error, const char *reason, int64_t next_try_ns) _must_check_;
-int outbox_unpark(struct tree *t, const struct id *op) _must_check_;  /* zero id: all */
+/* The server refused it: as outbox_park, and the row has a new operation id and may be changed, merged and cancelled again. */
+int outbox_park_refused(struct tree *t, const struct id *op, int error, const char *reason, int64_t next_try_ns) _must_check_;
+int outbox_unpark(struct tree *t, const struct id *op) _must_check_;  /* tried at once; zero id: all */
+/* 1 and the errno (positive) of a parked row that ino's changes are or wait for; 0: none. 1 SELECT, by index */
+int outbox_parked_error(struct tree *t, uint64_t ino, int *ret_error) _must_check_;
+int outbox_retry(struct tree *t, uint64_t ino) _must_check_;          /* those rows are tried at once */
 int outbox_get(struct tree *t, const struct id *op, struct arena *a, struct outbox_item *ret) _must_check_; /* -ENOENT */
 int outbox_carries(struct tree *t, uint64_t gen) _must_check_;  /* 1: an operation carries this generation (of whatever node by now), 0: none. 1 SELECT, indexed */
 int outbox_list(struct tree *t, struct arena *a, bool parked_only, struct outbox_item *items, size_t max, size_t *ret_n) _must_check_;
