@@ -97,9 +97,7 @@ int cmd_retry(int argc, char **argv) {
                 { 0 },
         };
         _cleanup_free_ char *state = NULL, *full = NULL;
-        _cleanup_free_ const struct mount_info **found = NULL;
-        struct mount_info *all = NULL;
-        size_t n = 0;
+        _cleanup_(mounts_free) struct mounts m = { 0 };
         int r = args_parse(PROGRAM, table, argc, argv);
         if (r < 0)
                 return args_exit(r);
@@ -108,11 +106,10 @@ int cmd_retry(int argc, char **argv) {
                 return cli_fail(PROGRAM, EXIT_DISK, "cannot find a state directory: %s", strerror(-r));
         if (path && (r = mountpoint_path(path, &full)) < 0)
                 return cli_fail(PROGRAM, EXIT_OTHER, "%s: %s", path, strerror(-r));
-        int code = find_mounts(PROGRAM, state, full, &all, &n, &found);
-        for (size_t i = 0; code == 0 && found[i]; i++) {
-                size_t top = strlen(found[i]->mountpoint);
-                code = retry_at(found[i], full && strncmp(full, found[i]->mountpoint, top) == 0 && full[top] == '/' ? full + top + 1 : "");
+        int code = find_mounts(PROGRAM, state, full, &m);
+        for (size_t i = 0; code == 0 && m.found[i]; i++) {
+                size_t top = strlen(m.found[i]->mountpoint);
+                code = retry_at(m.found[i], full && strncmp(full, m.found[i]->mountpoint, top) == 0 && full[top] == '/' ? full + top + 1 : "");
         }
-        mount_infos_free(all, n);
         return code;
 }
