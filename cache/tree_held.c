@@ -94,6 +94,10 @@ int held_add(struct tree *t, uint64_t ino) {
         return r < 0 ? r : db_run(t->w, "UPDATE node SET seq=1, nseq=1 WHERE ino=?", "i", (int64_t)ino);
 }
 
+int held_swap(struct tree *t, uint64_t a, uint64_t b) {
+        return db_run(t->w, "UPDATE held SET ino=CASE ino WHEN ?1 THEN ?2 ELSE ?1 END WHERE (ino=?1 OR ino=?2) AND (SELECT count(*) FROM held WHERE ino=?1 OR ino=?2) = 1", "ii", (int64_t)a, (int64_t)b);
+}
+
 int tree_snapshot_fork(struct tree *t, const struct id *predecessor, uint64_t fork_seq) {
         int64_t parted = 0;
         int r = tree_begin(t);
@@ -105,7 +109,7 @@ int tree_snapshot_fork(struct tree *t, const struct id *predecessor, uint64_t fo
                 if (r == 0)
                         r = meta_set(t->w, "snap_fork_seq", ours ? (int64_t)fork_seq : 0);
                 if (r == 0)
-                        r = meta_set(t->w, "snap_parted", ours && fork_seq < t->cursor.seq);
+                        r = meta_set(t->w, "snap_parted", ours && (fork_seq < t->cursor.seq || fork_seq == 0));
         }
         return tree_end(t, r);
 }

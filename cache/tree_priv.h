@@ -242,6 +242,7 @@ int settle_pending(struct tree *t) _must_check_;  /* those asked for by tree_set
 int held_open(struct tree *t) _must_check_;
 int held_refresh(struct tree *t) _must_check_;            /* rows of nodes that are gone go; counts */
 int held_add(struct tree *t, uint64_t ino) _must_check_;
+int held_swap(struct tree *t, uint64_t a, uint64_t b) _must_check_; /* their identities change hands */
 int held_end(struct tree *t, uint64_t ino) _must_check_;  /* the server has spoken of it again */
 int held_weigh(struct tree *t, uint64_t seen, uint64_t absent, bool end) _must_check_; /* adds up over the steps; at the end: does the brake hold? */
 int held_rule(struct tree *t, bool same_epoch, bool *ret_all, uint64_t *ret_above_seq) _must_check_; /* what is absent is held: all, or what is newer */

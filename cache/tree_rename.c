@@ -311,6 +311,8 @@ static int swap_identity(struct tree *t, struct rename *m, bool source_known) {
         int r = swap_shadows(t, s->ino, d->ino);
         if (r == 0)
                 r = db_run(t->w, "UPDATE alias SET ino=CASE ino WHEN ?1 THEN ?2 ELSE ?1 END WHERE ino=?1 OR ino=?2", "ii", (int64_t)s->ino, (int64_t)d->ino);
+        if (r == 0 && t->n_held)
+                r = held_swap(t, s->ino, d->ino);
         if (r == 0)
                 r = db_run(t->w, "UPDATE outbox SET ino=CASE ino WHEN ?1 THEN ?2 ELSE ?1 END WHERE ino=?1 OR ino=?2", "ii", (int64_t)s->ino, (int64_t)d->ino);
         if (r == 0)

@@ -14,7 +14,11 @@
  *
  * Events of what we made in a directory that was merged into another one wait for the answer that says so (tree_apply_ready), and those behind them too: outbox.c calls when it has one.
  *
+ * A server that went back to an older state without saying so is found by the mark of the cursor. What the server has accepted from this client since, beyond the cursor, would be lost unseen: so while the newest
+ * answer is ahead of the cursor, a poll names it as a second cursor. The server looks at both and answers 410 if either is not in its log; events are taken from the first one only.
+ *
  * The first poll after a start does not wait: it tells at once whether the cursor still holds. */
+#include <stdio.h>
 #include <string.h>
 
 #include "priv.h"
@@ -37,6 +41,7 @@ static void drop_batch(struct events *v) {
 void events_start(struct engine *e) {
         int r = tree_cursor(e->c.cache->tree, &e->events.cursor);
         e->events.have_cursor = r >= 0;
+        e->events.answered = (struct cursor){ 0 };
         e->events.first_poll_done = false;
         if (r < 0) {
                 log_warn("sync events=no cursor err=%s", err_name(r));
@@ -56,7 +61,7 @@ int events_decode(const struct buf *body, struct arena *a, struct event **ret, s
         struct frame f;
         struct wire_cursor c;
         size_t n = 0, room = 0;
-        bool have_cursor = false;
+        bool have_cursor = false, second = false;
         for (;;) {
                 int k = wire_next(&r, &f);
                 if (k < 0)
@@ -75,11 +80,15 @@ int events_decode(const struct buf *body, struct arena *a, struct event **ret, s
                         return k;
                 if (k == 0)
                         break;
-                if (f.kind == FRAME_CURSOR) {
-                        if (have_cursor)
-                                return -EPROTO; /* one workspace was asked for */
+                if (f.kind == FRAME_CURSOR && have_cursor) { /* the second cursor's: the same events, or the last of them */
+                        if (second)
+                                return -EPROTO;
+                        second = true;
+                } else if (f.kind == FRAME_CURSOR) {
                         k = wire_get_cursor(&f, a, &c);
                         have_cursor = true;
+                } else if (f.kind == FRAME_EVENT && second) {
+                        continue;
                 } else if (f.kind == FRAME_EVENT) {
                         k = wire_get_event(&f, a, &v[n]);
                         if (k >= 0 && n > 0 && v[n].seq <= v[n - 1].seq)
@@ -105,6 +114,8 @@ static void poll_finished(struct request *r, int err) {
         v->poll = NULL;
         if (!v->have_cursor)
                 return; /* a load began meanwhile */
+        if (err >= 0)
+                err = FAILPOINT("events.answer");
         if (err == -EIDRM) {
                 log_info("sync cursor=gone: a new snapshot is loaded");
                 load_fork(e, &r->call->answer);
@@ -144,14 +155,27 @@ static void poll_finished(struct request *r, int err) {
         }
 }
 
+void events_answered(struct engine *e, const struct op_result *r) {
+        static const uint8_t none[sizeof r->mark];
+        struct events *v = &e->events;
+        if (r->seq <= v->answered.seq || memcmp(r->mark, none, sizeof none) == 0)
+                return;
+        v->answered = (struct cursor){ .epoch = v->cursor.epoch, .seq = r->seq };
+        memcpy(v->answered.mark, r->mark, sizeof v->answered.mark);
+}
+
 static void send_poll(struct engine *e, int64_t now) {
         struct events *v = &e->events;
-        char epoch[2 * ID_BYTES + 1], mark[17];
+        char epoch[2 * ID_BYTES + 1], mark[17], second[160] = "";
         unsigned wait_s = v->first_poll_done ? POLL_WAIT_S : 0;
         hex_encode(v->cursor.epoch.b, ID_BYTES, epoch);
+        if (v->answered.seq > v->cursor.seq) {
+                hex_encode(v->answered.mark, sizeof v->answered.mark, mark);
+                (void)snprintf(second, sizeof second, ":%s:%llu:%s", epoch, (unsigned long long)v->answered.seq, mark);
+        }
         hex_encode(v->cursor.mark, sizeof v->cursor.mark, mark);
-        struct request *r = request_new(e, HTTP_GET, 0, ANSWER_BYTES_MAX, "/v1/events?cursor=%s:%s:%llu:%s&wait=%u&limit=%u", buf_text(&e->ws), epoch,
-                                        (unsigned long long)v->cursor.seq, mark, wait_s, EVENTS_PER_POLL);
+        struct request *r = request_new(e, HTTP_GET, 0, ANSWER_BYTES_MAX, "/v1/events?cursor=%s:%s:%llu:%s&wait=%u&limit=%u%s%s%s", buf_text(&e->ws), epoch,
+                                        (unsigned long long)v->cursor.seq, mark, wait_s, EVENTS_PER_POLL, *second ? "&cursor=" : "", *second ? buf_text(&e->ws) : "", second);
         if (!r) {
                 v->retry_at_ms = now + 1000;
                 return;

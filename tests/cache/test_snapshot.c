@@ -361,6 +361,11 @@ static void test_fork(void **state) {
         compare(&w, &m);
 }
 
+static int last_ino(void *arg, const struct node *node) {
+        *(uint64_t *)arg = node->ino;
+        return 0;
+}
+
 /* A copy of the server's files was put back: the epoch is the same, the numbers are lower, and say nothing. */
 static void test_gone_back(void **state) {
         populate(2, 10);
@@ -386,7 +391,17 @@ static void test_gone_back(void **state) {
         load_snapshot(&w, &m, 1000, 10);
         assert_int_equal(look(&w, look(&w, INO_ROOT, "dir1").ino, "file3").size, size);
         assert_int_equal(tree_held(w.tree), 1); /* only we have it */
-        (void)look(&w, look(&w, INO_ROOT, "dir0").ino, "after");
+        /* saved by rename: it is still what is held */
+        const uint64_t dir = look(&w, INO_ROOT, "dir0").ino, held = look(&w, dir, "after").ino, temp = make(&w, dir, "after.tmp", NODE_FILE).ino;
+        (void)put_content(&w, temp, 9001, 6);
+        MUST(mv(&w, dir, "after.tmp", dir, "after", 0));
+        assert_int_equal(look(&w, dir, "after").ino, temp);
+        uint64_t listed = 0;
+        MUST(tree_held_list(w.tree, 0, last_ino, &listed));
+        assert_int_equal(tree_held(w.tree), 1);
+        assert_int_equal(listed, temp);
+        assert_int_not_equal(listed, held);
+        sync_all(&w, &m);
         assert_int_equal(tree_held_drop(w.tree, 100, NULL, NULL), 0);
         compare(&w, &m);
         (void)model_write(&m, &f, 7);

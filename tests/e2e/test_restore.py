@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server goes back in time: restored from a backup, or rolled back by hand without saying so. What only a client still has is kept there, told, and readable."""
 import shutil
+import sqlite3
 
 from support import SERVER, run, until
 
@@ -43,6 +44,38 @@ def test_restored_from_a_backup(world, tmp_path):
     kept(world, a)
     kept(world, b)
     goes_on(a, b)
+
+
+def test_rolled_back_behind_the_own_commits(world, tmp_path):
+    """No events come to this client, so its cursor is older than what it has committed and than the state to which the server goes back: only the answers that it got tell."""
+    a = world.client()
+    (a.dir / "old").write_text("in the backup")
+    a.wait()
+
+    def newest():
+        db = sqlite3.connect(f"file:{world.server.data}/meta.db?mode=ro", uri=True)
+        seq = db.execute("SELECT seq FROM workspace").fetchone()[0]
+        db.close()
+        return seq
+    until(lambda: a.status()["cursor"]["seq"] == newest(), what="the cursor is at what the copy has")
+    assert a.ask(cmd="failpoint", arm="events.answer=fail:EIO").get("ok")
+    seq = a.status()["cursor"]["seq"]
+    world.server.stop()
+    shutil.copytree(world.server.data, tmp_path / "copy", ignore=shutil.ignore_patterns("admin.sock", "url"))
+    world.server.start()
+    (a.dir / "new").write_text("after the backup")
+    (a.dir / "nd").mkdir()
+    (a.dir / "nd" / "x").write_text("x")
+    a.wait()
+    assert a.status()["cursor"]["seq"] == seq
+    world.server.kill()
+    shutil.rmtree(world.server.data)
+    shutil.copytree(tmp_path / "copy", world.server.data)
+    world.server.start()
+    kept(world, a)
+    assert a.ask(cmd="failpoint", arm="events.answer=off").get("ok")
+    goes_on(a, world.client())
+    kept(world, a)
 
 
 def test_rolled_back_without_saying_so(world, tmp_path):
