@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[2]
@@ -34,6 +35,18 @@ def until(condition, seconds=30, what="condition"):
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not so after {seconds * PATIENCE:g} s")
         time.sleep(0.01)  # deadline-poll
+
+
+def soon(assertion, seconds=10):
+    """For what follows in a moment, such as the kernel's caches after an event: assertion() passes within that time, or its last failure is raised."""
+    deadline = time.monotonic() + seconds * PATIENCE
+    while True:
+        try:
+            return assertion()
+        except AssertionError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)  # deadline-poll
 
 
 def run(*argv, check=True, timeout=60, **kw):
@@ -75,6 +88,7 @@ def disk_usage(path):
 class Server:
     def __init__(self, base, tls=None):
         self.data, self.log, self.process, self.port, self.tls = base / "server", base / "server.log", None, 0, tls
+        self.known_token = None
         run(SERVER, "init", "--data", self.data)
 
     def admin(self, *words, **kw):
@@ -89,6 +103,13 @@ class Server:
     def token(self, user):
         return self.admin("token", "add", "--user", user).stdout.strip()
 
+    def cursor(self, workspace="work"):
+        """Where the workspace's events are now, as `tarn status` shows what a client has applied."""
+        self.known_token = self.known_token or self.token("anna")
+        with urllib.request.urlopen(urllib.request.Request(f"{self.direct}/v1/workspaces/{workspace}", headers={"Authorization": f"Bearer {self.known_token}"}), timeout=30) as f:
+            answer = json.load(f)
+        return {k: answer[k] for k in ("epoch", "seq", "mark")}
+
     def start(self):
         argv = [str(SERVER), "serve", "--data", str(self.data), "--listen", f"127.0.0.1:{self.port}"]
         if self.tls:
@@ -98,7 +119,7 @@ class Server:
         line = self.process.stdout.readline().decode()  # ends when the server does
         if not line.startswith("listening"):
             raise AssertionError(f"server did not start: {self.log.read_text()[-2000:]}")
-        self.url = (self.data / "url").read_text().strip()
+        self.url = self.direct = (self.data / "url").read_text().strip()  # a test may put a proxy's into url
         self.port = int(self.url.rsplit(":", 1)[1])
         return self
 
@@ -224,6 +245,16 @@ class World:
         if mount:
             c.mount(options=options)
         return c
+
+    def caught_up(self, *clients, seconds=60):
+        """All that these have done is on the server, and each of them has applied everything that is there. What a client has looked at before is cached by the kernel, which follows soon()."""
+        for c in clients:
+            c.wait(2 * seconds)
+
+        def at_the_end():
+            now = self.server.cursor()
+            return all(s["cursor"] == now and s["pending_items"] == 0 and s["pending_files"] == 0 for s in (c.status() for c in clients))
+        until(at_the_end, seconds, "everybody has applied all events")
 
     def close(self, failed=False):
         for c in self.clients:

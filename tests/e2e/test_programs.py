@@ -48,9 +48,8 @@ def test_git(world):
     git("checkout", "-q", "main", cwd=repo)
     assert git("status", "--porcelain", cwd=repo).stdout == ""
     head = git("rev-parse", "HEAD", cwd=repo).stdout
-    a.wait(120)
-    until(lambda: (b.dir / "repo" / ".git" / "HEAD").exists(), 20)
-    until(lambda: git("rev-parse", "HEAD", cwd=b.dir / "repo", check=False).stdout == head, 20)
+    world.caught_up(a, b)
+    assert git("rev-parse", "HEAD", cwd=b.dir / "repo").stdout == head
     git("fsck", "--full", "--strict", cwd=b.dir / "repo")
     assert git("log", "--oneline", cwd=b.dir / "repo").stdout.count("\n") == 9
     # a remount must not make git read everything again, nor find a change
@@ -106,8 +105,7 @@ def test_tar_and_rsync(world):
     assert_same_tree(source, a.dir / "r")
     again = run("rsync", "-a", "--itemize-changes", source + "/", str(a.dir / "r") + "/", timeout=120)
     assert again.stdout == "", "a second rsync found something to do"
-    a.wait(120)
-    until(lambda: (b.dir / "r").exists(), 20)
+    world.caught_up(a, b)
     assert_same_tree(source, b.dir / "r")
     run("tar", "-C", b.dir, "-df", b.dir / "t.tar", check=False)
 
@@ -142,9 +140,7 @@ def test_editor_saves(world, backup):
         assert path.read_text() == f"draft {i}"
         assert os.listdir(a.dir) == ["letter.txt"]
     a.wait()
-    until(lambda: (b.dir / "letter.txt").exists() and (b.dir / "letter.txt").read_text() == "draft 11", 10)
-    assert os.listdir(b.dir) == ["letter.txt"]
-    assert (b.dir / "letter.txt").stat().st_mode & 0o777 == 0o640
+    until(lambda: os.listdir(b.dir) == ["letter.txt"] and (b.dir / "letter.txt").read_text() == "draft 11" and (b.dir / "letter.txt").stat().st_mode & 0o777 == 0o640, 10)
 
 
 def test_vim(world):

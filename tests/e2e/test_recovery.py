@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-from support import alive, facts, is_mounted, until
+from support import alive, facts, is_mounted, soon, until
 
 SEED = int(os.environ.get("TARN_TEST_SEED", 0)) or random.SystemRandom().randrange(1, 1 << 32)
 PAGE = 4096
@@ -238,8 +238,8 @@ def test_somebody_else_wrote_meanwhile(world):
     assert (a.dir / "f").read_bytes() == b_data
     copies = [p for p in a.dir.iterdir() if "conflict" in p.name]
     assert len(copies) == 1 and copies[0].read_bytes() == a_data
-    until(lambda: len(list(b.dir.iterdir())) == 2, what="the copy at the other client")
-    assert_same_tree(a.dir, b.dir)
+    world.caught_up(a, b)
+    soon(lambda: assert_same_tree(a.dir, b.dir))
 
 
 # ---- what a dead daemon leaves in the kernel ----

@@ -6,7 +6,7 @@ import sqlite3
 from support import SERVER, run, until
 
 
-def before_and_after(a, b, backup):
+def before_and_after(world, a, b, backup):
     """Something that the backup has, and something that it has not."""
     (a.dir / "old").write_text("in the backup")
     (a.dir / "d").mkdir()
@@ -18,9 +18,9 @@ def before_and_after(a, b, backup):
     (a.dir / "nd").mkdir()
     (a.dir / "nd" / "x").write_text("x")
     a.wait()
-    until(lambda: (b.dir / "nd" / "x").exists())
+    until(lambda: a.status()["cursor"] == b.status()["cursor"] == world.server.cursor(), what="both have seen all events")
+    until(lambda: (b.dir / "nd" / "x").exists() and (b.dir / "new").exists())
     assert (b.dir / "new").read_text() == "after the backup"
-    until(lambda: a.status()["cursor"] == b.status()["cursor"], what="both have seen all events")
 
 
 def kept(world, client):
@@ -36,7 +36,7 @@ def goes_on(a, b):
 
 def test_restored_from_a_backup(world, tmp_path):
     a, b = world.client(), world.client()
-    before_and_after(a, b, lambda: world.server.admin("backup", "--to", tmp_path / "backup"))
+    before_and_after(world, a, b, lambda: world.server.admin("backup", "--to", tmp_path / "backup"))
     world.server.kill()
     shutil.rmtree(world.server.data)
     run(SERVER, "restore", "--from", tmp_path / "backup", "--data", world.server.data)
@@ -86,7 +86,7 @@ def test_rolled_back_without_saying_so(world, tmp_path):
         shutil.copytree(world.server.data, tmp_path / "copy", ignore=shutil.ignore_patterns("admin.sock", "url"))
         world.server.start()
 
-    before_and_after(a, b, copy)
+    before_and_after(world, a, b, copy)
     world.server.kill()
     shutil.rmtree(world.server.data)
     shutil.copytree(tmp_path / "copy", world.server.data)

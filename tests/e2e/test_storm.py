@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.request
 
-from support import SCALE, assert_same_tree, until
+from support import SCALE, assert_same_tree, soon, until
 
 NAMES = ["a.txt", "b.txt", "c", "d.bin"]
 DIRS = ["", "x/", "y/"]
@@ -155,14 +155,9 @@ def test_two_mounts_in_each_others_way(world):
     for w in writers:
         w.join(SECONDS * SCALE + 60)
         assert not w.is_alive() and w.error is None, w.error
-    for c in (a, b, a, b):
-        c.wait(60)
-
-    def calm():
-        x, y = a.status(), b.status()
-        return all(s["pending_items"] == 0 and s["pending_files"] == 0 and not s["parked"] for s in (x, y)) and x["cursor"] == y["cursor"]
-    until(calm, 30, "both are at the same event")
-    assert_same_tree(a.dir, b.dir, dir_times=False)
+    world.caught_up(a, b)
+    assert not a.status()["parked"] and not b.status()["parked"]
+    soon(lambda: assert_same_tree(a.dir, b.dir, dir_times=False))
     there = versions(world.server)
     must = [x for w in writers for x in w.must()]
     lost = [how for d, how in must if d not in there]
