@@ -52,7 +52,7 @@ static struct cursor cursor = { .seq = 1 };
 /* ---- the source: blocks by hash, answered from a thread of its own ---- */
 struct stored { struct digest hash; uint8_t *bytes; size_t n; };
 static struct stored blocks[65536];
-static size_t n_blocks;
+static _Atomic size_t n_blocks; /* they are only added, by the main thread; the source's reads those that are there */
 static struct {
         struct source source;
         struct lock lock;
@@ -164,7 +164,8 @@ static int store(const uint8_t *p, size_t n, struct digest *ret) {
         assert(n_blocks < ARRAY_SIZE(blocks));
         uint8_t *copy = malloc(n);
         memcpy(copy, p, n);
-        blocks[n_blocks++] = (struct stored){ *ret, copy, n };
+        blocks[n_blocks] = (struct stored){ *ret, copy, n };
+        n_blocks++;
         return 0;
 }
 
