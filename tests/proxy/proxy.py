@@ -170,7 +170,7 @@ class Proxy:
             n = self.random.choice((1, 1, 2, 7, 100)) if at < 400 else 4096
             writer.write(data[at:at + n])
             await writer.drain()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # deadline-poll: no time at all; each crumb leaves by itself
             at += n
 
     async def swallow(self, reader):
