@@ -99,7 +99,7 @@ int admin_run(struct service *s, const char *const *words, size_t n, const char 
         if (n == 4 && strcmp(words[0], "token") == 0 && strcmp(words[1], "add") == 0 && strcmp(words[2], "--user") == 0)
                 return run_token_add(s, words[3], ret_text);
         if (n > 0 && maintain_knows(words[0]))
-                return maintain_run(s, words, n, ret_text);
+                return maintain_run(s, words, n, false, ret_text);
         return say(ret_text, -EINVAL, "unknown command; see tarn-server --help");
 }
 

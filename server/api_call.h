@@ -51,6 +51,7 @@ struct service {
         struct cond job_changed;
         const char *job;                 /* job_lock: what maintenance is under way, NULL none */
         bool job_stop;                   /* job_lock: it should end */
+        bool job_yields, job_wanted;     /* job_lock: it was started by nobody; another one wants the slot */
         char *data_dir;                  /* NULL in memory */
         bool serving;                    /* workers > 0 */
         struct lock waiters_lock;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* maintain.c: what fsck, scrub, gc and backup share: their words, that only one of them runs, that it can be stopped and slowed down.
  *
- * One at a time: gc deletes what backup copies and fsck counts, so the service has one slot (job_lock); a second command is refused, not queued. Commits and
- * reads go on meanwhile; how each of the four bears that is in its own file.
+ * One at a time: gc deletes what backup copies and fsck counts, so the service has one slot (job_lock); a second command is refused, not queued. The gc that a server runs by
+ * itself (upkeep.c) gives the slot up at its next step when a command wants it. Commits and reads go on meanwhile; how each of the four bears that is in its own file.
  *
  * A report is lines "name: number" for people, or one JSON object with the same names. */
 #include "maintain.h"
@@ -34,7 +34,7 @@ void maintain_stop(struct service *s) {
 
 bool maintain_stopped(struct maintain *m) {
         LOCK_SCOPE(&m->s->job_lock);
-        return m->s->job_stop;
+        return m->s->job_stop || (m->s->job_yields && m->s->job_wanted);
 }
 
 int maintain_pace(struct maintain *m, uint64_t bytes) {
@@ -94,14 +94,21 @@ static int options(struct maintain *m, const char *const *words, size_t n) {
         return 0;
 }
 
-static int slot_take(struct service *s, const char *word, struct buf *ret_text) {
+/* The slot. Whoever runs by himself (yields) makes room for a command that somebody gave, and is not started beside one. */
+static int slot_take(struct service *s, const char *word, bool yields, struct buf *ret_text) {
         LOCK_SCOPE(&s->job_lock);
+        while (s->job && s->job_yields && !yields && !s->job_stop) {
+                s->job_wanted = true;
+                cond_wait(&s->job_changed, &s->job_lock);
+        }
         if (s->job) {
                 int r = buf_printf(ret_text, "%s is under way; only one of fsck, scrub, gc and backup runs at a time", s->job);
 
                 return r < 0 ? r : -EBUSY;
         }
         s->job = word;
+        s->job_yields = yields;
+        s->job_wanted = false;
         return 0;
 }
 
@@ -111,7 +118,7 @@ static void slot_give(struct service *s) {
         cond_broadcast(&s->job_changed);
 }
 
-int maintain_run(struct service *s, const char *const *words, size_t n, struct buf *ret_text) {
+int maintain_run(struct service *s, const char *const *words, size_t n, bool yields, struct buf *ret_text) {
         struct maintain m = {.s = s, .min_age_s = DAY_S, .out = ret_text, .paced_ms = clock_mono_ms(clock_system())};
         _cleanup_json_ json_t *report = json_object();
         int (*run)(struct maintain *m) = NULL;
@@ -129,7 +136,7 @@ int maintain_run(struct service *s, const char *const *words, size_t n, struct b
         if (!report)
                 return -ENOMEM;
         m.report = report;
-        r = slot_take(s, word, ret_text);
+        r = slot_take(s, word, yields, ret_text);
         if (r < 0)
                 return r;
         r = run(&m);

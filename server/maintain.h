@@ -7,8 +7,9 @@
 /* Whether `word` names one of these commands (they may take hours). */
 bool maintain_knows(const char *word);
 /* words: {"fsck", "--repair", "--json"}, {"scrub", "--rate", BYTES, "--json"}, {"gc", "--dry-run", "--min-age", SECONDS, "--trash-age", SECONDS, "--json"}, {"backup", "--to", DIR, "--json"}.
+ * yields: nobody asked for it; it ends (-ECANCELED) at its next step when another one wants to run.
  * 0; -EUCLEAN: done, and something is wrong (ret_text is the report); -EBUSY: another one is under way, or needs a stopped server; -ECANCELED: the server is stopping; -EINVAL. */
-int maintain_run(struct service *s, const char *const *words, size_t n, struct buf *ret_text) _must_check_;
+int maintain_run(struct service *s, const char *const *words, size_t n, bool yields, struct buf *ret_text) _must_check_;
 /* Asks the one under way to end soon. Any thread. */
 void maintain_stop(struct service *s);
 

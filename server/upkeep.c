@@ -3,7 +3,7 @@
  *
  *   started                       first run after FIRST_S, or after gc_every_s if that is less: a server that is restarted each day must come to it, too
  *   ran (also: failed)            next run gc_every_s after this one began
- *   refused, another one has the slot (backup, fsck, scrub, a gc that somebody asked for)    again after RETRY_S
+ *   refused, or ended because somebody wants the slot (backup, fsck, scrub, gc by command)   again after RETRY_S
  *
  * A run is `gc` with the words that the command takes (maintain.c), so it keeps all of its promises: short transactions, one maintenance at a time, stopped by the end of the server, what is young or
  * claimed is left alone, and the next run goes on where one was killed. Expired tokens, claims and sessions also go between the runs (service.c).
@@ -43,7 +43,7 @@ int64_t upkeep_next_ms(const struct upkeep_config *c, int64_t start_ms, int64_t 
 
         if (last_ms < 0)
                 return start_ms + MIN(every_ms, (int64_t)FIRST_S * 1000);
-        return last_ms + (r == -EBUSY ? MIN(every_ms, (int64_t)RETRY_S * 1000) : every_ms);
+        return last_ms + (r == -EBUSY || r == -ECANCELED ? MIN(every_ms, (int64_t)RETRY_S * 1000) : every_ms);
 }
 
 static int run_gc(struct upkeep *u) {
@@ -63,7 +63,7 @@ static int run_gc(struct upkeep *u) {
                 words[n++] = "--keep-events";
                 words[n++] = keep;
         }
-        int r = maintain_run(u->s, words, n, &text);
+        int r = maintain_run(u->s, words, n, true, &text);
         if (r < 0 && r != -EBUSY && r != -ECANCELED)
                 log_warn("event=upkeep error=%s", err_name(r));
         return r;
