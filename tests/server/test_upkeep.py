@@ -57,13 +57,14 @@ def test_it_cleans_up_by_itself():
         left = orphan(s.data)
         kept = os.urandom(300_000)
         s.put("kept", kept)
+        used = workspace(s)["used_bytes"]  # with the page that lists its blocks, if it has several
         for i in range(20):
             s.put(f"f{i}", os.urandom(150_000))
         for i in range(20):
             assert s.call("DELETE", s.file(f"f{i}"))[0] == 204
         until(lambda: not os.path.exists(left), "the orphan is still there")
         until(lambda: not trash(s), "the trash is still there")
-        until(lambda: workspace(s)["used_bytes"] == 300_000, "the quota is not given back")
+        until(lambda: workspace(s)["used_bytes"] == used, "the quota is not given back")
         until(lambda: len(objects(s.data)) == 1, "the objects are still there")
         w = workspace(s)
         assert s.call("GET", f"/v1/events?cursor=w:{w['epoch']}:{w['seq'] - 30}:{'0' * 16}&wait=0")[0] == 410
