@@ -202,10 +202,13 @@ static int answer_send(struct asked *q, int result, struct buf *text) {
         return r < 0 ? r : send_all(q->fd, out.data, out.bytes);
 }
 
-static int asked_run(struct asked *q) {
+/* ended: set before the answer goes out, because whoever has it may come with the next command at once. */
+static int asked_run(struct asked *q, atomic_bool *ended) {
         _cleanup_buf_ struct buf text = BUF_INIT(ADMIN_BYTES_MAX);
         int r = admin_run(q->a->service, q->words, q->n, q->password, &text);
 
+        if (ended)
+                atomic_store(ended, true);
         log_info("event=admin command=%s %s result=%s uid=%u", q->words[0], q->n > 1 ? q->words[1] : "", r < 0 ? err_name(r) : "ok", q->uid);
         return answer_send(q, r, &text);
 }
@@ -213,12 +216,11 @@ static int asked_run(struct asked *q) {
 static void *job_thread(void *arg) {
         struct asked *q = arg;
         struct admin *a = q->a;
-        int r = asked_run(q);
+        int r = asked_run(q, &a->job_ended);
 
         if (r < 0)
                 log_debug("event=admin_job error=%s", err_name(r));
         asked_free(q);
-        atomic_store(&a->job_ended, true);
         return NULL;
 }
 
@@ -261,7 +263,7 @@ static int serve_one(struct admin *a, int fd) {
         if (r >= 0 && maintain_knows(q->words[0]))
                 return job_start(a, q);
         if (r >= 0)
-                r = asked_run(q);
+                r = asked_run(q, NULL);
         asked_free(q);
         return r;
 }
