@@ -53,7 +53,7 @@ int outbox_row_read(struct db_stmt *s, int c, struct arena *a, struct orow *ret)
         const void *p = db_col_blob(s, c + 12, &n);
         int r = op_unpack(a, p, n, &o);
         if (r == 0 && ((o.p1 && !o.op.name) || (o.p2 && !o.op.name2)))
-                r = -EBADMSG;
+                r = db_col_null(s, o.p1 && !o.op.name ? c + 8 : c + 10) ? -EBADMSG : -ENOMEM;
         if (r == 0)
                 *ret = o;
         return r;
