@@ -261,11 +261,14 @@ static int resolve_copy(struct tree *t, struct orow *own, struct nrow *row, stru
         r = row_get(t, t->w, at ? at->parent : INO_ROOT, &parent);
         if (r == 0)
                 r = insert_copy(t, &copy, row, side, &parent, at ? at->name : "file", at ? at->n : 4, host);
+        /* The newest takes its handles and the layers below it along. An older one that is not below it was written to an inode that was saved over since: its handles have nothing to do with the copy. */
+        if (r == 0 && newest->gen)
+                r = apply_fate(t, &(struct tree_done){ .op = newest->op.id, .ino = copy.ino, .gen = newest->gen, .fate = FATE_MOVED });
         for (size_t i = 0; i < n && r == 0; i++) {
                 if (list[i].ino != row->ino || !is_content(&list[i]))
                         continue;
-                if (list[i].gen)
-                        r = apply_fate(t, &(struct tree_done){ .op = list[i].op.id, .ino = copy.ino, .gen = list[i].gen, .fate = FATE_MOVED });
+                if (list[i].gen && list[i].gen != newest->gen)
+                        r = apply_fate(t, &(struct tree_done){ .op = list[i].op.id, .ino = copy.ino, .gen = list[i].gen, .fate = FATE_DROPPED });
                 if (r == 0)
                         r = unlink_source(t, &list[i]);
         }

@@ -529,6 +529,31 @@ static void test_save_source_edited(void **state) {
         assert_int_equal(look(&w, d.ino, "file").size, 77);
 }
 
+/* A file that was saved over while an edit of it was on its way, and the edit is refused: the copy is of the save. Who has the old inode open stays there. */
+static void test_copy_leaves_old_inode(void **state) {
+        struct outbox_item items[4];
+        (void)put_content(&w, f.ino, 1, 11);
+        assert_int_equal(outbox_ready(&w, items, 4, NULL), 1);
+        struct op edit = items[0].op;
+        MUST(outbox_mark_sent(w.tree, &edit.id, 1));
+        w.open[w.n_open++] = f.ino;
+        struct node temp = make(&w, d.ino, "new", NODE_FILE);
+        (void)put_content(&w, temp.ino, 2, 22);
+        MUST(mv(&w, d.ino, "new", d.ino, "file", 0));
+        assert_int_equal(model_write(&m, &f.id, 99), RES_OK);
+        edit.content = model_content(1, 11);
+        struct op_result r = model_commit(&m, &edit);
+        assert_int_equal(r.code, RES_STALE);
+        struct tree_applied applied = resolve(&r, RESOLVE_CONFLICT_COPY);
+        assert_int_equal(applied.n_done, 2);
+        for (size_t i = 0; i < applied.n_done; i++)
+                assert_int_equal(applied.done[i].fate, applied.done[i].gen == 2 ? FATE_MOVED : FATE_DROPPED);
+        assert_int_equal(applied.done[0].gen, 2);
+        w.n_open = 0;
+        sync_all(&w, &m);
+        compare(&w, &m);
+}
+
 static void make_way(uint64_t from) {
         struct event *e = &m.log[from]; /* the answer to an operation of ours may carry rows that are newer than the events so far */
         struct tree_applied out;
@@ -674,7 +699,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_merged_below, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_merged_file, setup, teardown),   cmocka_unit_test_setup_teardown(test_answers, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_replays, setup, teardown),       cmocka_unit_test_setup_teardown(test_swap, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_remote_delete_open, setup, teardown), cmocka_unit_test_setup_teardown(test_save_source_edited, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_write, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_recovers, setup, teardown), cmocka_unit_test_setup_teardown(test_dir_times, setup, teardown), cmocka_unit_test_setup_teardown(test_never_sent, setup, teardown), cmocka_unit_test_setup_teardown(test_lost_content, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_remote_delete_open, setup, teardown), cmocka_unit_test_setup_teardown(test_save_source_edited, setup, teardown), cmocka_unit_test_setup_teardown(test_copy_leaves_old_inode, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_write, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_recovers, setup, teardown), cmocka_unit_test_setup_teardown(test_dir_times, setup, teardown), cmocka_unit_test_setup_teardown(test_never_sent, setup, teardown), cmocka_unit_test_setup_teardown(test_lost_content, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

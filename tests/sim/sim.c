@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* sim.c: runs scenarios. `sim --seed N [--scenarios M] [--jobs J] [--ops N] [--twice] [--verbose]` runs seeds N, N+1, ... in J processes (default: one per processor, one for a single
  * scenario); one that fails prints the command that runs it again. With --twice each seed runs two times and the digests of the traces must be equal. Without --seed: a fixed first
- * seed, TARN_TEST_SCALE times the default number of scenarios, one in a hundred of them twice.
+ * seed, TARN_TEST_SCALE times the default number of scenarios, one in a hundred of them twice. A run of a thousand or more in which a fault or a row of the conflict table did not
+ * come up fails.
  *
  * Each process takes the next seed from a counter that all share, so what a seed does never depends on how many there are. `traces` in the last line is the sum of all traces' digests:
  * two runs over the same seeds print the same one.
@@ -26,6 +27,7 @@
 #define FAILURES_MAX 30u
 #define JOBS_MAX 64u
 #define TWICE_EACH 100u
+#define MANY 1000u   /* from here on everything must have happened */
 #define HANGS_S 120u /* a scenario takes 0.1 s of an idle processor */
 
 /* Shared by all processes. */
@@ -104,6 +106,17 @@ static void run(const struct args *a, struct shared *shared, unsigned job) {
                 (void)atomic_fetch_add(&shared->failed, r < 0);
                 (void)atomic_fetch_add(&shared->done, 1);
         }
+}
+
+/* A run of many scenarios that did not meet one of the faults, or a row of the conflict table, proves nothing about it: their number. */
+static uint64_t never_met(const struct shared *shared) {
+        uint64_t n = 0;
+        for (unsigned i = 0; i < SIM_COUNTS; i++)
+                if (!shared->total[i]) {
+                        fprintf(stderr, "never met: %s\n", sim_count_name[i]);
+                        n++;
+                }
+        return n;
 }
 
 static volatile sig_atomic_t ended;
@@ -207,6 +220,8 @@ int main(int argc, char **argv) {
         world_remove(base_dir);
         double s = (double)(t1.tv_sec - t0.tv_sec) + (double)(t1.tv_nsec - t0.tv_nsec) / 1e9;
         uint64_t done = shared->done, failed = shared->failed + (uint64_t)bad;
+        if (done >= MANY)
+                failed += never_met(shared);
         printf("%llu scenarios from seed %llu, %.1f scenarios/s in %u processes", (unsigned long long)done, (unsigned long long)a.seed, (double)done / s, a.jobs);
         for (unsigned i = 0; i < SIM_ROWS; i++)
                 printf(", %llu %s", (unsigned long long)shared->total[i], sim_count_name[i]);
