@@ -185,7 +185,7 @@ int meta_version_restore(struct meta *m, const struct meta_restore *r, struct ar
 /* ---- reading ---- */
 
 /* Events after a cursor, oldest first, as packed by wire_pack_event (the payload of an EVENT frame). At most max_events, and as many as fit in max_bytes (always
- * one). ret_upto: where they lead (the newest, if none). -EIDRM: wrong epoch or mark, below the horizon or from the future: ret_ws tells epoch; its predecessor is the cursor's epoch then, and its
+ * one). ret_upto: where they lead (the newest, if none). -EIDRM: wrong epoch or mark, below the horizon or from the future: ret_ws tells epoch; below the horizon its predecessor is zero, else it is the cursor's epoch, and its
  * fork_seq the seq up to which that line is also the present one (0: not known). */
 struct meta_event { uint64_t seq; const void *bytes; size_t n; };
 int meta_events(struct meta *m, uint64_t ws, const struct cursor *after, size_t max_events, size_t max_bytes, struct arena *a,

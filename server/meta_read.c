@@ -29,13 +29,11 @@ static int cursor_valid(struct sql *db, const struct meta_workspace *w, const st
         return r;
 }
 
-/* Up to which seq the line of a cursor that is not valid is also ours: 0 if nothing is known. Below the horizon: all of it. */
+/* Up to which seq the line of a cursor that is not valid is also ours: 0 if nothing is known. */
 static int fork_of(struct sql *db, const struct meta_workspace *w, const struct cursor *c, uint64_t *ret) {
         *ret = 0;
-        if (id_equal(&c->epoch, &w->at.epoch)) {
-                *ret = c->seq < w->horizon ? c->seq : 0;
+        if (id_equal(&c->epoch, &w->at.epoch))
                 return 0;
-        }
         struct sql_stmt *st;
         int r = sql_first(db, &st, "SELECT fork_seq FROM epoch WHERE workspace = ?1 AND id = ?2", "iD", (int64_t)w->ws, &c->epoch);
         if (r <= 0)
@@ -56,6 +54,11 @@ int meta_events(struct meta *m, uint64_t ws, const struct cursor *after, size_t 
                 return r < 0 ? r : -ENOENT;
         *ret_ws = w;
         r = cursor_valid(v.db, &w, after);
+        if (r == 0 && id_equal(&after->epoch, &w.at.epoch) && after->seq < w.horizon) { /* only forgotten: nothing says that the lines part */
+                ret_ws->predecessor = (struct id){ { 0 } };
+                ret_ws->fork_seq = 0;
+                return -EIDRM;
+        }
         if (r == 0) {
                 ret_ws->predecessor = after->epoch;
                 r = fork_of(v.db, &w, after, &ret_ws->fork_seq);

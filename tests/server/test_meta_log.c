@@ -507,6 +507,9 @@ static void cursors(void **state) {
         assert_int_equal(meta_horizon_set(k.m, k.ws, 4), 0);
         assert_int_equal(events_at(&k, at[3], &w), -EIDRM);
         assert_int_equal(w.horizon, 4);
+        assert_true(id_is_zero(&w.predecessor)); /* forgotten is not another line: a client at the very first event must not take it for one */
+        assert_int_equal(events_at(&k, at[0], &w), -EIDRM);
+        assert_true(id_is_zero(&w.predecessor));
         assert_int_equal(events_at(&k, at[4], &w), 0);
         struct cursor wrong = at[4];
         wrong.mark[0] ^= 1;
