@@ -60,6 +60,12 @@ void lock_assert_none(void) {
         if (n_held > 0)
                 lock_die("held where no lock may be", held[0], NULL);
 }
+
+void lock_assert_below(int rank) {
+        for (unsigned i = 0; i < n_held; i++)
+                if (held[i]->rank >= rank)
+                        lock_die("held where only lower ranks may be", held[i], NULL);
+}
 #else
 static inline void held_check(struct lock *l) {
 }
@@ -70,6 +76,8 @@ static inline void held_remove(struct lock *l) {
 void lock_assert_held(struct lock *l) {
 }
 void lock_assert_none(void) {
+}
+void lock_assert_below(int rank) {
 }
 #endif
 

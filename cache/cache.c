@@ -2,7 +2,8 @@
 /* cache.c: the cache as a whole: opening, recovery, closing.
  *
  *   DIR/lock            held by the one process that owns DIR
- *   DIR/boot            boot id of the last start: another one means that bytes which were not synced may be gone, and nothing cached is trusted unhashed
+ *   DIR/boot            boot id of the last start: another one means that bytes which were not synced may be gone: the tree goes back to its last mark (tree_sync.c), and nothing cached is
+ *                       trusted unhashed
  *   DIR/tree.db         nodes, outbox, cursor (tree.c); a damaged one is moved aside to tree.db.damaged-TIME and made anew
  *   DIR/stages, lent/   logs and bytes of files being written (stage*.c)
  *   DIR/blob, ...       cached blocks (blob*.c)
@@ -19,7 +20,7 @@
  *   tree: committed or replaced      COMMITTED: becomes a blob if its bytes are those of the row, else discarded
  *   tree: new, its predecessor lost  kept aside (files.late) until the tree is loaded from the server (cache_loaded), then as above: tree_recover.c
  *
- * An outbox row without its stage can only come from a power cut within a second after it (rows may reach the disk before bytes) or from damage: it is dropped, so
+ * An outbox row without its stage can only come from damage, a failed sync, or a power cut under a program that had no marks yet: it goes back to what is here of the file, or is dropped, so
  * that the file shows its last version again. One thread until the flusher starts. */
 #include <assert.h>
 #include <fcntl.h>
@@ -70,16 +71,22 @@ static uint64_t reserve_bytes(const struct cache_config *cfg) {
         return MIN((uint64_t)log_pages(cfg) * 2 * 4096 + RESERVE_BYTES, (uint64_t)v.f_blocks * v.f_frsize / 8);
 }
 
-static int open_tree(struct cache *c, const struct cache_config *cfg, bool *ret_lost) {
+/* Before each sync of the tree: bytes that rows name. Those of the last life are known only when the stages were found. */
+static int sync_first(void *arg) {
+        struct cache *c = arg;
+        return c->files->found ? stages_sync_sealed(c->stages) : -EAGAIN;
+}
+
+static int open_tree(struct cache *c, const struct cache_config *cfg, bool power_cut, bool *ret_lost) {
         _cleanup_free_ char *path = path_join(cfg->dir, "tree.db");
         if (!path)
                 return -ENOMEM;
         struct tree_config tc = { .path = path, .vfs = cfg->tree_vfs, .readers = cfg->by_hand ? 1 : 4, .clock = cfg->clock, .rng = cfg->rng, .counters = cfg->counters, .uid = cfg->uid, .gid = cfg->gid,
-                                  .log_pages = log_pages(cfg) };
+                                  .power_cut = power_cut, .sync_first = sync_first, .log_full = cfg->by_hand ? NULL : files_log_full, .sync_arg = c, .log_pages = log_pages(cfg) };
         int r = tree_open(&tc, &c->tree);
         if (r != -EBADMSG && r != -EEXIST) /* a constraint that does not hold is damage too */
                 return r;
-        static const char *const parts[] = { "", "-wal", "-shm" };
+        static const char *const parts[] = { "", "-wal", "-shm", "-mark" };
         int64_t now = clock_real_ns(cfg->clock) / 1000000000;
         for (size_t i = 0; i < ARRAY_SIZE(parts); i++) {
                 char from[PATH_MAX], to[PATH_MAX];
@@ -164,7 +171,7 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
                         return r;
                 fo->sealed = true;
         }
-        struct stage_identity id = { .ino = stage_ino(st), .gen = st->gen, .node = st->head.node, .parent = st->head.parent, .base_version = st->head.base_version,
+        struct stage_identity id = { .ino = stage_ino(st), .gen = st->gen, .below_gen = st->head.below_gen, .node = st->head.node, .parent = st->head.parent, .base_version = st->head.base_version,
                                      .mode = st->head.mode, .mtime_ns = st->mtime_ns, .size = stage_size(st) };
         memcpy(id.name, st->head.name, sizeof id.name);
         enum recover_result how;
@@ -520,7 +527,7 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
         if (r == 0)
                 r = new_boot(cfg->dir, &fresh_boot, boot);
         if (r == 0)
-                r = open_tree(c, cfg, &tree_lost);
+                r = open_tree(c, cfg, fresh_boot, &tree_lost);
         if (r == 0) {
                 struct blobs_config bc = { .dir = cfg->dir, .limit_bytes = cfg->limit_bytes, .free_floor_bytes = cfg->free_floor_bytes, .reserve_bytes = reserve_bytes(cfg), .clock = cfg->clock, .counters = cfg->counters,
                                            .workers = cfg->workers, .new_boot = fresh_boot, .by_hand = cfg->by_hand };
@@ -540,6 +547,7 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
                 outbox_set_open_check(c->tree, open_for_write, c);
                 struct stages_found found;
                 r = stages_recover(c->stages, fresh_boot, c->files->lost_dir, &found);
+                c->files->found = r == 0;
                 if (r == 0)
                         FAILPOINT_HERE("recover.found");
                 if (r == 0) {

@@ -13,7 +13,8 @@
  *    them. Damage is every code that says so: a sum, SQLite's own checks, a file that is too short, and a statement of ours that does not fit the schema. What the disk answers to a read (EIO) is not.
  *  - A log whose end does not verify is cut there by SQLite, without a word: after a power cut that is its tail that was not synced, in the same boot it is damage. Either way an older state is
  *    shown, as a power cut would have left it. If the file had taken later frames before, by a checkpoint, it would be a mix: db_log_torn tells, so that the caller looks at more than sums.
- *  - The log is bounded: a commit that leaves more than checkpoint_pages in it checkpoints, and journal_size_limit cuts the file to twice that afterwards.
+ *  - The log is bounded: a commit that leaves more than checkpoint_pages in it checkpoints (or, with marks, the owner does: db_mark.c), and journal_size_limit cuts the file to twice that
+ *    afterwards.
  *
  * Prepared statements live as long as their connection, in a table keyed by the address of the SQL literal. Two equal literals of two source files
  * make two statements; that costs some memory and nothing else. Using a statement that is in use is a mistake of ours (assert).
@@ -45,6 +46,9 @@ struct db {
         bool write, log_torn;
         sqlite3_file *log;        /* the write-ahead log's file: stays the same while the connection is open */
         _Atomic int sync_error;   /* sticky */
+        struct db_marks *marks;   /* NULL: none */
+        uint64_t frames, tried;   /* marked: in the log after the last commit; as many were there at the last checkpoint. Owner's lock */
+        _Atomic uint64_t pages;   /* marked: frames since then */
         size_t n_statements;
         struct db_stmt statements[STATEMENTS];
 };
@@ -133,11 +137,30 @@ static int verify(struct db *db) {
         return error_from(rc, db->c);
 }
 
+/* After each commit: frames in the log. */
+static int on_commit(void *arg, sqlite3 *c, const char *name, int frames) {
+        struct db *db = arg;
+        if ((uint64_t)frames <= db->frames)
+                db->tried = 0; /* the log has begun anew */
+        db->frames = (uint64_t)frames;
+        atomic_store(&db->pages, db->frames - db->tried);
+        return SQLITE_OK;
+}
+
 int db_open(const struct db_config *config, struct db **ret) {
-        assert(config && config->path && ret);
+        assert(config && config->path && ret && (!config->marked || config->write));
         struct db *db = calloc(1, sizeof(*db));
         if (!db)
                 return -ENOMEM;
+        if (config->marked) {
+                int k = config->power_cut ? db_marks_cut(config->vfs, config->path) : 0;
+                if (k == 0)
+                        k = db_marks_open(config->vfs, config->path, &db->marks);
+                if (k < 0) {
+                        free(db);
+                        return k;
+                }
+        }
         const char *vfs = config->vfs ? config->vfs : db_sums_vfs();
         int reserve = DB_SUM_BYTES;
         db->write = config->write;
@@ -160,13 +183,15 @@ int db_open(const struct db_config *config, struct db **ret) {
                 r = pragma(db, "PRAGMA locking_mode=EXCLUSIVE; PRAGMA temp_store=MEMORY");
         if (r == 0 && config->write) {
                 unsigned pages = config->checkpoint_pages ? config->checkpoint_pages : 2000u;
-                (void)snprintf(sql, sizeof(sql), "PRAGMA wal_autocheckpoint=%u", pages);
+                (void)snprintf(sql, sizeof(sql), "PRAGMA wal_autocheckpoint=%u", config->marked ? 0 : pages);
                 r = pragma(db, "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL");
                 if (r == 0)
                         r = pragma(db, sql);
                 (void)snprintf(sql, sizeof(sql), "PRAGMA journal_size_limit=%u", MIN(JOURNAL_LIMIT_BYTES, pages * 2 * DB_PAGE_BYTES));
                 if (r == 0)
                         r = pragma(db, sql);
+                if (r == 0 && config->marked)
+                        (void)sqlite3_wal_hook(db->c, on_commit, db);
                 if (r == 0) /* the log is there from the first read on */
                         r = pragma(db, "SELECT count(*) FROM sqlite_schema");
                 if (r == 0)
@@ -195,6 +220,7 @@ void db_close(struct db *db) {
         int rc = sqlite3_close(db->c);
         assert(rc == SQLITE_OK);
         (void)rc;
+        db_marks_close(db->marks);
         free(db);
 }
 
@@ -431,7 +457,32 @@ int db_sync(struct db *db) {
 int db_checkpoint(struct db *db) {
         assert(db->write);
         int rc = sqlite3_wal_checkpoint_v2(db->c, NULL, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
+        db->tried = db->frames;
+        atomic_store(&db->pages, 0);
         return rc == SQLITE_BUSY ? 0 : error_from(rc, db->c);
+}
+
+int db_log_at(struct db *db, struct db_mark *ret) {
+        struct db_mark m = { .frames = db->frames };
+        assert(db->marks);
+        int rc = db->log->pMethods->xRead(db->log, m.salt, (int)sizeof m.salt, 16);
+        if (rc != SQLITE_OK && rc != SQLITE_IOERR_SHORT_READ) /* short: nothing was ever written */
+                return -EIO;
+        *ret = m;
+        return 0;
+}
+
+int db_mark(struct db *db, const struct db_mark *mark) {
+        int r = atomic_load(&db->sync_error);
+        return r < 0 ? r : db_marks_write(db->marks, mark);
+}
+
+uint64_t db_log_pages(const struct db *db) {
+        return atomic_load(&db->pages);
+}
+
+void db_keep_log(struct db *db) {
+        (void)sqlite3_db_config(db->c, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
 }
 
 /* SQLite tells a disk that cannot be read as a finding, like damage. */

@@ -59,6 +59,8 @@ struct files {
         unsigned jobs;                /* retire_job is on a worker: 1 */
         struct job retire_job;
         struct cond drained;
+        bool log_full;                /* the tree's log wants a checkpoint */
+        bool found;                   /* the stages of the last life are in the table; set once, by one thread */
         bool unqueued;                /* some file has a sealed stage whose outbox row failed */
         struct stage *loose;          /* linked by chain: tops of stacks that no file holds (file_commit.c) */
         struct stages_found late;     /* older than the tree file: wait for cache_loaded. One thread until then */
@@ -89,6 +91,7 @@ int files_start(struct files *fs) _must_check_;
 void files_stop(struct files *fs);
 void files_kick(struct files *fs, bool now);
 void files_dirty(void *arg);
+void files_log_full(void *cache);                      /* the tree wants a sync soon */
 void files_room(void *arg);
 int file_wait_room(struct file_write *w, bool blobs_full) _must_check_;
 int files_flush(struct files *fs) _must_check_;

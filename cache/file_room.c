@@ -3,7 +3,7 @@
  *
  * "cache-flush" waits on one condition with a deadline and does, in this order:
  *
- *   1. a second after something became dirty, or at once when asked: sync stages (their data, their logs, the shared log), then the tree
+ *   1. a second after something became dirty, or at once when asked or when the tree's log is long: sync stages (stage_sync.c), then the tree (tree_sync.c)
  *   2. what may only go after that sync: stages that nobody needs; committed stages are handed to the workers (file_commit.c)
  *   3. outbox rows that could not be written before are tried again
  *   4. writers that wait for room, in order of arrival
@@ -43,6 +43,15 @@ void files_kick(struct files *fs, bool now) {
 
 void files_dirty(void *arg) {
         files_kick(arg, false);
+}
+
+void files_log_full(void *arg) {
+        struct files *fs = ((struct cache *)arg)->files;
+        LOCK_SCOPE(&fs->lock);
+        if (!fs->log_full) {
+                fs->log_full = fs->kicked = true;
+                cond_broadcast(&fs->work);
+        }
 }
 
 void files_room(void *arg) {
@@ -197,7 +206,7 @@ int files_flush(struct files *fs) {
         while (fs->flushing)
                 cond_wait(&fs->idle, &fs->lock);
         fs->flushing = true;
-        fs->dirty = false;
+        fs->dirty = fs->log_full = false;
         uint64_t upto = fs->retire_added; /* those listed before the sync */
         lock_drop(&fs->lock);
         files_loose_look(fs);
@@ -246,7 +255,7 @@ static void *run(void *arg) {
                         int64_t until = tick + FLUSH_MS;
                         if (fs->dirty)
                                 until = MIN(until, fs->dirty_since_ms + FLUSH_MS);
-                        due = now >= until || (fs->kicked && (fs->loose || (fs->retire_last && fs->retire_last->n > fs->retire_upto)));
+                        due = now >= until || (fs->kicked && (fs->log_full || fs->loose || (fs->retire_last && fs->retire_last->n > fs->retire_upto)));
                         if (fs->stop || fs->kicked || due || now >= deadline)
                                 break;
                         (void)!cond_wait_until(&fs->work, &fs->lock, MIN(until, deadline));

@@ -170,6 +170,20 @@ int stage_get(struct stages *s, uint64_t gen, struct stage **ret) {
         return -ENOENT;
 }
 
+void stage_unlist_locked(struct stage *st) {
+        struct stages *s = st->owner;
+        if (!st->in_dirty)
+                return;
+        if (st->dirty_prev)
+                st->dirty_prev->dirty_next = st->dirty_next;
+        else
+                s->dirty = st->dirty_next;
+        if (st->dirty_next)
+                st->dirty_next->dirty_prev = st->dirty_prev;
+        st->dirty_next = st->dirty_prev = NULL;
+        st->in_dirty = false;
+}
+
 static struct stage *stage_free(struct stage *st) {
         struct stages *s = st->owner;
         lock_take(&s->lock);
@@ -179,12 +193,7 @@ static struct stage *stage_free(struct stage *st) {
                         s->n--;
                         break;
                 }
-        if (st->in_dirty)
-                for (struct stage **p = &s->dirty; *p; p = &(*p)->dirty_next)
-                        if (*p == st) {
-                                *p = st->dirty_next;
-                                break;
-                        }
+        stage_unlist_locked(st);
         if (st->state == STAGE_OPEN)
                 s->n_open--;
         else if (st->state == STAGE_SEALED)
@@ -257,7 +266,10 @@ void stage_mark_dirty(struct stage *st) {
         if (!st->in_dirty) {
                 first = !s->dirty;
                 st->in_dirty = true;
+                st->dirty_prev = NULL;
                 st->dirty_next = s->dirty;
+                if (s->dirty)
+                        s->dirty->dirty_prev = st;
                 s->dirty = st;
         }
         lock_drop(&s->lock);

@@ -11,7 +11,6 @@
 #include "stage_log.h"
 #include "stage_seg.h"
 
-#define RANK_STAGE_IO (RANK_FILE + 5)
 #define SMALL_STAGE_BYTES (64u << 10)   /* appended to the shared log; beyond it the stage gets a file of its own */
 #define SMALL_STAGE_RECORDS 256u
 #define STAGE_SEGS_MAX 8u
@@ -41,7 +40,7 @@ struct stage {
         struct stages *owner;
         _Atomic unsigned refs;
         struct stage *hash_next;      /* owner's lock */
-        struct stage *dirty_next;     /* owner's lock */
+        struct stage *dirty_next, *dirty_prev; /* owner's lock */
         bool in_dirty;                /* owner's lock */
         uint64_t gen;
         _Atomic uint64_t ino;         /* changes by file_reassign */
@@ -60,6 +59,7 @@ struct stage {
         uint64_t changes;             /* io: records and merges so far */
         uint64_t content_changes;     /* io: that many when it was sealed: what its bytes need to survive; 0: not sealed here */
         struct segment *segs[STAGE_SEGS_MAX]; unsigned n_segs; /* io: references */
+        bool data_gone;               /* its data file is another one's: fixed by recovery */
         bool untrusted;               /* io: an fsync failed: nothing of it is believed */
 
         struct lock lock;             /* RANK_STAGE: everything below */
@@ -129,6 +129,7 @@ struct stage *stage_ref(struct stage *st);
 struct stage *stage_below(struct stage *st);           /* reference, or NULL */
 void stage_account(struct stage *st, uint64_t new_pages, uint64_t new_small); /* lock held */
 void stage_mark_dirty(struct stage *st);
+void stage_unlist_locked(struct stage *st);            /* owner's lock held: it is not dirty any more */
 /* Small stages that alone keep an old segment from being used again move to files of their own. No lock held. */
 void stages_relocate(struct stages *s);
 void stages_count_state(struct stages *s, enum stage_state from, enum stage_state to);
@@ -150,9 +151,10 @@ int stage_error(struct stage *st);
 int stage_seal(struct stage *st) _must_check_;
 /* A control record: fits always. io held. */
 int stage_note(struct stage *st, enum slog_kind kind, uint64_t off, uint64_t bytes, int64_t time_ns, uint8_t flags, const void *payload, uint32_t payload_bytes) _must_check_;
-/* Bytes and log on the platter. No lock held. */
-int stage_sync(struct stage *st) _must_check_;
-int stages_sync_dirty(struct stages *s) _must_check_;
+/* ---- stage_sync.c: bytes and log on the platter ---- */
+int stage_sync(struct stage *st) _must_check_;         /* No lock held. -ENOSPC: not now; -EIO: never */
+int stages_sync_dirty(struct stages *s) _must_check_;  /* No lock held */
+int stages_sync_sealed(struct stages *s) _must_check_; /* locks below RANK_STAGE_IO may be held */
 /* ---- stage_own.c: the large home ---- */
 int own_log_begin(struct stage *st) _must_check_;
 int own_log_append(struct stage *st, const struct slog_entry *e, const void *payload) _must_check_;

@@ -371,6 +371,7 @@ void stage_release_disk(struct stage *st, bool data_taken) {
         lock_assert_none();
         lock_take(&st->io);
         bool logged = st->logged, large = st->large;
+        data_taken |= st->data_gone;
         int r = logged && large && !data_taken ? stage_note(st, LOG_DONE, 0, 0, 0, 0, NULL, 0) : 0;
         if (r == 0 && logged && st->was_small) {
                 struct slog_entry done = { .kind = LOG_DONE, .gen = st->gen, .copy = LOG_COPY_ALL };

@@ -10,6 +10,9 @@
  * Damage is never deleted and never uploaded: what can be read of the stage goes to lost+found/ as a plain file. Files in stages/ and lent/ that no log names go there
  * too, empty ones to the pools.
  *
+ * A data file goes back to the pool when its stage has ended, and another stage may take it. After a crash the log of the first may be there all the same, by a power cut even without its DONE: a file
+ * belongs to the newest generation that names it, and the others have ended.
+ *
  * A large stage's file may hold bytes that its map does not (a kill between record and punch): they are punched here, so that holes are zeros when the file becomes a blob.
  *
  * One thread, before the others start. */
@@ -328,7 +331,11 @@ static int replay(struct stage *st, const struct rec *r, struct found_stage *fou
 static int open_data(struct reading *rd, struct stage *st, const struct found_stage *found, uint64_t digest, bool *ret_made) {
         char path[PATH_MAX];
         for (size_t i = 0; i < rd->n_lent; i++)
-                rd->lent[i].used |= strcmp(rd->lent[i].name, st->data_name) == 0;
+                if (strcmp(rd->lent[i].name, st->data_name) == 0) {
+                        if (rd->lent[i].used)
+                                return -ESTALE;
+                        rd->lent[i].used = true;
+                }
         int r = data_file_path(rd->s, st->data_name, path, sizeof path);
         if (r < 0)
                 return r;
@@ -440,8 +447,12 @@ static int build(struct reading *rd, struct rec *v, size_t n, struct found_stage
                 st->log.sums_charged = (sums_pages(&st->map) + 1) * EXTENT_PAGE;
                 blobs_charge_found(s->cfg.blobs, st->log.charged + st->log.sums_charged);
                 int k = open_data(rd, st, &f, digest, &made);
-                if (k < 0)
+                if (k == -ESTALE) { /* a newer one has the file: this one had ended, and only its log came back */
+                        f.done = st->data_gone = true;
+                        f.damaged = false;
+                } else if (k < 0) {
                         f.damaged = true;
+                }
         }
         uint64_t pages = st->fd >= 0 && !f.done ? extents_pages(&st->map, 0, UINT64_MAX) : 0, small = st->small_bytes;
         st->small_bytes = 0;
@@ -616,11 +627,16 @@ int stages_recover(struct stages *s, bool new_boot, const char *lost_dir, struct
         }
         if (rd.n)
                 qsort(rd.v, rd.n, sizeof *rd.v, by_place);
-        for (size_t i = 0, k; r == 0 && i < rd.n; i = k) {
-                for (k = i; k < rd.n && rd.v[k].e.gen == rd.v[i].e.gen; k++)
+        for (size_t end = rd.n, i; r == 0 && end > 0; end = i) { /* the newest first: who has a data file now */
+                for (i = end - 1; i > 0 && rd.v[i - 1].e.gen == rd.v[end - 1].e.gen; i--)
                         ;
-                r = build_best(&rd, rd.v + i, k - i, ret);
+                r = build_best(&rd, rd.v + i, end - i, ret);
                 stages_gen_above(s, rd.v[i].e.gen);
+        }
+        for (size_t i = 0, k = ret->n; i + 1 < k; i++) { /* in order again */
+                struct found_stage x = ret->v[i];
+                ret->v[i] = ret->v[--k];
+                ret->v[k] = x;
         }
         if (r == 0)
                 link_layers(ret);

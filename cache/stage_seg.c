@@ -27,8 +27,10 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include "base/err.h"
 #include "base/failpoint.h"
 #include "base/io.h"
+#include "base/log.h"
 
 struct seg_writing { uint64_t pos; struct seg_writing *next; };
 
@@ -296,7 +298,9 @@ int segments_sync(struct segments *s) {
                         g->writing = &w;
                         lock_drop(&s->lock);
                         struct slog_entry mark = { .kind = LOG_SYNC, .off = done };
-                        r = slog_write(g->fd, &g->salt, pos, &mark, NULL);
+                        int m = slog_write(g->fd, &g->salt, pos, &mark, NULL);
+                        if (m < 0) /* it is on the platter all the same; only damage could not be told from loss */
+                                log_debug("segment number=%" PRIu32 " mark error=%s", g->number, err_name(m));
                         lock_take(&s->lock);
                         for (struct seg_writing **p = &g->writing; *p; p = &(*p)->next)
                                 if (*p == &w) {

@@ -14,8 +14,7 @@
  * Numbers (ino, cookie, local order) are never given twice: they are taken in memory, and the file holds a limit below which they may have been given; a
  * crash skips the rest up to the limit.
  *
- * tree_sync syncs the log's file without holding t->lock. One sync serves all callers that came before it began; nothing committed since the
- * last one: no sync at all.
+ * What is durable when: tree_sync.c.
  *
  * Damage: every page is compared with its sum at open (db.c); -EBADMSG then, and the owner makes a new file. A log that ends in something that does not verify has lost its end: quick_check, and the
  * rules of check_tree.c, tell whether what is left is one state.
@@ -34,6 +33,7 @@
 
 #define NUMBERS_AT_ONCE 4096u
 #define SCRATCH_BYTES_MAX (256u << 20)
+#define LOG_PAGES 2000u
 
 static const char schema[] =
         "CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID;"
@@ -199,7 +199,12 @@ static int open_state(struct tree *t, const struct tree_config *config) {
         r = db_commit(t->w);
         if (r == 0)
                 r = FAILPOINT("tree.opened");
-        return r < 0 ? r : db_sync(t->w);
+        if (r == 0)
+                r = db_sync(t->w);
+        struct db_mark mark;
+        if (r == 0 && version == 0 && (r = db_log_at(t->w, &mark)) == 0)
+                r = db_mark(t->w, &mark); /* there is one from the beginning */
+        return r;
 }
 
 int tree_open(const struct tree_config *config, struct tree **ret) {
@@ -219,13 +224,20 @@ int tree_open(const struct tree_config *config, struct tree **ret) {
         lock_init(&t->slock, "tree sync", RANK_OUTBOX);
         cond_init(&t->rcond);
         cond_init(&t->scond);
+        cond_init(&t->gcond);
         t->clock = config->clock;
         t->rng = config->rng;
         t->counters = config->counters;
         t->now_ns = clock_real_ns(t->clock);
+        t->sync_first = config->sync_first;
+        t->log_full = config->log_full;
+        t->power_cut = config->power_cut;
+        t->sync_arg = config->sync_arg;
+        t->log_pages = config->log_pages ? config->log_pages : LOG_PAGES;
         atomic_store(&t->commits, 1); /* what the last process left is one commit that may not be synced */
         r = arena_new(SCRATCH_BYTES_MAX, &t->scratch);
-        struct db_config dbc = { .path = config->path, .vfs = config->vfs, .write = true, .exclusive = config->readers == 0, .cache_kib = 16384, .checkpoint_pages = config->log_pages };
+        struct db_config dbc = { .path = config->path, .vfs = config->vfs, .write = true, .exclusive = config->readers == 0, .cache_kib = 16384, .checkpoint_pages = t->log_pages,
+                                 .marked = true, .power_cut = config->power_cut };
         if (r == 0)
                 r = db_open(&dbc, &t->w);
         if (r == 0)
@@ -234,7 +246,7 @@ int tree_open(const struct tree_config *config, struct tree **ret) {
                 t->readers = calloc(config->readers, sizeof(*t->readers));
                 t->reader_busy = calloc(config->readers, sizeof(*t->reader_busy));
                 r = t->readers && t->reader_busy ? 0 : -ENOMEM;
-                dbc.write = false;
+                dbc.write = dbc.marked = false;
                 dbc.cache_kib = 2048;
                 for (; r == 0 && t->n_readers < config->readers; t->n_readers++)
                         if ((r = db_open(&dbc, &t->readers[t->n_readers])) < 0)
@@ -261,6 +273,8 @@ void tree_close(struct tree *t) {
         for (unsigned i = 0; i < t->n_readers; i++)
                 db_close(t->readers[i]);
         if (t->w) {
+                if (atomic_load(&t->commits) != atomic_load(&t->commits_synced))
+                        db_keep_log(t->w); /* what was not marked stays where it can be cut off */
                 int r = db_begin(t->w);
                 if (r == 0)
                         r = meta_set(t->w, "open", 0);
@@ -284,6 +298,7 @@ void tree_close(struct tree *t) {
         arena_free(t->scratch);
         cond_destroy(&t->rcond);
         cond_destroy(&t->scond);
+        cond_destroy(&t->gcond);
         lock_destroy(&t->lock);
         lock_destroy(&t->rlock);
         lock_destroy(&t->alock);
@@ -302,7 +317,10 @@ void tree_add_listener(struct tree *t, struct listener *l) {
 /* ---- transactions ---- */
 
 int tree_begin(struct tree *t) {
+        lock_assert_below(RANK_STAGE_IO); /* see the gate in tree_sync.c */
         lock_take(&t->lock);
+        while (t->gate)
+                cond_wait(&t->gcond, &t->lock);
         arena_reset(t->scratch);
         assert(t->n_notes == 0 && t->n_again == 0);
         t->wake = false;
@@ -316,20 +334,6 @@ int tree_begin(struct tree *t) {
 void tree_count_commit(struct tree *t) {
         counter_add(t->counters, sql_transactions, 1);
         atomic_fetch_add(&t->commits, 1);
-}
-
-static size_t touch_place(uint64_t ino) {
-        return (size_t)(ino * 0x9e3779b97f4a7c15u >> 40) % TOUCHED;
-}
-
-void tree_touch(struct tree *t, uint64_t ino) {
-        lock_assert_held(&t->lock);
-        if (!t->content_only)
-                atomic_store(&t->touched[touch_place(ino)], atomic_load(&t->commits) + 1);
-}
-
-bool tree_synced(struct tree *t, uint64_t ino) {
-        return atomic_load(&t->touched[touch_place(ino)]) <= atomic_load(&t->commits_synced) && atomic_load(&t->commits_synced) > 0;
 }
 
 int tree_end(struct tree *t, int r) {
@@ -374,6 +378,7 @@ int tree_end(struct tree *t, int r) {
         t->n_asked = 0;
         lock_drop(&t->alock);
         lock_drop(&t->lock);
+        tree_log_grown(t);
         return r;
 }
 
@@ -554,39 +559,6 @@ void tree_reader_put(struct tree *t, struct db *db) {
                 if (t->readers[i] == db)
                         t->reader_busy[i] = false;
         cond_signal(&t->rcond);
-}
-
-/* ---- durability ---- */
-
-int tree_sync(struct tree *t) {
-        LOCK_SCOPE(&t->slock);
-        if (atomic_load(&t->commits) == atomic_load(&t->commits_synced) && !t->syncing)
-                return 0;
-        uint64_t mine = t->sync_started + 1; /* the first sync that begins from now on covers all commits until now */
-        while (t->sync_done < mine) {
-                if (t->syncing) {
-                        cond_wait(&t->scond, &t->slock);
-                        continue;
-                }
-                t->syncing = true;
-                uint64_t round = ++t->sync_started;
-                lock_drop(&t->slock);
-                uint64_t commits = atomic_load(&t->commits);
-                int r = FAILPOINT("tree.sync");
-                if (r == 0)
-                        r = db_sync(t->w);
-                if (r == 0)
-                        FAILPOINT_HERE("tree.synced");
-                lock_take(&t->slock);
-                t->syncing = false;
-                t->sync_done = round;
-                if (r < 0)
-                        t->sync_result = r; /* sticky, as in db.c */
-                else
-                        atomic_store(&t->commits_synced, commits);
-                cond_broadcast(&t->scond);
-        }
-        return t->sync_result;
 }
 
 /* ---- settings, totals ---- */

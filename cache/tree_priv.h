@@ -85,6 +85,7 @@ struct tree {
         struct arena *scratch;
         struct { uint64_t next, limit, limit_before; } numbers[N_NUMBERS];
         uint64_t inos_known;            /* those below were given before this process */
+        bool power_cut;                 /* this process found the file after one */
         uint64_t born_us;               /* when this file was made: generations of files lost before it are lower */
         int64_t now_ns;                 /* of the transaction */
         struct cursor cursor, cursor_next; /* as committed; as the transaction sets it */
@@ -123,7 +124,13 @@ struct tree {
         struct cond scond;
         uint64_t sync_started, sync_done;
         int sync_result;
-        bool syncing;
+        bool syncing, too_early;        /* the last round found that sync_first cannot yet */
+        int (*sync_first)(void *arg);   /* bytes that rows name; NULL: there are none. Fixed, as the next three */
+        void (*log_full)(void *arg);
+        void *sync_arg;
+        unsigned log_pages;
+        bool gate;                      /* lock: no transaction begins; a checkpoint is being prepared */
+        struct cond gcond;
         _Atomic uint64_t commits, commits_synced;
         _Atomic uint64_t touched[TOUCHED]; /* by ino: the last commit that queued or changed an operation of it (or of one that shares its place) */
 };
@@ -141,6 +148,7 @@ int tree_note(struct tree *t, enum note_kind kind, uint64_t ino, const char *nam
 int tree_settle_later(struct tree *t, uint64_t ino) _must_check_;
 void tree_touch(struct tree *t, uint64_t ino);  /* the transaction queues or changes an operation of it: more than a content, whose stage says it all */
 void tree_count_commit(struct tree *t);
+void tree_log_grown(struct tree *t);            /* after a transaction, without the lock: a checkpoint may be due */
 int meta_get(struct db *db, const char *key, int64_t *ret) _must_check_;  /* 0 if absent */
 int meta_set(struct db *db, const char *key, int64_t value) _must_check_;
 int open_set_add(struct open_set *s, uint64_t ino) _must_check_;

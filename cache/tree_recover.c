@@ -8,8 +8,9 @@
  *   the node lives                                             QUEUED: its newest content
  *   another ino has the node's id now                          COMMITTED: it was replaced by an atomic save
  *   deleted here on purpose (tombstone)                        COMMITTED
- *   the node's id is gone, its ino is another id's by now      as the node that has the ino says (atomic saves hand ids on)
+ *   its ino is another id's by now                             as the node that has the ino says (atomic saves hand ids on, and a power cut takes them back)
  *   ino and id are gone, and this file has known the ino       COMMITTED: deleted here, or replaced by an atomic save of an atomic save
+ *   no such ino was given yet                                  COMMITTED: made, and never fsynced, after the moment to which a power cut took the tree back
  *   deleted by the server while it was open here               the node is made again: QUEUED, or LOST_FOUND
  *   nothing (the file was lost and is new)                     likewise
  *
@@ -133,10 +134,14 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
         int64_t local;
         int r;
         bool known = s->ino < t->inos_known && s->gen > t->born_us; /* inos are never used again */
-        r = row_find(t, t->w, &s->node, &ino);
-        if (r == -ENOENT && known)
-                ino = s->ino;
-        if (r == 0 || (r == -ENOENT && known))
+        if (t->power_cut && s->gen > t->born_us && !known) { /* made behind the mark to which a power cut took this file back */
+                *ret = RECOVER_COMMITTED;
+                return 0;
+        }
+        /* The ino first: what the stage says of its node may be of a save over a file that a power cut took back. */
+        ino = s->ino;
+        r = known ? row_get(t, t->w, ino, &row) : -ENOENT;
+        if (r == -ENOENT && (r = row_find(t, t->w, &s->node, &ino)) == 0)
                 r = row_get(t, t->w, ino, &row);
         if (r == 0) {
                 if (row.v.kind != NODE_FILE) /* an id is never of two kinds: not our node */
@@ -145,9 +150,12 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
                 *ret = superseded ? RECOVER_COMMITTED : RECOVER_QUEUED;
                 if (superseded)
                         return 0;
+                /* a base that the tree does not know: what was there when a save that was taken back was made, or a generation whose row was */
+                bool taken_back = known && (!id_equal(&s->node, &row.id) || s->below_gen > row.last_gen);
+                struct id base = taken_back ? row.v.version : s->base_version;
                 s->ino = row.ino; /* another one if the tree file was lost and the node was loaded again */
                 s->node = row.id;
-                return local_queue_content(t, &row, s->gen, s->size, s->mtime_ns, &s->base_version, &dropped);
+                return local_queue_content(t, &row, s->gen, s->size, s->mtime_ns, &base, &dropped);
         }
         if (r != -ENOENT)
                 return r;

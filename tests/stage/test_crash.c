@@ -162,8 +162,8 @@ static void settle_committed(struct cw *w) {
                 struct stage *loose = fs->loose;
                 bool over = jobs == 0 && !fs->retire_first && !loose;
                 if (late && !over)
-                        print_message("jobs %u, retire %d, loose gen %llu refs %u due %d committed %d carried %d\n", jobs, fs->retire_first != NULL, loose ? (unsigned long long)loose->gen : 0,
-                                      loose ? loose->refs : 0, loose ? loose->due : 0, loose ? loose->committed : 0, loose ? outbox_carries(w->cache->tree, loose->gen) : 0);
+                        print_message("jobs %u, retire %d, loose gen %llu refs %u due %d committed %d\n", jobs, fs->retire_first != NULL, loose ? (unsigned long long)loose->gen : 0,
+                                      loose ? loose->refs : 0, loose ? loose->due : 0, loose ? loose->committed : 0);
                 lock_drop(&fs->lock);
                 assert_true(over || !late);
                 if (over)

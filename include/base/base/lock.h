@@ -9,7 +9,7 @@
 #include "base/cleanup.h"
 
 enum lock_rank {
-        RANK_HANDLE = 10, RANK_FILE = 20, RANK_STAGE = 30, RANK_BLOB = 40, RANK_LRU = 50, RANK_TREE = 60, RANK_OUTBOX = 70,
+        RANK_HANDLE = 10, RANK_FILE = 20, RANK_STAGE_IO = 25, RANK_STAGE = 30, RANK_BLOB = 40, RANK_LRU = 50, RANK_TREE = 60, RANK_OUTBOX = 70,
         RANK_QUEUE = 80, /* work queues, notifier, completion lists */
         RANK_LOG = 90,
 };
@@ -21,6 +21,7 @@ void lock_take(struct lock *l);
 void lock_drop(struct lock *l);
 void lock_assert_held(struct lock *l);
 void lock_assert_none(void);                 /* this thread holds no ranked lock */
+void lock_assert_below(int rank);            /* it holds none of that rank or above */
 void cond_init(struct cond *c);
 void cond_destroy(struct cond *c);
 void cond_wait(struct cond *c, struct lock *l);

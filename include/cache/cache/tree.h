@@ -27,13 +27,19 @@ struct tree_config {
         struct counters *counters;
         struct listener *listener; size_t n_listeners; /* unused here when NULL; see tree_add_listener */
         unsigned log_pages;       /* the SQLite log is checkpointed beyond so many pages and cut to twice as many: it counts to the cache's limit; 0: 2,000 */
+        bool power_cut;           /* the machine has started anew since the file was used: what may lack its bytes does not count */
+        /* Called before each sync of the tree: makes the bytes durable that rows committed so far name. -EAGAIN: it cannot yet; then no checkpoint is made. NULL: rows name no bytes. The caller may hold
+         * locks below RANK_STAGE_IO. log_full: log_pages is passed, a tree_sync soon is wanted (no locks but such; NULL: transactions see to it). */
+        int (*sync_first)(void *arg);
+        void (*log_full)(void *arg);
+        void *sync_arg;
         uint32_t uid, gid;        /* owner of the root until the server's row is known */
 };
 /* Opens or creates. -EPROTONOSUPPORT: schema newer than ours, untouched. -EBADMSG: damaged (the caller moves it aside and opens anew). */
 int tree_open(const struct tree_config *config, struct tree **ret) _must_check_;
 void tree_close(struct tree *t);
 void tree_add_listener(struct tree *t, struct listener *l); /* before other threads start; at most 4 */
-/* Everything accepted so far is durable on return (commits, writes and syncs the log really). One fsync at most for many callers. */
+/* Everything accepted so far is durable on return, with the bytes that it names. Many callers share one round: sync_first, a sync of the log, one of the mark; nothing committed since the last: none. */
 int tree_sync(struct tree *t) _must_check_;
 
 /* ---- looking ---- */
@@ -202,7 +208,7 @@ int tree_setting_get(struct tree *t, const char *key, struct buf *ret) _must_che
 int tree_setting_set(struct tree *t, const char *key, const void *value, size_t n) _must_check_;
 
 /* Recovery: a stage found on disk without its row. If the node lives, its content is queued; else the node is made again under its name (or in lost+found/). */
-struct stage_identity { uint64_t ino, gen; struct id node, parent, base_version; char name[NAME_BYTES_MAX + 1]; uint32_t mode; int64_t mtime_ns; uint64_t size; };
+struct stage_identity { uint64_t ino, gen, below_gen; struct id node, parent, base_version; char name[NAME_BYTES_MAX + 1]; uint32_t mode; int64_t mtime_ns; uint64_t size; };
 /* A tree file that was made anew (the old one is lost) must not take the generations of its predecessor for its own, whatever the clock says: the first call after it was made
  * says that everything up to gen is older than the file. Later calls change nothing. */
 int tree_birth(struct tree *t, uint64_t gen) _must_check_;

@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* db_mark.c: up to where a SQLite log counts after a power cut.
+ *
+ * SQLite believes every transaction of its log that is whole. That is too much where rows speak of bytes in other files: drives and the kernel write pages when they like, so a row may be on the
+ * platter before the bytes that it names, and nobody can tell. A *mark* says: all that the rows up to here speak of is on the platter too. It is written after those bytes and the log were synced. After a
+ * power cut (not after the mere end of a process: then nothing is missing) the log is cut at the last mark before SQLite sees it. So the file shows the state of one moment, that of a
+ * transaction's end, with everything that belongs to it; of what came later nothing is there.
+ *
+ * A checkpoint copies rows from the log into the database, from where they cannot be taken back. So only what is marked may be checkpointed; who has marks checkpoints himself (db_checkpoint), and
+ * SQLite never does by itself. Then a log whose salts are not those of the last mark began after a checkpoint of all that is marked, and none of it counts.
+ *
+ *   PATH-mark   two places of 64 bytes, at 0 and 4096, written in turn: magic 8 | number 8 | salts 8 | frames 8 | zero 24 | XXH3-64 of the first 56. Little endian but for the salts, which are as in the log.
+ *               The valid one with the higher number counts: a mark that was being written promised nothing yet.
+ *
+ * Files are reached through SQLite's VFS, as the log is. */
+#include "db_mark.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <sqlite3.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/digest.h"
+#include "base/log.h"
+
+#define SLOT_BYTES 64u
+#define SLOT_STEP 4096u
+#define LOG_HEADER_BYTES 32
+#define LOG_FRAME_HEADER 24
+
+static const uint8_t magic[8] = "tarnmrk1";
+
+struct db_marks { sqlite3_file *file; uint64_t number; };
+
+static int open_file(const char *vfs, const char *path, const char *suffix, int flags, sqlite3_file **ret) {
+        sqlite3_vfs *v = sqlite3_vfs_find(vfs);
+        if (!v)
+                return -EINVAL;
+        sqlite3_file *f = calloc(1, (size_t)v->szOsFile);
+        size_t n = strlen(path) + strlen(suffix);
+        char *name = calloc(1, n + 4); /* names that a VFS gets end with several zeros */
+        int r = f && name ? 0 : -ENOMEM;
+        int there = 1;
+        if (r == 0) {
+                (void)snprintf(name, n + 1, "%s%s", path, suffix);
+                if (!(flags & SQLITE_OPEN_CREATE) && v->xAccess(v, name, SQLITE_ACCESS_EXISTS, &there) != SQLITE_OK)
+                        r = -EIO;
+                else if (!there)
+                        r = -ENOENT;
+                else if (v->xOpen(v, name, f, flags, NULL) != SQLITE_OK)
+                        r = -EIO;
+        }
+        free(name);
+        if (r < 0) {
+                free(f);
+                return r;
+        }
+        *ret = f;
+        return 0;
+}
+
+static void close_file(sqlite3_file *f) {
+        if (f && f->pMethods)
+                (void)f->pMethods->xClose(f);
+        free(f);
+}
+
+static void encode(const struct db_mark *m, uint64_t number, uint8_t ret[SLOT_BYTES]) {
+        memset(ret, 0, SLOT_BYTES);
+        memcpy(ret, magic, sizeof magic);
+        uint64_t v = htole64(number);
+        memcpy(ret + 8, &v, 8);
+        memcpy(ret + 16, m->salt, 8);
+        v = htole64(m->frames);
+        memcpy(ret + 24, &v, 8);
+        v = htole64(xxh3_64(ret, 56));
+        memcpy(ret + 56, &v, 8);
+}
+
+/* The mark that counts. number 0: none. */
+static int newest(sqlite3_file *f, struct db_mark *ret, uint64_t *ret_number) {
+        *ret_number = 0;
+        for (unsigned i = 0; i < 2; i++) {
+                uint8_t b[SLOT_BYTES];
+                int rc = f->pMethods->xRead(f, b, sizeof b, i * SLOT_STEP);
+                if (rc != SQLITE_OK && rc != SQLITE_IOERR_SHORT_READ)
+                        return -EIO;
+                uint64_t number, sum, frames;
+                memcpy(&number, b + 8, 8);
+                memcpy(&frames, b + 24, 8);
+                memcpy(&sum, b + 56, 8);
+                if (memcmp(b, magic, sizeof magic) || le64toh(sum) != xxh3_64(b, 56) || le64toh(number) <= *ret_number)
+                        continue;
+                *ret_number = le64toh(number);
+                memcpy(ret->salt, b + 16, 8);
+                ret->frames = le64toh(frames);
+        }
+        return 0;
+}
+
+int db_marks_open(const char *vfs, const char *path, struct db_marks **ret) {
+        struct db_marks *m = calloc(1, sizeof *m);
+        if (!m)
+                return -ENOMEM;
+        int r = open_file(vfs, path, "-mark", SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_SUPER_JOURNAL, &m->file);
+        sqlite3_int64 size = 0;
+        struct db_mark mark;
+        if (r == 0 && m->file->pMethods->xFileSize(m->file, &size) != SQLITE_OK)
+                r = -EIO;
+        if (r == 0 && size < (sqlite3_int64)(2 * SLOT_STEP)) { /* its blocks are there from now on */
+                static const uint8_t none[SLOT_STEP];
+                for (sqlite3_int64 at = size / SLOT_STEP * SLOT_STEP; r == 0 && at < (sqlite3_int64)(2 * SLOT_STEP); at += SLOT_STEP)
+                        r = m->file->pMethods->xWrite(m->file, none, (int)sizeof none, at) == SQLITE_OK ? 0 : -EIO;
+                if (r == 0 && m->file->pMethods->xSync(m->file, SQLITE_SYNC_NORMAL) != SQLITE_OK)
+                        r = -EIO;
+        }
+        if (r == 0)
+                r = newest(m->file, &mark, &m->number);
+        if (r < 0) {
+                db_marks_close(m);
+                return r;
+        }
+        *ret = m;
+        return 0;
+}
+
+void db_marks_close(struct db_marks *m) {
+        if (!m)
+                return;
+        close_file(m->file);
+        free(m);
+}
+
+int db_marks_write(struct db_marks *m, const struct db_mark *mark) {
+        uint8_t b[SLOT_BYTES];
+        uint64_t number = m->number + 1;
+        encode(mark, number, b);
+        sqlite3_file *f = m->file;
+        if (f->pMethods->xWrite(f, b, (int)sizeof b, (number & 1) * SLOT_STEP) != SQLITE_OK || f->pMethods->xSync(f, SQLITE_SYNC_NORMAL | SQLITE_SYNC_DATAONLY) != SQLITE_OK)
+                return -EIO;
+        m->number = number;
+        return 0;
+}
+
+static int cut_log(sqlite3_file *log, const char *path, const struct db_mark *mark) {
+        uint8_t head[LOG_HEADER_BYTES];
+        sqlite3_int64 size = 0, end = 0;
+        if (log->pMethods->xFileSize(log, &size) != SQLITE_OK)
+                return -EIO;
+        if (size < LOG_HEADER_BYTES)
+                return 0;
+        if (log->pMethods->xRead(log, head, LOG_HEADER_BYTES, 0) != SQLITE_OK)
+                return -EIO;
+        uint32_t page = (uint32_t)head[8] << 24 | (uint32_t)head[9] << 16 | (uint32_t)head[10] << 8 | head[11];
+        bool same = memcmp(head + 16, mark->salt, sizeof mark->salt) == 0;
+        if (same && mark->frames > 0 && mark->frames < UINT32_MAX)
+                end = LOG_HEADER_BYTES + (sqlite3_int64)(mark->frames * (LOG_FRAME_HEADER + (uint64_t)page));
+        if (size <= end)
+                return 0;
+        log_info("db log=%s-wal cut from=%" PRId64 " to=%" PRId64 " mark=%s", path, (int64_t)size, (int64_t)end, same ? "here" : "before it began");
+        if (log->pMethods->xTruncate(log, end) != SQLITE_OK || log->pMethods->xSync(log, SQLITE_SYNC_NORMAL) != SQLITE_OK)
+                return -EIO;
+        return 0;
+}
+
+int db_marks_cut(const char *vfs, const char *path) {
+        sqlite3_file *marks, *log;
+        struct db_mark mark;
+        uint64_t number;
+        int r = open_file(vfs, path, "-mark", SQLITE_OPEN_READWRITE | SQLITE_OPEN_SUPER_JOURNAL, &marks);
+        if (r < 0)
+                return r == -ENOENT ? 0 : r;
+        r = newest(marks, &mark, &number);
+        close_file(marks);
+        if (r < 0 || number == 0)
+                return r;
+        r = open_file(vfs, path, "-wal", SQLITE_OPEN_READWRITE | SQLITE_OPEN_WAL, &log);
+        if (r < 0)
+                return r == -ENOENT ? 0 : r;
+        r = cut_log(log, path, &mark);
+        close_file(log);
+        return r;
+}
