@@ -139,7 +139,10 @@ int db_marks_write(struct db_marks *m, const struct db_mark *mark) {
         uint64_t number = m->number + 1;
         encode(mark, number, b);
         sqlite3_file *f = m->file;
-        if (f->pMethods->xWrite(f, b, (int)sizeof b, (number & 1) * SLOT_STEP) != SQLITE_OK || f->pMethods->xSync(f, SQLITE_SYNC_NORMAL | SQLITE_SYNC_DATAONLY) != SQLITE_OK)
+        int rc = f->pMethods->xWrite(f, b, (int)sizeof b, (number & 1) * SLOT_STEP);
+        if (rc != SQLITE_OK)
+                return (rc & 0xff) == SQLITE_FULL ? -ENOSPC : -EIO;
+        if (f->pMethods->xSync(f, SQLITE_SYNC_NORMAL | SQLITE_SYNC_DATAONLY) != SQLITE_OK)
                 return -EIO;
         m->number = number;
         return 0;
