@@ -15,7 +15,7 @@ A name shows the file that it was at some moment, and a file one of its states: 
 The server is away in two of three rounds; at the end everything is sent, and a client with an empty cache shows the same. A run in which most cuts lost nothing at all would not show that the
 cut works: it is void if fewer than a fifth of the cuts took something away.
 
-20 cuts on each file system here; TARN_TEST_SCALE multiplies, TARN_TEST_SEED repeats."""
+25 cuts on each file system here; TARN_TEST_SCALE multiplies, TARN_TEST_SEED repeats."""
 import fcntl
 import os
 import random
@@ -29,7 +29,7 @@ import pytest
 from support import PATIENCE, SCALE, run, until
 from writer import differences, overlay, seen
 
-CUTS = max(2, int(20 * SCALE / (4 if PATIENCE > 1 else 1)))
+CUTS = max(2, int(25 * SCALE / (4 if PATIENCE > 1 else 1)))
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 NO_LOG_FLUSH = 2
 NAMES = [f"f{i}" for i in range(12)]
