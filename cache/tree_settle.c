@@ -9,6 +9,8 @@
  *   - of two names from the server the one with the newer list wins; the other node is about to lose it (its row has not come yet)
  * The loser is *hidden*: it keeps its row, without that name. Whoever frees a name settles those that wait for it: both orders of arrival give one result. One that has no other
  * name (NB_HIDDEN) is not unlinked: what its handles write counts, and the server decides about it.
+ * A node without a name (all of them hidden, or in a directory that is not here yet) goes on showing what it showed; as the row then is not the server's, the server's is kept beside it until
+ * the node has a name again.
  *
  * What becomes of a node that the server deleted: while operations on it are pending, or a directory has entries left (they are there because of pending work), it stays
  * as it was shown last, marked NB_GONE. When the last of that ends it goes, and its parents of that kind after it. A node that is open goes at tree_forget. */
@@ -250,7 +252,8 @@ int settle(struct tree *t, uint64_t ino, const struct server_side *s, const stru
         if (gone && !kept_for_children)
                 return end_node(t, &row, &side);
         bool bytes = bytes_equal(&row.v, &out.v, hint), attrs = attrs_equal(&row.v, &out.v) && (row.nlink == nlink || row.v.kind == NODE_DIR), extra = extra_equal(&row.v, &out.v);
-        if (!row.cookie && ino != INO_ROOT) { /* without a name it shows to its handles what it showed; with a name again, what it is */
+        const bool nameless = !row.cookie && ino != INO_ROOT; /* without a name it shows to its handles what it showed; with a name again, what it is */
+        if (nameless) {
                 out.v = row.v;
                 bytes = attrs = extra = true;
         }
@@ -268,7 +271,7 @@ int settle(struct tree *t, uint64_t ino, const struct server_side *s, const stru
                 r = tree_note(t, NOTE_ATTR, ino, NULL, 0);
         }
         if (r == 0) {
-                bool need = side.exists && (in.n_ops || hidden || kept_for_children);
+                bool need = side.exists && (in.n_ops || hidden || kept_for_children || nameless); /* else the row is what the server has */
                 if (!need)
                         r = shadow_drop(t, &row);
                 else if (s || !(row.bits & NB_SHADOW))

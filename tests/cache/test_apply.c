@@ -657,6 +657,39 @@ static void test_never_sent(void **state) {
         assert_int_equal(look(&w, d.ino, "sub").pending, false);
 }
 
+/* Refusals tell of a file whose only name is in a directory that is not here yet: until that directory comes, what the server has is kept beside what was shown. */
+static void test_refused_before_its_directory(void **state) {
+        struct outbox_item items[8];
+        struct node n = make(&w, d.ino, "new", NODE_FILE);
+        (void)put_content(&w, n.ino, 3, 30);
+        assert_int_equal(outbox_all(&w, items, 8), 1);
+        struct op theirs = items[0].op;
+        theirs.content = model_content(3, 30);
+        assert_int_equal(model_commit(&m, &theirs).code, RES_OK); /* by a clone of this client; another one edits and moves it */
+        const struct id far = model_make(&m, &id_root, "far", NODE_DIR, 0);
+        assert_int_equal(model_write(&m, &n.id, 20), 0);
+        assert_int_equal(model_rename(&m, &d.id, "new", &far, "away"), 0);
+        MUST(outbox_mark_sent(w.tree, &theirs.id, 1));
+        (void)put_content(&w, n.ino, 4, 40);
+        const size_t count = outbox_all(&w, items, 8);
+        assert_int_equal(items[count - 1].op.kind, OP_CONTENT);
+        struct op edit = items[count - 1].op;
+        edit.content = model_content(4, 40);
+        struct op_result stale = model_commit(&m, &edit), reused = stale;
+        assert_int_equal(stale.code, RES_STALE);
+        reused.op = theirs.id;
+        reused.code = RES_ID_REUSED;
+        (void)resolve(&reused, RESOLVE_CONFLICT_COPY);
+        MUST(outbox_mark_sent(w.tree, &edit.id, 1));
+        (void)resolve(&stale, RESOLVE_CONFLICT_COPY);
+        assert_int_equal(tree_lookup(w.tree, d.ino, "new", 3, &n), -ENOENT);
+        sync_down(&w, &m);
+        n = look(&w, look(&w, INO_ROOT, "far").ino, "away");
+        assert_true(id_equal(&n.id, &theirs.node));
+        assert_int_equal(n.gen, 0);
+        assert_int_equal(n.size, 20);
+}
+
 /* The bytes of a new file did not survive a power cut: it is empty, and what was done to it since holds. */
 static void test_lost_content(void **state) {
         struct outbox_item items[8];
@@ -699,7 +732,8 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_merged_below, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_merged_file, setup, teardown),   cmocka_unit_test_setup_teardown(test_answers, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_replays, setup, teardown),       cmocka_unit_test_setup_teardown(test_swap, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_remote_delete_open, setup, teardown), cmocka_unit_test_setup_teardown(test_save_source_edited, setup, teardown), cmocka_unit_test_setup_teardown(test_copy_leaves_old_inode, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_write, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_recovers, setup, teardown), cmocka_unit_test_setup_teardown(test_dir_times, setup, teardown), cmocka_unit_test_setup_teardown(test_never_sent, setup, teardown), cmocka_unit_test_setup_teardown(test_lost_content, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_remote_delete_open, setup, teardown), cmocka_unit_test_setup_teardown(test_save_source_edited, setup, teardown), cmocka_unit_test_setup_teardown(test_copy_leaves_old_inode, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_write, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_recovers, setup, teardown), cmocka_unit_test_setup_teardown(test_dir_times, setup, teardown), cmocka_unit_test_setup_teardown(test_never_sent, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_refused_before_its_directory, setup, teardown), cmocka_unit_test_setup_teardown(test_lost_content, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
