@@ -35,6 +35,10 @@ static const uint8_t magic[8] = "tarnmrk1";
 
 struct db_marks { sqlite3_file *file; uint64_t number; };
 
+static int error_of(int rc) {
+        return rc == SQLITE_OK ? 0 : (rc & 0xff) == SQLITE_FULL ? -ENOSPC : -EIO;
+}
+
 static int open_file(const char *vfs, const char *path, const char *suffix, int flags, sqlite3_file **ret) {
         sqlite3_vfs *v = sqlite3_vfs_find(vfs);
         if (!v)
@@ -51,7 +55,7 @@ static int open_file(const char *vfs, const char *path, const char *suffix, int 
                 else if (!there)
                         r = -ENOENT;
                 else if (v->xOpen(v, name, f, flags, NULL) != SQLITE_OK)
-                        r = -EIO;
+                        r = v->xGetLastError && v->xGetLastError(v, 0, NULL) == ENOSPC ? -ENOSPC : -EIO;
         }
         free(name);
         if (r < 0) {
@@ -113,9 +117,9 @@ int db_marks_open(const char *vfs, const char *path, struct db_marks **ret) {
         if (r == 0 && size < (sqlite3_int64)(2 * SLOT_STEP)) { /* its blocks are there from now on */
                 static const uint8_t none[SLOT_STEP];
                 for (sqlite3_int64 at = size / SLOT_STEP * SLOT_STEP; r == 0 && at < (sqlite3_int64)(2 * SLOT_STEP); at += SLOT_STEP)
-                        r = m->file->pMethods->xWrite(m->file, none, (int)sizeof none, at) == SQLITE_OK ? 0 : -EIO;
-                if (r == 0 && m->file->pMethods->xSync(m->file, SQLITE_SYNC_NORMAL) != SQLITE_OK)
-                        r = -EIO;
+                        r = error_of(m->file->pMethods->xWrite(m->file, none, (int)sizeof none, at));
+                if (r == 0)
+                        r = error_of(m->file->pMethods->xSync(m->file, SQLITE_SYNC_NORMAL));
         }
         if (r == 0)
                 r = newest(m->file, &mark, &m->number);
@@ -139,9 +143,9 @@ int db_marks_write(struct db_marks *m, const struct db_mark *mark) {
         uint64_t number = m->number + 1;
         encode(mark, number, b);
         sqlite3_file *f = m->file;
-        int rc = f->pMethods->xWrite(f, b, (int)sizeof b, (number & 1) * SLOT_STEP);
-        if (rc != SQLITE_OK)
-                return (rc & 0xff) == SQLITE_FULL ? -ENOSPC : -EIO;
+        int r = error_of(f->pMethods->xWrite(f, b, (int)sizeof b, (number & 1) * SLOT_STEP));
+        if (r < 0)
+                return r;
         if (f->pMethods->xSync(f, SQLITE_SYNC_NORMAL | SQLITE_SYNC_DATAONLY) != SQLITE_OK)
                 return -EIO;
         m->number = number;
