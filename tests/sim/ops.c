@@ -252,6 +252,11 @@ static void healed(struct client *c, uint64_t ino) {
 
 void heal_spoiled(struct client *c) {
         for (size_t i = 0; i < c->n_spoiled; i++) {
+                struct node n;
+                uint64_t size;
+                int64_t mtime_ns, ctime_ns;
+                if (!file_overlay(c->cache, c->spoiled[i], &size, &mtime_ns, &ctime_ns) && tree_get(c->cache->tree, c->spoiled[i], &n) == 0 && !n.unlinked)
+                        supersede(c, &n); /* nothing is left of the refused bytes: it shows what somebody wrote */
                 int r = file_truncate(c->cache, c->spoiled[i], 0);
                 if (r < 0 && r != -ENOENT)
                         wrong(c->w, "%s: emptying ino %llu: %s", c->name, (unsigned long long)c->spoiled[i], err_name(r));
