@@ -43,12 +43,12 @@ static int open_file(const char *vfs, const char *path, const char *suffix, int 
         sqlite3_vfs *v = sqlite3_vfs_find(vfs);
         if (!v)
                 return -EINVAL;
-        sqlite3_file *f = calloc(1, (size_t)v->szOsFile);
         size_t n = strlen(path) + strlen(suffix);
-        char *name = calloc(1, n + 4); /* names that a VFS gets end with several zeros */
-        int r = f && name ? 0 : -ENOMEM;
+        sqlite3_file *f = calloc(1, (size_t)v->szOsFile + n + 4); /* the name behind it: a VFS keeps the pointer, and its names end with several zeros */
+        int r = f ? 0 : -ENOMEM;
         int there = 1;
         if (r == 0) {
+                char *name = (char *)f + v->szOsFile;
                 (void)snprintf(name, n + 1, "%s%s", path, suffix);
                 if (!(flags & SQLITE_OPEN_CREATE) && v->xAccess(v, name, SQLITE_ACCESS_EXISTS, &there) != SQLITE_OK)
                         r = -EIO;
@@ -57,7 +57,6 @@ static int open_file(const char *vfs, const char *path, const char *suffix, int 
                 else if (v->xOpen(v, name, f, flags, NULL) != SQLITE_OK)
                         r = v->xGetLastError && v->xGetLastError(v, 0, NULL) == ENOSPC ? -ENOSPC : -EIO;
         }
-        free(name);
         if (r < 0) {
                 free(f);
                 return r;
