@@ -59,7 +59,7 @@ struct stage {
         uint64_t changes;             /* io: records and merges so far */
         uint64_t content_changes;     /* io: that many when it was sealed: what its bytes need to survive; 0: not sealed here */
         struct segment *segs[STAGE_SEGS_MAX]; unsigned n_segs; /* io: references */
-        bool data_gone;               /* its data file is another one's: fixed by recovery */
+        bool data_gone;               /* its data file is another one's or not there: fixed by recovery. Nothing of it is synced or given back */
         bool untrusted;               /* io: an fsync failed: nothing of it is believed */
 
         struct lock lock;             /* RANK_STAGE: everything below */

@@ -447,8 +447,9 @@ static int build(struct reading *rd, struct rec *v, size_t n, struct found_stage
                 st->log.sums_charged = (sums_pages(&st->map) + 1) * EXTENT_PAGE;
                 blobs_charge_found(s->cfg.blobs, st->log.charged + st->log.sums_charged);
                 int k = open_data(rd, st, &f, digest, &made);
+                st->data_gone = st->fd < 0; /* whatever gets that name from now on is not ours to empty */
                 if (k == -ESTALE) { /* a newer one has the file: this one had ended, and only its log came back */
-                        f.done = st->data_gone = true;
+                        f.done = true;
                         f.damaged = false;
                 } else if (k < 0) {
                         f.damaged = true;
@@ -470,7 +471,7 @@ static int build(struct reading *rd, struct rec *v, size_t n, struct found_stage
                 return r;
         }
         /* after a mere kill the page cache may hold some of it; what is done, damaged or without its file has nothing to sync, and a sync that must fail would stop the start */
-        if ((!rd->new_boot || made || (st->large && good < n)) && !f.done && !f.damaged && !(st->large && st->fd < 0))
+        if ((!rd->new_boot || made || (st->large && good < n)) && !f.done && !f.damaged && !st->data_gone)
                 stage_mark_dirty(st);
         else
                 st->synced = st->changes;

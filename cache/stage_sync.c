@@ -50,7 +50,7 @@ static void begin(struct one *o) {
         o->result = st->untrusted ? -EIO : 0;
         st->log.last_open = false; /* what comes from now on is in later records */
         lock_take(&st->lock);
-        bool done = st->synced >= o->changes || st->state == STAGE_GONE;
+        bool done = st->synced >= o->changes || st->state == STAGE_GONE || st->data_gone; /* without its file: what is noted of it keeps nothing */
         o->fd = st->fd;
         lock_drop(&st->lock);
         o->busy = !done && !st->untrusted;
