@@ -95,7 +95,7 @@ int check_tree_open(struct tree *t, const struct check_report *rep) {
 /* ---- a directory without a daemon ---- */
 
 static int move_aside(const char *path, struct clock *clock, const char *mark, const struct check_report *rep, const char *check) {
-        static const char *const parts[] = { "", "-wal", "-shm" };
+        static const char *const parts[] = { "", "-wal", "-shm", "-mark" };
         int64_t now = clock_real_ns(clock) / 1000000000;
         for (size_t i = 0; i < ARRAY_SIZE(parts); i++) {
                 char from[PATH_MAX], to[PATH_MAX];

@@ -176,6 +176,10 @@ int db_marks_cut(const char *vfs, const char *path) {
         sqlite3_file *marks, *log;
         struct db_mark mark;
         uint64_t number;
+        sqlite3_vfs *v = sqlite3_vfs_find(vfs);
+        int there = 0;
+        if (v && v->xAccess(v, path, SQLITE_ACCESS_EXISTS, &there) == SQLITE_OK && !there)
+                return 0; /* moved aside, and what is left of its log and marks is nobody's: SQLite drops such a log */
         int r = open_file(vfs, path, "-mark", SQLITE_OPEN_READWRITE | SQLITE_OPEN_SUPER_JOURNAL, &marks);
         if (r < 0)
                 return r == -ENOENT ? 0 : r;

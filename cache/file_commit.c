@@ -36,6 +36,7 @@
 #define ADOPT_BYTES_MAX (1u << 20)
 #define RETIRED_MAX 64u
 #define CHUNK_LATE_MS 10000
+#define OPEN_LOOK_MAX 1024u
 #define BASE_LATE_MS 5000 /* bytes of the base that complete a block */
 
 /* The file whose stack holds st, locked and referenced; ret_above: the layer on it, referenced, or NULL if it is the top (or there is no file). */
@@ -582,19 +583,41 @@ void files_retire(struct files *fs, uint64_t upto) {
 
 /* ---- totals ---- */
 
-int cache_totals(struct cache *c, struct cache_totals *ret) {
+/* Files with an open stage whose bytes are to go somewhere. A deleted one that a program still has open goes with its last handle, whatever is in it. Costs a SELECT each, so beyond
+ * OPEN_LOOK_MAX they are counted unseen. */
+static int open_pending(struct cache *c, uint64_t *ret) {
         struct files *fs = c->files;
+        uint64_t open[OPEN_LOOK_MAX];
+        size_t n = 0;
+        lock_take(&fs->lock);
+        uint64_t unseen = fs->n_open;
+        for (struct file *f = fs->open_first; f && n < OPEN_LOOK_MAX; f = f->open_next)
+                open[n++] = f->ino;
+        lock_drop(&fs->lock);
+        unseen -= MIN(unseen, (uint64_t)n);
+        for (size_t i = 0; i < n; i++) {
+                struct node node;
+                int r = tree_get(c->tree, open[i], &node);
+                if (r < 0 && r != -ENOENT)
+                        return r;
+                unseen += r == 0 && !(node.unlinked && !node.taken);
+        }
+        *ret = unseen;
+        return 0;
+}
+
+int cache_totals(struct cache *c, struct cache_totals *ret) {
         struct outbox_totals o;
         struct stages_totals s;
         struct blobs_totals b;
-        int r = outbox_totals(c->tree, &o);
+        uint64_t open;
+        int r = open_pending(c, &open); /* before the outbox: what is sealed in between is there */
+        if (r == 0)
+                r = outbox_totals(c->tree, &o);
         if (r < 0)
                 return r;
         stages_totals(c->stages, &s);
         blobs_totals(c->blobs, &b);
-        lock_take(&fs->lock);
-        uint64_t open = fs->n_open;
-        lock_drop(&fs->lock);
         int64_t oldest = o.oldest_ns;
         if (s.oldest_write_ns && (!oldest || s.oldest_write_ns < oldest))
                 oldest = s.oldest_write_ns;
@@ -607,11 +630,14 @@ int cache_wait_drained(struct cache *c, int64_t deadline_ms) {
         struct files *fs = c->files;
         for (;;) {
                 struct outbox_totals o;
-                int r = outbox_totals(c->tree, &o);
+                uint64_t open = 0;
+                int r = open_pending(c, &open); /* first, as above */
+                if (r == 0)
+                        r = outbox_totals(c->tree, &o);
                 if (r < 0)
                         return r;
                 LOCK_SCOPE(&fs->lock);
-                if (o.items == 0 && fs->n_open == 0)
+                if (o.items == 0 && open == 0)
                         return 0;
                 int64_t now = clock_mono_ms(c->clock);
                 if (now >= deadline_ms)

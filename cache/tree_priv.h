@@ -124,7 +124,8 @@ struct tree {
         struct cond scond;
         uint64_t sync_started, sync_done;
         int sync_result;
-        bool syncing, too_early;        /* the last round found that sync_first cannot yet */
+        bool syncing;
+        int not_now;                    /* why the last round ended early, and the next one may not: -EAGAIN, sync_first cannot yet; -ENOSPC, no room for the mark */
         int (*sync_first)(void *arg);   /* bytes that rows name; NULL: there are none. Fixed, as the next three */
         void (*log_full)(void *arg);
         void *sync_arg;

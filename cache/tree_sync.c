@@ -101,10 +101,10 @@ static void round_locked(struct tree *t, int (*what)(struct tree *t, uint64_t *r
         lock_take(&t->slock);
         t->syncing = false;
         t->sync_done = number;
-        t->too_early = r == -EAGAIN;
+        t->not_now = r == -EAGAIN || r == -ENOSPC ? r : 0;
         if (r == 0)
                 atomic_store(&t->commits_synced, commits);
-        else if (!t->too_early)
+        else if (!t->not_now)
                 t->sync_result = r; /* sticky, as in db.c */
         cond_broadcast(&t->scond);
 }
@@ -129,7 +129,7 @@ int tree_sync(struct tree *t) {
                         else
                                 round_locked(t, steps);
         }
-        int r = t->too_early ? -EAGAIN : t->sync_result;
+        int r = t->not_now ? t->not_now : t->sync_result;
         lock_drop(&t->slock);
         if (r == 0)
                 checkpoint_if_due(t, 1, false);

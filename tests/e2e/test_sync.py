@@ -180,3 +180,26 @@ def test_unmounted_offline_with_work_pending(world):
     a.wait()
     b = world.client()
     assert read(b.dir / "while away") == "y"
+
+
+def test_a_deleted_file_that_is_open_holds_nobody_up(world):
+    """Programs keep temporaries open after they deleted them. Their bytes go nowhere, so nothing waits for them; what another client deleted while it is written here comes back, so that counts."""
+    a, b = world.client("a"), world.client("b")
+    for size in (10, 300000):
+        with open(a.dir / "gone", "wb", buffering=0) as f:
+            f.write(b"x" * size)
+            assert a.status()["pending_files"] > 0
+            os.unlink(a.dir / "gone")
+            f.write(b"more")
+            a.wait(20)
+            assert a.status()["pending_files"] == 0
+    (a.dir / "kept").write_bytes(b"1")
+    world.caught_up(a, b)
+    with open(a.dir / "kept", "r+b", buffering=0) as f:
+        f.write(b"22")
+        os.unlink(b.dir / "kept")
+        b.wait()
+        until(lambda: a.status()["cursor"] == world.server.cursor(), 30, "the deletion has come")
+        assert a.status()["pending_files"] == 1
+    world.caught_up(a, b)
+    assert (b.dir / "kept").read_bytes() == b"22"
