@@ -13,7 +13,6 @@ import errno
 import hashlib
 import os
 import random
-import sqlite3
 import stat
 import threading
 import time
@@ -50,18 +49,11 @@ class Scene:
         self.examples = self.steps = self.kills = self.away = self.closed = self.handles = self.failed = 0
         self.must, self.slowest, self.errors = [], 0.0, 0
 
-    def rows(self, sql):
-        db = sqlite3.connect(f"file:{self.world.server.data}/meta.db?mode=ro", uri=True)
-        try:
-            return db.execute(sql).fetchall()
-        finally:
-            db.close()
-
     def last_seq(self):
-        return self.rows("SELECT seq FROM workspace")[0][0]
+        return self.world.server.rows("SELECT seq FROM workspace")[0][0]
 
     def roots(self):
-        return {row[0].hex() for t in ("node", "revision") for row in self.rows(f"SELECT root FROM {t} WHERE kind = 1 AND root IS NOT NULL")} | {digest(b"")}
+        return {row[0].hex() for t in ("node", "revision") for row in self.world.server.rows(f"SELECT root FROM {t} WHERE kind = 1 AND root IS NOT NULL")} | {digest(b"")}
 
     def calm(self):
         self.at = [{k: v for k, v in c.status().items() if k in ("state", "reason", "pending_items", "pending_files", "parked", "cursor")} for c in self.clients]

@@ -11,7 +11,6 @@ import collections
 import errno
 import os
 import random
-import sqlite3
 import sys
 import threading
 import time
@@ -160,7 +159,7 @@ class Run:
         self.schedules += 1
         self.operations += sum(w.calls for w in alone) + sum(w.n for w in together)
         self.closed += sum(w.closed for w in alone + together)
-        there = {x[0].hex() for x in self.query("SELECT root FROM revision WHERE kind = 1 AND root IS NOT NULL UNION SELECT root FROM node WHERE kind = 1 AND root IS NOT NULL")}
+        there = {x[0].hex() for x in self.world.server.rows("SELECT root FROM revision WHERE kind = 1 AND root IS NOT NULL UNION SELECT root FROM node WHERE kind = 1 AND root IS NOT NULL")}
         lost = [(how, w.log) for w in together for d, how in w.must() if d not in there]
         assert not lost, f"lost: {lost[0][0]}; what its writer did: {lost[0][1]}; {self.what}"
         self.must += [(d, f"{how} in schedule {n}") for w in together for d, how in w.must()]
@@ -185,19 +184,12 @@ class Run:
             threading.Event().wait(0.05)
         self.slowest = max(self.slowest, time.monotonic() - healed)
 
-    def query(self, sql):
-        db = sqlite3.connect(f"file:{self.world.server.data}/meta.db?mode=ro", uri=True)
-        try:
-            return db.execute(sql).fetchall()
-        finally:
-            db.close()
-
     def last_seq(self):
-        return self.query("SELECT seq FROM workspace")[0][0]
+        return self.world.server.rows("SELECT seq FROM workspace")[0][0]
 
     def applied_twice(self):
-        twice = self.query("SELECT op FROM event GROUP BY op HAVING COUNT(*) > 1")
-        twice += self.query("SELECT id FROM (SELECT id, root, version FROM revision WHERE kind = 1 AND size > 0 UNION SELECT id, root, version FROM node WHERE kind = 1 AND size > 0) "
+        twice = self.world.server.rows("SELECT op FROM event GROUP BY op HAVING COUNT(*) > 1")
+        twice += self.world.server.rows("SELECT id FROM (SELECT id, root, version FROM revision WHERE kind = 1 AND size > 0 UNION SELECT id, root, version FROM node WHERE kind = 1 AND size > 0) "
                             "GROUP BY id, root HAVING COUNT(DISTINCT version) > 1")
         self.twice = len(twice)
         assert not twice, f"applied twice: {[x[0].hex() for x in twice[:5]]}; {self.what}"
