@@ -125,21 +125,8 @@ static int step(unsigned k) {
 struct seen { uint64_t all, names; /* names and pending operations */ };
 
 static struct seen state_of(void) {
-        static const char *const sql[] = {
-                "SELECT group_concat(printf('%d %s %d %d %d %d %s %d %d %d %d %s', ino, hex(id), mode, nlink, size, mtime, hex(root), gen, last_gen, parent, pend, hex(extra))) FROM (SELECT * FROM node ORDER BY ino)",
-                "SELECT group_concat(printf('%d %s %d', parent, hex(name), node)) FROM (SELECT * FROM entry ORDER BY parent, name)",
-                "SELECT group_concat(printf('%d %s %d %d %s', ord, hex(id), kind, ino, hex(body))) FROM (SELECT * FROM outbox ORDER BY ord)",
-                "SELECT group_concat(printf('%d %s', ino, hex(row))) FROM (SELECT * FROM shadow ORDER BY ino)",
-        };
-        uint64_t sums[ARRAY_SIZE(sql)];
-        for (size_t i = 0; i < ARRAY_SIZE(sql); i++) {
-                struct db_stmt *s;
-                size_t n;
-                assert_int_equal(db_query(w.tree->w, &s, sql[i], ""), 1);
-                const char *p = db_col_text(s, 0, &n);
-                sums[i] = xxh3_64(p ? p : "", n);
-                db_reset(s);
-        }
+        uint64_t sums[WORLD_SUMS];
+        world_sums(w.tree, sums);
         assert_int_equal(check_tree_rules(w.tree->w), 0);
         return (struct seen){ xxh3_64(sums, sizeof sums), xxh3_64(sums + 1, 2 * sizeof sums[0]) };
 }

@@ -2,6 +2,9 @@
 /* world.c: see world.h. The invariants read tree.db through a connection of their own, by the cache's adapter. */
 #include "world.h"
 
+#include "base/digest.h"
+#include "db.h"
+
 #include "db.h"
 #include "tree_priv.h"
 
@@ -269,4 +272,22 @@ size_t outbox_ready(struct world *w, struct outbox_item *items, size_t max, int6
         int64_t wait;
         MUST(outbox_next(w->tree, w->arena, items, max, &n, ret_wait_ms ? ret_wait_ms : &wait));
         return n;
+}
+
+void world_sums(struct tree *t, uint64_t ret[WORLD_SUMS]) {
+        static const char *const sql[] = {
+                "SELECT group_concat(printf('%d %s %d %d %d %d %s %d %d %d %d %s', ino, hex(id), mode, nlink, size, mtime, hex(root), gen, last_gen, parent, pend, hex(extra))) FROM (SELECT * FROM node ORDER BY ino)",
+                "SELECT group_concat(printf('%d %s %d', parent, hex(name), node)) FROM (SELECT * FROM entry ORDER BY parent, name)",
+                "SELECT group_concat(printf('%d %s %d %d %s', ord, hex(id), kind, ino, hex(body))) FROM (SELECT * FROM outbox ORDER BY ord)",
+                "SELECT group_concat(printf('%d %s', ino, hex(row))) FROM (SELECT * FROM shadow ORDER BY ino)",
+        };
+        _Static_assert(ARRAY_SIZE(sql) == WORLD_SUMS, "one sum for each");
+        for (size_t i = 0; i < ARRAY_SIZE(sql); i++) {
+                struct db_stmt *s;
+                size_t n;
+                assert_int_equal(db_query(t->w, &s, sql[i], ""), 1);
+                const char *p = db_col_text(s, 0, &n);
+                ret[i] = xxh3_64(p ? p : "", n);
+                db_reset(s);
+        }
 }

@@ -40,6 +40,8 @@ struct world {
 extern const char *world_at, *world_vfs;     /* its directory is made there; NULL or SQLite's VFS that it is opened with */
 void world_open(struct world *w, uint64_t seed, unsigned readers);  /* a tree that is loaded: an empty root */
 void world_open_bare(struct world *w, uint64_t seed, unsigned readers); /* nothing loaded yet */
+#define WORLD_SUMS 4
+void world_sums(struct tree *t, uint64_t ret[WORLD_SUMS]); /* all that the rows of nodes, names, the outbox and shadows say, but for what an open may change */
 void world_reopen(struct world *w, unsigned readers);
 void world_close(struct world *w);
 bool world_is_open(void *arg, uint64_t ino);
