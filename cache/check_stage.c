@@ -6,7 +6,8 @@
  *
  *   same boot      every record up to the last must be there and verify; only the very last may be torn
  *   another boot   own log: the records that its last SYNC vouches for; shared log: no gap before the segment's sync mark
- *   own log        the file that its header names must be in lent/ and as long as the extents say */
+ *   own log        the file that its header names must be in lent/ and as long as the extents say; if asked for, each of its pages must have its sum (stage_sums.c), as far as recovery
+ *                  would compare them: after another boot only those of a stage that was sealed before its last SYNC */
 #include <dirent.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -18,21 +19,24 @@
 #include "base/err.h"
 #include "base/io.h"
 #include "cache/check.h"
-#include "stage_log.h"
+#include "stage_core.h"
 
 #define RECORDS_MAX (16u << 20)
 
+/* Of a copy in a log of its own also where the sums lie. */
+struct head { struct stage_header h; uint32_t number; struct id salt; };
 struct rec {
         uint64_t gen, seq, pos, order, off, bytes;
         uint16_t copy;
         uint8_t kind;
         bool own, bad, late /* behind the sync mark */, is_void;
-        struct stage_header *head;
+        struct head *head;
 };
 struct reading {
         const char *dir;
-        bool new_boot, own;
+        bool new_boot, bytes, own;
         uint64_t order, synced;
+        uint32_t number; struct id salt; /* of the log under way */
         struct rec *v; size_t n, room, first; /* first: of the log under way */
         struct check_stages *out;
         size_t out_room;
@@ -60,7 +64,9 @@ static int take(void *arg, const struct slog_entry *e, uint64_t pos, const uint8
                 r->head = malloc(sizeof *r->head);
                 if (!r->head)
                         return -ENOMEM;
-                if (stage_header_decode(payload, e->payload_bytes, r->head) < 0 || r->head->gen != e->gen) {
+                r->head->number = rd->number;
+                r->head->salt = rd->salt;
+                if (stage_header_decode(payload, e->payload_bytes, &r->head->h) < 0 || r->head->h.gen != e->gen) {
                         free(steal_ptr(r->head));
                         r->bad = true;
                 }
@@ -98,6 +104,8 @@ static int read_log(struct reading *rd, int dir_fd, const char *name) {
                 return r == -EBADMSG || r == -ENODATA ? 0 : r;
         rd->own = f.kind == LOG_OWN;
         rd->order = f.order;
+        rd->salt = f.salt;
+        rd->number = (uint32_t)strtoul(name + 4, NULL, 10);
         rd->synced = 0;
         rd->first = rd->n;
         uint64_t end;
@@ -146,6 +154,52 @@ static void judge_data_file(struct reading *rd, struct check_stage *s, const str
                         rd->out->orphan[i].name[0] = 0; /* not one */
 }
 
+/* The file's pages that its records speak of: those are in the map. */
+static int replay(const struct rec *v, size_t n, struct extents *map) {
+        for (size_t i = 0; i < n; i++) {
+                int r = extents_reserve(map);
+                if (r < 0)
+                        return r;
+                if (v[i].kind == LOG_DATA && v[i].bytes)
+                        extents_put(map, &(struct extent) { .off = v[i].off, .bytes = v[i].bytes, .kind = EXTENT_DATA, .at = v[i].off });
+                else if ((v[i].kind == LOG_ZERO || v[i].kind == LOG_SENT) && v[i].bytes)
+                        extents_cut(map, v[i].off, v[i].bytes);
+                else if (v[i].kind == LOG_SIZE)
+                        extents_cut(map, v[i].bytes, UINT64_MAX - v[i].bytes);
+        }
+        return 0;
+}
+
+/* Records up to n count. digest: 0, or what the last of them vouches for. */
+static int judge_bytes(struct reading *rd, struct check_stage *s, const struct rec *v, size_t n, uint64_t digest) {
+        const struct head *h = v[0].head;
+        char data[PATH_MAX], sums[PATH_MAX], name[STAGE_DATA_NAME];
+        struct extents map = { 0 };
+        uint64_t pages = 0, now = 0;
+        sums_name(h->number, name);
+        if ((size_t)snprintf(data, sizeof data, "%s/lent/%s", rd->dir, h->h.data_name) >= sizeof data || (size_t)snprintf(sums, sizeof sums, "%s/stages/%s", rd->dir, name) >= sizeof sums)
+                return 0;
+        _cleanup_close_ int fd = open(data, O_RDONLY | O_CLOEXEC), sums_fd = open(sums, O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+                return -errno;
+        bool counts = !rd->new_boot;
+        int r = replay(v, n, &map);
+        if (r == 0 && rd->new_boot && s->sealed && digest && sums_fd >= 0) {
+                r = sums_digest(&map, sums_fd, &now);
+                counts = now == digest;
+        }
+        if (r == 0 && counts && sums_fd < 0 && map.n)
+                (void)damaged(s, "the file with the sums of its bytes is gone");
+        else if (r == 0 && counts && sums_fd >= 0)
+                r = sums_check(&map, fd, sums_fd, &h->salt, s->gen, n, &s->pages_bad, &pages);
+        extents_free(&map);
+        if (r == 0 && s->pages_bad) {
+                s->damaged = true;
+                (void)snprintf(s->why, sizeof s->why, "%" PRIu64 " of %" PRIu64 " pages of its bytes differ from their sums", s->pages_bad, pages);
+        }
+        return r;
+}
+
 /* 1: this copy counts; 0: it has no header. */
 static int judge(struct reading *rd, struct rec *v, size_t n, struct check_stage *s) {
         n = without_void(v, n);
@@ -153,18 +207,25 @@ static int judge(struct reading *rd, struct rec *v, size_t n, struct check_stage
                 return 0;
         if (v[0].bad || !v[0].head)
                 return damaged(s, "its header does not verify"), 1;
-        const struct stage_header *h = v[0].head;
+        const struct stage_header *h = &v[0].head->h;
         s->ino = h->ino;
         s->own = v[0].own;
         (void)snprintf(s->name, sizeof s->name, "%s", h->name);
-        size_t good = 0, need = n;
+        size_t good = 0, need = n, counts;
+        uint64_t digest = 0;
         while (good < n && v[good].seq == good && !v[good].bad)
                 good++;
+        counts = good;
         if (rd->new_boot && s->own) {
-                need = 0;
+                need = counts = 0;
                 for (size_t i = 0; i < n; i++)
-                        if (v[i].kind == LOG_SYNC) /* records with a lower seq are on the platter */
+                        if (v[i].kind == LOG_SYNC) { /* records with a lower seq are on the platter */
                                 need = MAX(need, (size_t)MIN(v[i].off, (uint64_t)n));
+                                if (i < good && v[i].off >= counts) {
+                                        counts = (size_t)MIN(v[i].off, (uint64_t)i);
+                                        digest = v[i].off == v[i].seq ? v[i].bytes : 0;
+                                }
+                        }
         } else if (rd->new_boot) {
                 need = good;
                 for (size_t i = good; i < n; i++)
@@ -174,7 +235,7 @@ static int judge(struct reading *rd, struct rec *v, size_t n, struct check_stage
                 need = good;
         }
         uint64_t end = 0;
-        for (size_t i = 0; i < MIN(good, n); i++) {
+        for (size_t i = 0; i < good; i++) {
                 if (v[i].kind == LOG_DATA) {
                         s->bytes += v[i].bytes;
                         end = MAX(end, v[i].off + v[i].bytes);
@@ -189,6 +250,11 @@ static int judge(struct reading *rd, struct rec *v, size_t n, struct check_stage
         }
         if (s->own && !s->done)
                 judge_data_file(rd, s, h, end);
+        if (s->own && !s->done && !s->damaged && rd->bytes) {
+                int r = judge_bytes(rd, s, v, counts, digest);
+                if (r < 0)
+                        return r;
+        }
         return 1;
 }
 
@@ -196,7 +262,8 @@ static int judge(struct reading *rd, struct rec *v, size_t n, struct check_stage
 static int judge_best(struct reading *rd, struct rec *v, size_t n) {
         struct check_stages *out = rd->out;
         struct check_stage s = { .gen = v[0].gen };
-        bool done = false, counts = false;
+        bool done = false;
+        int counts = 0;
         for (; n > 0 && v[n - 1].copy == LOG_COPY_ALL; n--)
                 done |= v[n - 1].kind == LOG_DONE;
         while (n > 0 && !counts) {
@@ -206,6 +273,8 @@ static int judge_best(struct reading *rd, struct rec *v, size_t n) {
                 counts = judge(rd, v + a, n - a, &s);
                 n = a;
         }
+        if (counts < 0)
+                return counts;
         s.done |= done;
         if (!counts && !s.done) /* records, and nobody says whose */
                 (void)damaged(&s, "its header is gone");
@@ -257,9 +326,9 @@ static bool other_boot(const char *dir) {
         return path && boot_id(now) == 0 && (file_load(path, 64, &b) < 0 || b.bytes != 36 || memcmp(b.data, now, 36) != 0);
 }
 
-int check_stages_read(const char *dir, struct check_stages *ret) {
+int check_stages_read(const char *dir, bool bytes, struct check_stages *ret) {
         *ret = (struct check_stages) { 0 };
-        struct reading rd = { .dir = dir, .new_boot = other_boot(dir), .out = ret };
+        struct reading rd = { .dir = dir, .new_boot = other_boot(dir), .bytes = bytes, .out = ret };
         _cleanup_free_ char *path = path_join(dir, "stages");
         if (!path)
                 return -ENOMEM;

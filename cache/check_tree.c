@@ -170,7 +170,7 @@ static int outbox_check(struct db *db, const struct check_stages *st, const stru
                 if (++missing > NAMED_MAX)
                         continue;
                 path_of(db, v[i].ino, path, sizeof path);
-                tell(rep, CHECK_BAD, "outbox", x && x->damaged ? "what can be read of it goes to lost+found/ at the next mount; the file shows its last version again" : "the file shows its last version at the next mount",
+                tell(rep, CHECK_BAD, "outbox", x && x->pages_bad ? CHECK_SAVE_AGAIN : x && x->damaged ? "what can be read of it goes to lost+found/ at the next mount; the file shows its last version again" : "the file shows its last version at the next mount",
                      "the bytes of a change of '%.300s' are %s", path[0] ? path : "?", x && x->damaged ? "damaged" : "gone");
         }
         free(v);
@@ -232,7 +232,7 @@ static int stages_report(const char *dir, struct clock *clock, bool repair, cons
                 live++;
                 bytes += s->bytes;
                 if (s->damaged && ++bad <= NAMED_MAX)
-                        tell(rep, CHECK_BAD, "stages", "what can be read of it goes to lost+found/ at the next mount", "'%.255s' (generation %" PRIu64 "): %s", s->name[0] ? s->name : "?", s->gen, s->why);
+                        tell(rep, CHECK_BAD, "stages", s->pages_bad ? CHECK_SAVE_AGAIN : "what can be read of it goes to lost+found/ at the next mount", "'%.255s' (generation %" PRIu64 "): %s", s->name[0] ? s->name : "?", s->gen, s->why);
                 if (db && !s->damaged && db_int(db, &known, "SELECT (SELECT count(*) FROM outbox WHERE gen=?1) + (SELECT count(*) FROM node WHERE last_gen>=?1 AND ino=?2)", "ii", (int64_t)s->gen, (int64_t)s->ino) == 0 && known == 0 &&
                     ++unknown <= NAMED_MAX)
                         tell(rep, CHECK_WARN, "stages", "the next mount brings it back: under its name, or in lost+found/", "'%.255s' (generation %" PRIu64 ") is not known to the database", s->name[0] ? s->name : "?", s->gen);
@@ -240,7 +240,7 @@ static int stages_report(const char *dir, struct clock *clock, bool repair, cons
         if (st->logs_bad)
                 tell(rep, CHECK_BAD, "stages", "it goes to lost+found/ at the next mount", "%u of %u logs cannot be read, %s among them", st->logs_bad, st->logs, st->bad_log);
         if (!bad && !st->logs_bad)
-                tell(rep, CHECK_OK, "stages", "", "%" PRIu64 " files with %" PRIu64 " KiB wait in %u logs; each header and log verifies", live, bytes / 1024, st->logs);
+                tell(rep, CHECK_OK, "stages", "", "%" PRIu64 " files with %" PRIu64 " KiB wait in %u logs; each header, log and page verifies", live, bytes / 1024, st->logs);
         for (size_t i = 0; i < st->n_orphans; i++) {
                 char from[PATH_MAX], to[PATH_MAX];
                 if (i < NAMED_MAX)
@@ -289,10 +289,10 @@ static int index_check(const char *dir, struct clock *clock, bool repair, const 
         return bad && repair ? move_aside(path, clock, "damaged", rep, "index") : 0;
 }
 
-int check_cache(const char *dir, struct clock *clock, bool repair, const struct check_report *report) {
+int check_cache(const char *dir, struct clock *clock, bool repair, const struct check_report *report, struct check_stages *ret_stages) {
         struct check_stages st;
         struct db *db = NULL;
-        int r = check_stages_read(dir, &st);
+        int r = check_stages_read(dir, true, &st);
         if (r < 0)
                 return r;
         r = tree_check(dir, clock, repair, report, &db);
@@ -301,6 +301,9 @@ int check_cache(const char *dir, struct clock *clock, bool repair, const struct 
         if (r == 0)
                 r = stages_report(dir, clock, repair, &st, db, report);
         db_close(db);
-        check_stages_free(&st);
+        if (r == 0 && ret_stages)
+                *ret_stages = st;
+        else
+                check_stages_free(&st);
         return r < 0 ? r : index_check(dir, clock, repair, report);
 }

@@ -3,11 +3,12 @@
  *
  *   what             compared with                         when it is wrong
  *   cached blocks    SHA-256                               dropped, and fetched again if there is a server
- *   stages           the sums of their logs (check.h)      told, by path: nobody else has these bytes
+ *   stages           the sums of their logs (check.h),     told, by path: nobody else has these bytes
+ *                    and of their bytes (stage_sums.c)
  *   tree.db          SQLite's integrity, rules             told: the next start makes a new one
  *
- * With a daemon: reads beside everybody else, takes no lock for long; a stage counts as damaged only if two looks say so and it was sealed all the time, because logs change under the
- * eye of who reads them. Without: the caller holds DIR/lock, and the blobs are opened as a mount would open them. */
+ * With a daemon: reads beside everybody else, takes no lock for long; a log counts as damaged only if two looks say so and its stage was sealed all the time, because logs change under the
+ * eye of who reads them. Bytes are read as a reader reads them, so open stages count too. Without: the caller holds DIR/lock, and the blobs are opened as a mount would open them. */
 #include <inttypes.h>
 #include <stdio.h>
 
@@ -28,17 +29,27 @@ static bool is_sealed(struct cache *c, uint64_t gen) {
         return sealed;
 }
 
-static void tell_stage(struct cache *c, const struct check_stage *s, const struct check_report *rep) {
+static void tell_stage(struct cache *c, const struct check_stage *s, bool bytes, const struct check_report *rep) {
         _cleanup_buf_ struct buf path = BUF_INIT(65536);
         char text[700];
         const char *name = tree_path(c->tree, s->ino, &path) == 0 ? buf_text(&path) : NULL;
-        (void)snprintf(text, sizeof text, "the pending bytes of '%.500s' are damaged on this disk: %s", name ? name : s->name[0] ? s->name : "?", s->why);
-        rep->line(rep->arg, CHECK_BAD, "stages", text, "save the file again if a program still has it; after the next mount what can be read of it is in lost+found/");
+        (void)snprintf(text, sizeof text, "the pending bytes of '%.500s' are damaged on this disk: %s", name ? name : s->name[0] ? s->name : "?", bytes ? "some differ from their sums" : s->why);
+        rep->line(rep->arg, CHECK_BAD, "stages", text, bytes ? CHECK_SAVE_AGAIN : "save the file again if a program still has it; after the next mount what can be read of it is in lost+found/");
 }
 
-static int stages(struct cache *c, const struct check_report *rep, struct scrubbed *ret) {
+/* 1: damaged. */
+static int bytes_of(struct cache *c, uint64_t gen, _Atomic bool *stop) {
+        struct stage *st;
+        if (stage_get(c->stages, gen, &st) < 0)
+                return 0;
+        int r = stage_verify(st, stop);
+        stage_put(st);
+        return r == -EIO ? 1 : r == -ENOENT ? 0 : r;
+}
+
+static int stages(struct cache *c, _Atomic bool *stop, const struct check_report *rep, struct scrubbed *ret) {
         struct check_stages first, second = { 0 };
-        int r = check_stages_read(c->files->dir, &first);
+        int r = check_stages_read(c->files->dir, false, &first);
         if (r < 0)
                 return r;
         uint64_t suspect = 0;
@@ -50,18 +61,21 @@ static int stages(struct cache *c, const struct check_report *rep, struct scrubb
                 suspect += first.v[i].damaged &= is_sealed(c, first.v[i].gen);
         }
         if (suspect)
-                r = check_stages_read(c->files->dir, &second);
-        for (size_t i = 0, k = 0; r == 0 && i < first.n; i++) {
+                r = check_stages_read(c->files->dir, false, &second);
+        for (size_t i = 0, k = 0; r >= 0 && i < first.n; i++) {
                 while (k < second.n && second.v[k].gen < first.v[i].gen)
                         k++;
                 if (first.v[i].damaged && k < second.n && second.v[k].gen == first.v[i].gen && second.v[k].damaged && is_sealed(c, first.v[i].gen)) {
                         ret->stages_bad++;
-                        tell_stage(c, &second.v[k], rep);
+                        tell_stage(c, &second.v[k], false, rep);
+                } else if (!first.v[i].done && (r = bytes_of(c, first.v[i].gen, stop)) > 0) {
+                        ret->stages_bad++;
+                        tell_stage(c, &first.v[i], true, rep);
                 }
         }
         check_stages_free(&first);
         check_stages_free(&second);
-        return r;
+        return MIN(r, 0);
 }
 
 static void tell_blocks(const struct blobs_scrub *b, const struct check_report *rep, struct scrubbed *ret) {
@@ -78,7 +92,7 @@ static void tell_blocks(const struct blobs_scrub *b, const struct check_report *
 int cache_scrub(struct cache *c, _Atomic bool *stop, const struct check_report *rep, struct scrubbed *ret) {
         *ret = (struct scrubbed) { 0 };
         struct blobs_scrub b = { .heal_ms = HEAL_MS, .stop = stop };
-        int r = stages(c, rep, ret);
+        int r = stages(c, stop, rep, ret);
         if (r == 0)
                 r = check_tree_open(c->tree, rep);
         if (r >= 0)
@@ -89,10 +103,8 @@ int cache_scrub(struct cache *c, _Atomic bool *stop, const struct check_report *
 
 int cache_scrub_dir(const char *dir, struct clock *clock, struct executor *workers, const struct check_report *rep, struct scrubbed *ret) {
         *ret = (struct scrubbed) { 0 };
-        struct check_stages st;
-        int r = check_stages_read(dir, &st);
-        if (r < 0)
-                return r;
+        struct check_stages st = { 0 };
+        int r = check_cache(dir, clock, false, rep, &st);
         for (size_t i = 0; i < st.n; i++)
                 if (!st.v[i].done) {
                         ret->stages++;
@@ -100,7 +112,6 @@ int cache_scrub_dir(const char *dir, struct clock *clock, struct executor *worke
                         ret->stages_bad += st.v[i].damaged;
                 }
         check_stages_free(&st);
-        r = check_cache(dir, clock, false, rep);
         if (r < 0)
                 return r;
         char now[37];

@@ -182,6 +182,8 @@ struct piece {
 int view_find(struct stage *top, uint64_t off, uint64_t max, struct piece *ret) _must_check_;
 void piece_end(struct piece *p);
 struct blob *stage_base_blob(struct stage *st, int *ret_err); /* reference, or NULL */
+/* Reads what this layer holds on this disk, each byte once, beside everybody else. -EIO: some of it is damaged; -ENOENT: it has gone meanwhile; -ECANCELED: *stop. No lock held. */
+int stage_verify(struct stage *st, _Atomic bool *stop) _must_check_;
 /* ---- stage_sums.c ---- */
 /* DISK: the bytes, checked; -ESTALE: they moved meanwhile, find again; -EIO: damaged. No lock held, or (small home) io. */
 int piece_read(const struct piece *p, void *buf, size_t n) _must_check_;
@@ -196,6 +198,8 @@ int sums_edges(struct stage *st, uint64_t off, uint64_t n) _must_check_; /* may 
 void sums_punch(struct stage *st, uint64_t off, uint64_t n);
 int sums_make(const struct extents *map, int fd, int sums_fd) _must_check_;
 int sums_digest(const struct extents *map, int sums_fd, uint64_t *ret) _must_check_;
+/* Nobody has the stage open: pages that differ from their sums, but for those of an INTENT that no record followed (seq: of the record that would come next). */
+int sums_check(const struct extents *map, int fd, int sums_fd, const struct id *salt, uint64_t gen, uint64_t seq, uint64_t *ret_bad, uint64_t *ret_pages) _must_check_;
 uint64_t sums_pages(const struct extents *map);                /* pages of the sums file */
 uint64_t sums_regions(const struct extents *map, uint64_t off, uint64_t n); /* pages that the sums file grows by, at most */
 /* Recovery: what the map does not have leaves the file, and the sums are right or made anew. */

@@ -383,6 +383,30 @@ int sums_digest(const struct extents *map, int sums_fd, uint64_t *ret) {
         return 0;
 }
 
+struct checker { struct each_page each; int fd, sums_fd; uint64_t skip_first, skip_last, bad, pages; };
+static int check_one(struct each_page *p, uint64_t page) {
+        struct checker *c = container_of(p, struct checker, each);
+        uint8_t buf[PAGE];
+        c->pages++;
+        if (page >= c->skip_first && page <= c->skip_last)
+                return 0;
+        int r = check_page(c->fd, c->sums_fd, page, buf);
+        c->bad += r == -EBADMSG || r == -EIO;
+        return r == -EBADMSG || r == -EIO ? 0 : r;
+}
+int sums_check(const struct extents *map, int fd, int sums_fd, const struct id *salt, uint64_t gen, uint64_t seq, uint64_t *ret_bad, uint64_t *ret_pages) {
+        struct checker c = { { check_one, 0 }, fd, sums_fd, UINT64_MAX, 0, 0, 0 };
+        struct slog_entry e;
+        if (slog_read(sums_fd, salt, 0, &e) == 0 && e.kind == LOG_INTENT && e.gen == gen && e.seq == seq) {
+                c.skip_first = e.off / PAGE;
+                c.skip_last = e.off + e.bytes < e.off ? UINT64_MAX : (e.off + e.bytes) / PAGE;
+        }
+        int r = extents_each(map, 0, UINT64_MAX, pages_of, &c.each);
+        *ret_bad = c.bad;
+        *ret_pages = c.pages;
+        return r;
+}
+
 uint64_t sums_regions(const struct extents *map, uint64_t off, uint64_t n) {
         uint64_t fresh = 0, end = off + n;
         for (uint64_t a = off / REGION * REGION; a < end; a += REGION) {

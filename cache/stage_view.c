@@ -11,9 +11,12 @@
  * Locks: one stage's `lock` at a time, for memory only. Blobs are looked up with no lock held (it may cost a SELECT). */
 #include "stage_core.h"
 
+#include <stdlib.h>
 #include <sys/stat.h>
 
 #include "base/io.h"
+
+#define VERIFY_BYTES (1u << 20)
 
 void piece_end(struct piece *p) {
         stage_put(p->stage);
@@ -128,6 +131,39 @@ int view_find(struct stage *top, uint64_t off, uint64_t max, struct piece *ret) 
                 }
                 stage_put(st);
                 return r;
+        }
+}
+
+int stage_verify(struct stage *st, _Atomic bool *stop) {
+        lock_assert_none();
+        _cleanup_free_ uint8_t *buf = malloc(VERIFY_BYTES);
+        int result = 0;
+        if (!buf)
+                return -ENOMEM;
+        for (uint64_t off = 0;;) {
+                struct piece p = { .fd = -1 };
+                struct content sent;
+                struct extent e;
+                uint64_t n = VERIFY_BYTES;
+                lock_take(&st->lock);
+                bool gone = st->state == STAGE_GONE, any = !gone && extents_find(&st->map, off, &e), data = any && e.kind == EXTENT_DATA;
+                if (data) {
+                        off = MAX(off, e.off);
+                        (void)look_locked(st, off, &n, &p, &sent);
+                }
+                lock_drop(&st->lock);
+                if (gone)
+                        return -ENOENT;
+                if (!any)
+                        return result;
+                int r = data ? piece_read(&p, buf, (size_t)p.bytes) : 0;
+                if (r != -ESTALE) /* else it moved: look again */
+                        off += data ? p.bytes : e.off + e.bytes - off;
+                piece_end(&p);
+                if (r < 0 && r != -ESTALE)
+                        result = -EIO; /* the rest is looked at too: it is counted */
+                if (stop && atomic_load(stop))
+                        return -ECANCELED;
         }
 }
 

@@ -290,7 +290,7 @@ static void files(struct doctor *d, const struct place_note *p) {
         }
         tell(d, CHECK_OK, "lock", "", "nobody else uses the cache");
         struct check_report rep = { line, d };
-        r = check_cache(p->cache_dir, clock_system(), d->repair, &rep);
+        r = check_cache(p->cache_dir, clock_system(), d->repair, &rep, NULL);
         if (r < 0)
                 tell(d, CHECK_BAD, "tree", "check the rights and the disk of the cache directory", "%s cannot be read: %s", p->cache_dir, err_name(r));
 }

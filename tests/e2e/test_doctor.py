@@ -273,6 +273,16 @@ def test_stages(world, pending):
     assert "cannot be read" in Doctor(pending).bad()["stages"]
     flip(own, 20)
     [data] = [p for p in (pending.cache / "lent").iterdir() if p.stat().st_blocks]
+    sums = own.with_name(own.name.replace("log-", "sums-"))
+    for path, at in ((data, 2 << 20), (data, (5 << 20) - 1), (sums, 4096), (sums, 4096 + 8 * 1279)):  # a page of its bytes, or the sum of one
+        flip(path, at)
+        bad = Doctor(pending).bad()
+        assert "'large'" in bad["stages"] and "1 of 768 pages" in bad["stages"] and "'large' are damaged" in bad["outbox"], bad
+        assert scrub(pending, 1)["stages_bad"] == 1
+        flip(path, at)
+    flip(data, 1 << 20)  # nobody wrote there: not a byte of the file
+    assert Doctor(pending).run()[1] and scrub(pending)["stages_bad"] == 0
+    flip(data, 1 << 20)
     os.truncate(data, 1000)
     assert "too short" in Doctor(pending).bad()["stages"]
     data.rename(pending.cache / "elsewhere")
@@ -364,6 +374,20 @@ def test_scrub_of_a_living_mount(world):
     j = scrub(a, 1)
     assert j["stages_bad"] == 1 and "only here" in j["findings"][-1]["text"] or any("'only here'" in f["text"] for f in j["findings"]), j
     flip(log, at + 3)
+    # likewise a large one, and one that a program still writes
+    with open(a.dir / "still open", "wb") as f:
+        f.write(random.randbytes(300000))
+        f.flush()
+        (a.dir / "large only here").write_bytes(random.randbytes(2 << 20))
+        files = [p for p in (a.cache / "lent").iterdir() if p.stat().st_blocks]
+        assert len(files) == 2
+        for p in files:
+            flip(p, 123456)
+        j = scrub(a, 1)
+        assert j["stages_bad"] == 2 and all(any(f"'{name}'" in f["text"] for f in j["findings"]) for name in ("still open", "large only here")), j
+        for p in files:
+            flip(p, 123456)
+        assert scrub(a)["stages_bad"] == 0
     world.server.start()
     a.wait()
     text = run(TARN, "scrub", env=a.env).stdout
