@@ -545,6 +545,7 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
                 stages_set_kick(c->stages, files_dirty, c->files);
                 blobs_on_room(c->blobs, files_room, c->files);
                 outbox_set_open_check(c->tree, open_for_write, c);
+                tree_on_named(c->tree, files_named, c->files);
                 struct stages_found found;
                 r = stages_recover(c->stages, fresh_boot, c->files->lost_dir, &found);
                 c->files->found = r == 0;

@@ -168,9 +168,29 @@ void file_put(struct file *f) {
                 file_destroy(f);
 }
 
+void file_name_set_locked(struct file *f, unsigned name) {
+        if (f->has_open) {
+                f->fs->n_open_by_name[f->name]--;
+                f->fs->n_open_by_name[name]++;
+        }
+        f->name = name;
+        f->namings += name == NAME_UNKNOWN;
+}
+
+void files_named(void *files, uint64_t ino) {
+        struct files *fs = files;
+        LOCK_SCOPE(&fs->lock);
+        for (struct file *f = fs->open_first; f && ino == 0; f = f->open_next)
+                file_name_set_locked(f, NAME_UNKNOWN);
+        for (struct file *f = fs->bucket[slot(fs, ino)]; f && ino; f = f->next)
+                if (f->ino == ino)
+                        file_name_set_locked(f, NAME_UNKNOWN);
+}
+
 void file_rekey(struct file *f, uint64_t ino, uint16_t incarnation) {
         struct files *fs = f->fs;
         LOCK_SCOPE(&fs->lock);
+        file_name_set_locked(f, NAME_UNKNOWN);
         table_remove_locked(fs, f);
         f->ino = ino;
         f->incarnation = incarnation;
@@ -190,6 +210,8 @@ void file_update_flags(struct file *f) {
         if (open == f->has_open)
                 return;
         f->has_open = open;
+        fs->n_open_by_name[f->name] += open ? 1 : UINT64_MAX;
+        file_name_set_locked(f, NAME_UNKNOWN);
         if (open) {
                 f->open_prev = NULL;
                 f->open_next = fs->open_first;

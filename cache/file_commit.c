@@ -36,7 +36,8 @@
 #define ADOPT_BYTES_MAX (1u << 20)
 #define RETIRED_MAX 64u
 #define CHUNK_LATE_MS 10000
-#define OPEN_LOOK_MAX 1024u
+#define OPEN_LOOK_MAX 256u    /* files at a time */
+#define OPEN_ROUNDS_MAX 1024u
 #define BASE_LATE_MS 5000 /* bytes of the base that complete a block */
 
 /* The file whose stack holds st, locked and referenced; ret_above: the layer on it, referenced, or NULL if it is the top (or there is no file). */
@@ -583,27 +584,41 @@ void files_retire(struct files *fs, uint64_t upto) {
 
 /* ---- totals ---- */
 
-/* Files with an open stage whose bytes are to go somewhere. A deleted one that a program still has open goes with its last handle, whatever is in it. Costs a SELECT each, so beyond
- * OPEN_LOOK_MAX they are counted unseen. */
+/* Files with an open stage whose bytes are to go somewhere. A deleted one that a program still has open goes with its last handle, whatever is in it. What is known of each counts until the tree tells that
+ * a name of it came or went (files_named): one SELECT then, none else. */
 static int open_pending(struct cache *c, uint64_t *ret) {
         struct files *fs = c->files;
-        uint64_t open[OPEN_LOOK_MAX];
-        size_t n = 0;
-        lock_take(&fs->lock);
-        uint64_t unseen = fs->n_open;
-        for (struct file *f = fs->open_first; f && n < OPEN_LOOK_MAX; f = f->open_next)
-                open[n++] = f->ino;
-        lock_drop(&fs->lock);
-        unseen -= MIN(unseen, (uint64_t)n);
-        for (size_t i = 0; i < n; i++) {
-                struct node node;
-                int r = tree_get(c->tree, open[i], &node);
-                if (r < 0 && r != -ENOENT)
+        struct file *v[OPEN_LOOK_MAX];
+        uint64_t seen[OPEN_LOOK_MAX];
+        for (unsigned round = 0;; round++) {
+                size_t n = 0;
+                int r = 0;
+                lock_take(&fs->lock);
+                bool know = fs->n_open_by_name[NAME_UNKNOWN] == 0 || round == OPEN_ROUNDS_MAX; /* who changes that fast is pending */
+                *ret = fs->n_open - fs->n_open_by_name[NAME_NONE];
+                for (struct file *f = fs->open_first; f && n < OPEN_LOOK_MAX && !know; f = f->open_next)
+                        if (f->name == NAME_UNKNOWN) {
+                                f->refs++;
+                                seen[n] = f->namings;
+                                v[n++] = f;
+                        }
+                lock_drop(&fs->lock);
+                if (know)
+                        return 0;
+                for (size_t i = 0; i < n; i++) {
+                        struct node node;
+                        int k = r == 0 ? tree_get(c->tree, v[i]->ino, &node) : r;
+                        lock_take(&fs->lock);
+                        if ((k == 0 || k == -ENOENT) && v[i]->namings == seen[i])
+                                file_name_set_locked(v[i], k == 0 && !(node.unlinked && !node.taken) ? NAME_KEPT : NAME_NONE);
+                        else if (k != -ENOENT)
+                                r = k;
+                        lock_drop(&fs->lock);
+                        file_put(v[i]);
+                }
+                if (r < 0)
                         return r;
-                unseen += r == 0 && !(node.unlinked && !node.taken);
         }
-        *ret = unseen;
-        return 0;
 }
 
 int cache_totals(struct cache *c, struct cache_totals *ret) {

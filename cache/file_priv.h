@@ -22,6 +22,8 @@ struct file {
         unsigned handles, writers;    /* fs->lock */
         unsigned opening;             /* fs->lock: file_open under way: counts as open for the tree, not as a handle that holds the stack */
         bool layered, has_open;       /* fs->lock: top != NULL; top is open */
+        enum { NAME_UNKNOWN = 0, NAME_KEPT, NAME_NONE } name; /* fs->lock: of files with an open stage, as of the last look: NONE = deleted, and goes with its last handle */
+        uint64_t namings;             /* fs->lock: times that it may have changed */
         bool closing;                 /* fs->lock: cache_close has seen it */
         bool unqueued;                /* fs->lock: tree_content failed, to be tried again */
         struct lock lock;             /* RANK_FILE: below; held over SQL, never over fsync */
@@ -41,7 +43,7 @@ struct files {
         int lock_fd;
         struct lock lock;             /* RANK_QUEUE: all below */
         struct file **bucket; size_t n_buckets, n;
-        struct file *open_first; uint64_t n_open;
+        struct file *open_first; uint64_t n_open, n_open_by_name[3]; /* of those, with each value of name */
         _Atomic uint64_t seals;       /* contents queued, any thread: file_seals */
         struct listener *listener[LISTENERS_MAX]; size_t n_listeners;
         bool online;
@@ -73,6 +75,8 @@ struct file *file_find(struct files *fs, uint64_t ino, int incarnation /* -1: th
 struct file *file_get_or_new(struct files *fs, uint64_t ino, uint16_t incarnation);
 void file_put(struct file *f);
 void file_update_flags(struct file *f);                /* f->lock held: tells the table what top is */
+void file_name_set_locked(struct file *f, unsigned name); /* fs->lock held */
+void files_named(void *files, uint64_t ino);           /* the tree has given or taken a name; 0: of any */
 int file_open_stage(struct file *f, struct stage **ret) _must_check_;  /* f->lock held: the open stage, made if there is none; reference */
 int file_seal(struct file *f, uint64_t *ret_gen) _must_check_;         /* f->lock held */
 int file_load_locked(struct file *f, const struct node *node) _must_check_;

@@ -544,6 +544,7 @@ static int step_link(struct step *s) {
         const struct position from = s->pos; /* bound while the rows are read, so it must stay */
         uint64_t parent = 0, subdirs = 0;
         size_t n = 0, max = s->max * FILL_FACTOR;
+        tree_naming(t, 0);
         int r = db_query(t->w, &q, "SELECT e.parent,e.entry_id,e.name,e.placement,n.ino,n.mode,n.seq,e.seq,n.nseq FROM snap_entry e LEFT JOIN node n ON n.id=e.node"
                                    " WHERE (e.parent,e.entry_id)>(?,?) ORDER BY e.parent,e.entry_id LIMIT ?", "bii", from.b, (size_t)(id_is_zero((const struct id *)from.b) ? 0 : ID_BYTES),
                          (int64_t)from.number, (int64_t)max);

@@ -31,6 +31,7 @@
 #include "base/failpoint.h"
 #include "base/log.h"
 
+#define NAMINGS_MAX 256u /* beyond it: any */
 #define NUMBERS_AT_ONCE 4096u
 #define SCRATCH_BYTES_MAX (256u << 20)
 #define LOG_PAGES 2000u
@@ -305,6 +306,7 @@ void tree_close(struct tree *t) {
         cond_destroy(&t->acond);
         free(t->asked);
         cleanup_open_set_p(&t->born);
+        cleanup_open_set_p(&t->namings);
         lock_destroy(&t->slock);
         free(t);
 }
@@ -360,6 +362,12 @@ int tree_end(struct tree *t, int r) {
                 for (unsigned k = 0; k < N_NUMBERS; k++)
                         t->numbers[k].limit = t->numbers[k].limit_before;
         }
+        if (r >= 0 && t->named && t->namings_all)
+                t->named(t->named_arg, 0);
+        for (size_t i = 0; i < t->namings.n && r >= 0 && t->named && !t->namings_all; i++)
+                t->named(t->named_arg, t->namings.ino[i]);
+        t->namings.n = 0;
+        t->namings_all = false;
         for (size_t i = 0; i < t->n_listeners && r >= 0; i++) {
                 if (t->n_notes && t->listeners[i]->notes)
                         t->listeners[i]->notes(t->listeners[i], t->notes, t->n_notes);
@@ -415,6 +423,17 @@ int tree_note(struct tree *t, enum note_kind kind, uint64_t ino, const char *nam
         }
         t->notes[t->n_notes++] = (struct note){ .kind = kind, .ino = ino, .name = copy, .name_bytes = n };
         return 0;
+}
+
+void tree_naming(struct tree *t, uint64_t ino) {
+        if (!t->named || t->namings_all || (t->namings.n && t->namings.ino[t->namings.n - 1] == ino))
+                return;
+        t->namings_all = ino == 0 || t->namings.n >= NAMINGS_MAX || open_set_add(&t->namings, ino) < 0;
+}
+
+void tree_on_named(struct tree *t, void (*named)(void *arg, uint64_t ino), void *arg) {
+        t->named = named;
+        t->named_arg = arg;
 }
 
 int tree_settle_later(struct tree *t, uint64_t ino) {

@@ -104,6 +104,10 @@ struct tree {
         size_t n_handed, handed_room;
         bool (*open_for_write)(void *arg, uint64_t ino);
         void *open_for_write_arg;
+        void (*named)(void *arg, uint64_t ino); /* fixed: tree_on_named */
+        void *named_arg;
+        struct open_set namings;        /* of the transaction: tree_naming */
+        bool namings_all;
         _Atomic bool complete;          /* the first load is finished */
         uint64_t n_held;                /* rows of table held: tree_held.c */
 
@@ -147,6 +151,7 @@ static inline void cleanup_tree_read_p(struct tree_read *r) { if (r->db) tree_re
 int tree_number(struct tree *t, enum number which, uint64_t *ret) _must_check_;
 int tree_note(struct tree *t, enum note_kind kind, uint64_t ino, const char *name, size_t n) _must_check_;
 int tree_settle_later(struct tree *t, uint64_t ino) _must_check_;
+void tree_naming(struct tree *t, uint64_t ino); /* the transaction may give a file its only name, or take it, or the node goes; 0: of any */
 void tree_touch(struct tree *t, uint64_t ino);  /* the transaction queues or changes an operation of it: more than a content, whose stage says it all */
 void tree_count_commit(struct tree *t);
 void tree_log_grown(struct tree *t);            /* after a transaction, without the lock: a checkpoint may be due */

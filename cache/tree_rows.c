@@ -141,6 +141,8 @@ int row_insert(struct tree *t, struct nrow *w) {
 
 int row_write(struct tree *t, const struct nrow *w) {
         struct db_stmt *s;
+        if (w->v.kind == NODE_FILE && w->parent == 0)
+                tree_naming(t, w->ino);
         int r = db_get(t->w, "UPDATE node SET mode=?2,uid=?3,gid=?4,nlink=CASE WHEN ?2>>12=2 THEN nlink ELSE ?5 END,rdev=?6,mtime=?7,ctime_d=?8,btime_d=?9,size=?10,"
                              "root=?11,shape=?12,version=?13,gen=?14,last_gen=?15,seq=?16,parent=?17,cookie=?18,bits=?19,csize=?20,nseq=?21 WHERE ino=?1", &s);
         if (r == 0)
@@ -182,6 +184,8 @@ int tomb_get(struct tree *t, const struct id *id, uint64_t *ret_seq, int64_t *re
 
 int row_drop(struct tree *t, const struct nrow *w, uint64_t server_seq) {
         assert(w->ino != INO_ROOT && w->pend == 0);
+        if (w->v.kind == NODE_FILE)
+                tree_naming(t, w->ino);
         int r = db_run(t->w, "DELETE FROM node WHERE ino=?", "i", (int64_t)w->ino);
         if (r == 0 && (w->bits & NB_SHADOW)) {
                 struct nrow copy = *w;
@@ -283,6 +287,8 @@ int entry_add(struct tree *t, struct nrow *w, const struct vname *v) {
         if (r < 0)
                 return r;
         if (!more) {
+                if (w->v.kind == NODE_FILE)
+                        tree_naming(t, w->ino);
                 w->parent = v->parent;
                 w->cookie = cookie;
         }

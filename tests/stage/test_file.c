@@ -366,6 +366,56 @@ static void test_unlinked(void **state) {
         cw_free(w);
 }
 
+static uint64_t pending_files(struct cw *w) {
+        struct cache_totals t;
+        assert_int_equal(cache_totals(w->cache, &t), 0);
+        return t.pending_files;
+}
+
+/* What counts as pending of the files that are being written: those with a name, or whose name the server took. A row is read only after a name came or went. */
+static void test_open_pending(void **state) {
+        enum { N = 300 };
+        struct cw *w = cw_new(256 * MIB, 1);
+        cw_open(w);
+        struct files *fs = w->cache->files;
+        struct file *f[N];
+        uint64_t ino[N];
+        char name[16];
+        struct node after;
+        for (int i = 0; i < N; i++) {
+                (void)snprintf(name, sizeof name, "open%d", i);
+                ino[i] = cw_create(w, INO_ROOT, name).ino;
+        }
+        cw_accept_all(w);
+        for (int i = 0; i < N; i++) {
+                f[i] = cw_file(w, ino[i], true, false);
+                assert_int_equal(write_at(f[i], 0, "bytes", 5, false, 0), 5);
+        }
+        assert_int_equal(fs->n_open_by_name[NAME_UNKNOWN], N);
+        assert_int_equal(pending_files(w), N);
+        assert_int_equal(fs->n_open_by_name[NAME_KEPT], N);
+        cw_create(w, INO_ROOT, "another"); /* the business of others */
+        assert_int_equal(tree_unlink(w->cache->tree, INO_ROOT, "another", 7, false, (bool (*)(void *, uint64_t))file_is_open, w->cache, &after), 0);
+        assert_int_equal(fs->n_open_by_name[NAME_UNKNOWN], 0);
+        for (int i = 0; i < 2; i++) {
+                (void)snprintf(name, sizeof name, "open%d", i);
+                assert_int_equal(tree_unlink(w->cache->tree, INO_ROOT, name, strlen(name), false, (bool (*)(void *, uint64_t))file_is_open, w->cache, &after), 0);
+                assert_int_equal(fs->n_open_by_name[NAME_UNKNOWN], i + 1);
+        }
+        cw_accept_all(w);
+        assert_int_equal(pending_files(w), N - 2);
+        assert_int_equal(fs->n_open_by_name[NAME_NONE], 2);
+        for (int i = 2; i < N; i++)
+                file_release(f[i], true);
+        cw_accept_all(w);
+        assert_int_equal(cache_wait_drained(w->cache, now_ms() + WAIT_MS), 0); /* two deleted ones are still open */
+        assert_int_equal(fs->n_open, 2);
+        file_release(f[0], true);
+        file_release(f[1], true);
+        assert_int_equal(fs->n_open_by_name[NAME_UNKNOWN] + fs->n_open_by_name[NAME_KEPT] + fs->n_open_by_name[NAME_NONE], 0);
+        cw_free(w);
+}
+
 /* A file saved again and again while nothing can be sent. */
 static void test_layers(void **state) {
         struct cw *w = cw_new(256 * MIB, test_seed());
@@ -620,7 +670,7 @@ static void test_speed(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_save), cmocka_unit_test(test_large), cmocka_unit_test(test_truncate_and_holes), cmocka_unit_test(test_random), cmocka_unit_test(test_append),
-                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_layers), cmocka_unit_test(test_unlinked_save), cmocka_unit_test(test_save_on_its_way), cmocka_unit_test(test_replaced_before_retired), cmocka_unit_test(test_speed),
+                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_open_pending), cmocka_unit_test(test_layers), cmocka_unit_test(test_unlinked_save), cmocka_unit_test(test_save_on_its_way), cmocka_unit_test(test_replaced_before_retired), cmocka_unit_test(test_speed),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

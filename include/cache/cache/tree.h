@@ -137,6 +137,9 @@ int outbox_totals(struct tree *t, struct outbox_totals *ret) _must_check_;
 /* Called before the 2 s hold is computed: is ino open for writing now? Set once. */
 void outbox_set_open_check(struct tree *t, bool (*open_for_write)(void *arg, uint64_t ino), void *arg);
 
+/* Told after each transaction that gave a file (ino; 0: any) its only name or took it. Queues only, RANK_QUEUE at most. Set once. */
+void tree_on_named(struct tree *t, void (*named)(void *arg, uint64_t ino), void *arg);
+
 /* ---- remote rows ---- */
 /* What became of a generation of ours; the caller tells file.c (file_committed). COMMITTED: its content is on the server as `content`, `version`. MOVED: nothing was committed, the local
  * bytes of gen now belong to ino, a new node (conflict copy); its open handles follow. DROPPED: the server won, gen is no longer in the outbox nor shown. */
