@@ -221,7 +221,7 @@ static int drop_rows_without_stage(struct files *fs, unsigned *ret_dropped) {
         int r = arena_new(256u << 20, &a);
         if (r < 0)
                 return r;
-        _cleanup_free_ struct outbox_item *items = calloc(OUTBOX_LOOK, sizeof *items);
+        _cleanup_free_ struct outbox_item *items = malloc(OUTBOX_LOOK * sizeof *items); /* not cleared: there are few */
         if (!items)
                 return -ENOMEM;
         size_t n = 0;
@@ -371,7 +371,7 @@ static int rows_go_back(struct files *fs, struct stages_found *found, bool new_b
         int r = arena_new(256u << 20, &a);
         if (r < 0)
                 return r;
-        _cleanup_free_ struct outbox_item *items = calloc(OUTBOX_LOOK, sizeof *items);
+        _cleanup_free_ struct outbox_item *items = malloc(OUTBOX_LOOK * sizeof *items); /* not cleared: there are few */
         if (!items)
                 return -ENOMEM;
         r = outbox_list(fs->c->tree, a, false, items, OUTBOX_LOOK, &n);

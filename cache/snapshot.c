@@ -269,14 +269,24 @@ struct snap_row { struct id id; uint64_t seq, nseq; bool deleted; struct vrow v;
 /* The next rows of snap_node, in scratch. */
 static int next_nodes(struct step *s, size_t max, struct snap_row **ret, size_t *ret_n) {
         struct db_stmt *q;
-        size_t n = 0;
-        struct snap_row *list = arena_alloc(s->t->scratch, max * sizeof(*list));
-        if (!list)
-                return -ENOMEM;
+        size_t n = 0, room = 0;
+        struct snap_row *list = NULL;
         int r = db_query(s->t->w, &q, "SELECT id,seq,nseq,deleted,row FROM snap_node WHERE id>? ORDER BY id LIMIT ?", "bi", s->pos.b, (size_t)(id_is_zero((struct id *)s->pos.b) ? 0 : ID_BYTES),
                          (int64_t)max);
         while (r > 0) {
                 size_t bytes;
+                if (n == room) {
+                        size_t more = room ? room * 2 : 16;
+                        struct snap_row *longer = arena_alloc(s->t->scratch, more * sizeof(*list));
+                        if (!longer) {
+                                db_reset(q);
+                                return -ENOMEM;
+                        }
+                        if (n)
+                                memcpy(longer, list, n * sizeof(*list));
+                        list = longer;
+                        room = more;
+                }
                 list[n].id = db_col_id(q, 0);
                 list[n].seq = (uint64_t)db_col_int(q, 1);
                 list[n].nseq = (uint64_t)db_col_int(q, 2);

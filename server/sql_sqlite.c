@@ -106,12 +106,12 @@ static const void *op_col_blob(struct sql_stmt *s, int at, size_t *ret_n) {
 static const char *op_col_text(struct sql_stmt *s, int at) { return (const char *)sqlite3_column_text(s->st, at); }
 
 /* The writer is the only one that writes, so BEGIN IMMEDIATE never waits; a busy answer means a second process and is passed on. */
-static int op_begin(struct sql *db, bool write) { return op_exec(db, write ? "BEGIN IMMEDIATE" : "BEGIN"); }
-static int op_commit(struct sql *db) { return op_exec(db, "COMMIT"); }
+static int op_begin(struct sql *db, bool write) { return write ? sql_run(db, "BEGIN IMMEDIATE", "") : sql_run(db, "BEGIN", ""); }
+static int op_commit(struct sql *db) { return sql_run(db, "COMMIT", ""); }
 
 static void op_rollback(struct sql *db) {
         if (!sqlite3_get_autocommit(up(db)->db))
-                (void)op_exec(db, "ROLLBACK");
+                (void)sql_run(db, "ROLLBACK", "");
 }
 
 static int op_now_ns(struct sql *db, int64_t *ret) {

@@ -74,7 +74,7 @@ static int recover(struct engine *e) {
         struct arena *a = NULL;
         size_t n = 0, max = 1 << 16;
         int r = arena_new(512u << 20, &a);
-        struct outbox_item *items = r >= 0 ? calloc(max, sizeof *items) : NULL;
+        struct outbox_item *items = r >= 0 ? malloc(max * sizeof *items) : NULL;
         if (r >= 0 && !items)
                 r = -ENOMEM;
         if (r >= 0)
@@ -248,7 +248,7 @@ static int look(struct engine *e, int64_t now) {
         size_t n = 0, n_ops = 0, bytes = 0;
         int64_t wait_ms = -1;
         int r = arena_new(256u << 20, &a);
-        struct outbox_item *items = calloc(BATCH_OPS_MAX, sizeof *items);
+        struct outbox_item *items = malloc(BATCH_OPS_MAX * sizeof *items); /* not cleared: there is room for many, and there are few */
         struct left_out left = { .ids = calloc(BATCH_OPS_MAX, sizeof *left.ids) };
         struct id *ops = calloc(BATCH_OPS_MAX, sizeof *ops);
         const struct outbox_item **looked = calloc(BATCH_OPS_MAX, sizeof *looked);

@@ -7,6 +7,8 @@
 #include <sys/types.h>
 
 /* From now on (on) writes to files of the file system of dir are remembered until they are synced. What was remembered is forgotten. */
+/* Before everything else: SQLite without what only several processes or threads need (locks in files, mutexes). */
+void disk_start(void);
 void disk_watch(const char *dir, bool on);
 /* copy_fd is a copy of the file with that inode number: becomes what a power cut leaves of it. */
 int disk_lose(ino_t from, int copy_fd, uint64_t seed, uint64_t *io_pages);

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "disk.h"
 #include "sim.h"
 
 #define TURNS_MAX 200000u
@@ -196,6 +197,7 @@ int main(int argc, char **argv) {
         }
         if (log_open("sim", a.verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR, NULL) < 0)
                 return 1;
+        disk_start();
         if (a.scenarios == 0)
                 a.scenarios = SCENARIOS * MAX(1ul, number(getenv("TARN_TEST_SCALE")));
         if (a.jobs == 0)
