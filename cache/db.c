@@ -9,12 +9,13 @@
  *    syncing the log's file itself. That equals a commit with synchronous=FULL (which syncs the same file after its frames), needs no empty write,
  *    and may run while other threads commit, so that no lock is held during an fsync. If the log was checkpointed in between, the checkpoint
  *    has synced log and file already.
- *  - Each page has a sum (db_sums.c), unless the caller names a VFS of his own. Opening for writing empties the log into the file and reads all pages once; a file made without sums is written anew with
- *    them. Damage is every code that says so: a sum, SQLite's own checks, a file that is too short, and a statement of ours that does not fit the schema. What the disk answers to a read (EIO) is not.
+ *  - Of a file with marks (db_mark.c) nothing is moved from the log into the file that is not marked: not at the open, not by a checkpoint, not at the close. There is one place that asks, may_checkpoint.
+ *  - Each page has a sum (db_sums.c), unless the caller names a VFS of his own. Opening for writing empties the log into the file, if it may, and reads all pages once; a file made without sums is written
+ *    anew with them, or used as it is if there is no room for that. Damage is every code that says so: a sum, SQLite's own checks, a file that is too short, and a statement of ours that does not fit the schema. What the disk answers to a read (EIO) is not.
  *  - A log whose end does not verify is cut there by SQLite, without a word: after a power cut that is its tail that was not synced, in the same boot it is damage. Either way an older state is
  *    shown, as a power cut would have left it. If the file had taken later frames before, by a checkpoint, it would be a mix: db_log_torn tells, so that the caller looks at more than sums.
  *  - The log is bounded: a commit that leaves more than checkpoint_pages in it checkpoints (or, with marks, the owner does: db_mark.c), and journal_size_limit cuts the file to twice that
- *    afterwards.
+ *    afterwards. The owner's checkpoint waits for those who read an older state; else the log would never begin anew where somebody always reads.
  *
  * Prepared statements live as long as their connection, in a table keyed by the address of the SQL literal. Two equal literals of two source files
  * make two statements; that costs some memory and nothing else. Using a statement that is in use is a mistake of ours (assert).
@@ -27,13 +28,14 @@
 #include <stdatomic.h>
 #include <stdio.h>
 
+#include "base/log.h"
 #include "db.h"
 #include "db_sums.h"
 
 #define STATEMENTS 512u /* power of two, and more than twice what we have */
 #define JOURNAL_LIMIT_BYTES (64u << 20)
-#define LOG_HEADER_BYTES 32
-#define FRAME_HEADER_BYTES 24
+#define BUSY_MS 10000
+#define READERS_MS 2000
 
 struct db_stmt {
         struct db *db;
@@ -43,11 +45,12 @@ struct db_stmt {
 };
 struct db {
         sqlite3 *c;
-        bool write, log_torn;
+        bool write, exclusive, log_torn;
         sqlite3_file *log;        /* the write-ahead log's file: stays the same while the connection is open */
         _Atomic int sync_error;   /* sticky */
         struct db_marks *marks;   /* NULL: none */
-        uint64_t frames, tried;   /* marked: in the log after the last commit; as many were there at the last checkpoint. Owner's lock */
+        struct db_mark at;        /* marked: where the log ends after the last commit. Owner's lock */
+        uint64_t tried;           /* marked: as many frames were there at the last checkpoint */
         _Atomic uint64_t pages;   /* marked: frames since then */
         size_t n_statements;
         struct db_stmt statements[STATEMENTS];
@@ -96,54 +99,64 @@ static int pragma(struct db *db, const char *sql) {
         return error_from(sqlite3_exec(db->c, sql, NULL, NULL, NULL), db->c);
 }
 
-/* Do frames of this log follow those that SQLite believed? */
-static int look_behind_log(struct db *db, int believed) {
-        const int64_t frame_bytes = FRAME_HEADER_BYTES + DB_PAGE_BYTES;
-        const sqlite3_io_methods *m = db->log->pMethods;
-        uint8_t head[LOG_HEADER_BYTES], frame[FRAME_HEADER_BYTES];
-        sqlite3_int64 size;
-        int rc = m->xFileSize(db->log, &size);
-        if (rc != SQLITE_OK || size <= LOG_HEADER_BYTES)
-                return rc;
-        db->log_torn = believed <= 0;
-        rc = m->xRead(db->log, head, sizeof head, 0);
-        for (int64_t at = LOG_HEADER_BYTES + MAX(believed, 0) * frame_bytes; rc == SQLITE_OK && !db->log_torn && at + frame_bytes <= size; at += frame_bytes) {
-                rc = m->xRead(db->log, frame, sizeof frame, at);
-                db->log_torn = memcmp(head + 16, frame + 8, 8) == 0; /* the salts */
+/* Nothing in the log that may not be moved into the file: it has no marks, or they cover it. */
+static bool may_checkpoint(const struct db *db) {
+        return !db->marks || db_marks_cover(db->marks, &db->at);
+}
+
+static void checkpointed(struct db *db) {
+        db->tried = db->at.frames;
+        atomic_store(&db->pages, 0);
+}
+
+/* Pages without sums get them. No room: another time. */
+static int make_sums(struct db *db) {
+        sqlite3_int64 before = 0;
+        int rc = db->log->pMethods->xFileSize(db->log, &before);
+        if (rc == SQLITE_OK)
+                rc = sqlite3_exec(db->c, "VACUUM", NULL, NULL, NULL);
+        int r = error_from(rc, db->c);
+        if (r == -ENOSPC) {
+                log_warn("db event=no_room_for_sums");
+                (void)db->log->pMethods->xTruncate(db->log, before); /* nobody else needs what it has taken */
+                return 0;
         }
-        return rc;
+        return r;
 }
 
 /* All pages are what was written. The only connection so far, and the log was read. */
 static int verify(struct db *db) {
         sqlite3_file *file;
-        int frames = 0, done = 0;
-        int rc = sqlite3_file_control(db->c, "main", SQLITE_FCNTL_FILE_POINTER, &file);
-        if (rc == SQLITE_OK && !db_sums_on(file)) /* made by an older program */
-                rc = sqlite3_exec(db->c, "VACUUM", NULL, NULL, NULL);
-        if (rc != SQLITE_OK)
-                return error_from(rc, db->c);
-        rc = sqlite3_wal_checkpoint_v2(db->c, NULL, SQLITE_CHECKPOINT_PASSIVE, &frames, &done);
-        if (rc == SQLITE_OK && frames == done)
-                rc = db_sums_check(file);
-        else { /* no room: pages of the file that the log shadows may be torn, so those that count are read one by one */
-                int r = db_check(db);
-                if (r < 0)
-                        return r;
-                rc = SQLITE_OK;
+        bool moved = false;
+        int r = error_from(sqlite3_file_control(db->c, "main", SQLITE_FCNTL_FILE_POINTER, &file), db->c);
+        if (r == 0 && !db_sums_on(file)) /* made by an older program */
+                r = make_sums(db);
+        if (r < 0)
+                return r;
+        if (may_checkpoint(db)) {
+                int frames = 0, done = 0;
+                moved = sqlite3_wal_checkpoint_v2(db->c, NULL, SQLITE_CHECKPOINT_PASSIVE, &frames, &done) == SQLITE_OK && frames == done;
+                checkpointed(db);
         }
-        if (rc == SQLITE_OK)
-                rc = look_behind_log(db, frames);
-        return error_from(rc, db->c);
+        if (db_sums_on(file)) {
+                int rc = db_sums_check(file);
+                if (rc != SQLITE_IOERR_DATA || moved)
+                        return error_from(rc, db->c);
+        }
+        return db_check(db); /* pages of the file that the log shadows may be torn: those that count are read one by one */
 }
 
 /* After each commit: frames in the log. */
 static int on_commit(void *arg, sqlite3 *c, const char *name, int frames) {
         struct db *db = arg;
-        if ((uint64_t)frames <= db->frames)
+        uint8_t head[DB_LOG_HEAD_BYTES];
+        if (db->log->pMethods->xRead(db->log, head, (int)sizeof head, 0) != SQLITE_OK)
+                memset(head, 0, sizeof head); /* no mark covers it */
+        if (memcmp(head, db->at.head, sizeof head) != 0)
                 db->tried = 0; /* the log has begun anew */
-        db->frames = (uint64_t)frames;
-        atomic_store(&db->pages, db->frames - db->tried);
+        memcpy(db->at.head, head, sizeof head);
+        db->at.frames = (uint64_t)frames;
+        atomic_store(&db->pages, db->at.frames - MIN(db->tried, db->at.frames));
         return SQLITE_OK;
 }
 
@@ -152,27 +165,34 @@ int db_open(const struct db_config *config, struct db **ret) {
         struct db *db = calloc(1, sizeof(*db));
         if (!db)
                 return -ENOMEM;
-        if (config->marked) {
-                int k = config->power_cut ? db_marks_cut(config->vfs, config->path) : 0;
+        if (config->write) { /* before SQLite sees it */
+                struct db_log log;
+                int k = config->marked ? db_marks_open(config->vfs, config->path, &db->marks) : 0;
                 if (k == 0)
-                        k = db_marks_open(config->vfs, config->path, &db->marks);
+                        k = db_log_prepare(config->vfs, config->path, db->marks, config->power_cut, &log);
                 if (k < 0) {
+                        db_marks_close(db->marks);
                         free(db);
                         return k;
                 }
+                db->log_torn = log.torn;
+                db->at.frames = log.frames;
+                memcpy(db->at.head, log.head, sizeof db->at.head);
+                atomic_store(&db->pages, log.frames);
         }
         const char *vfs = config->vfs ? config->vfs : db_sums_vfs();
         int reserve = DB_SUM_BYTES;
         db->write = config->write;
+        db->exclusive = config->exclusive;
         int flags = SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE | (config->write ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY);
         int r = error_from(sqlite3_open_v2(config->path, &db->c, flags, vfs), db->c);
         char sql[128];
         if (r == 0 && config->write && !config->vfs)
                 r = error_from(sqlite3_file_control(db->c, "main", SQLITE_FCNTL_RESERVE_BYTES, &reserve), db->c);
         if (r == 0) {
-                (void)sqlite3_db_config(db->c, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, config->write ? 0 : 1, NULL);
+                (void)sqlite3_db_config(db->c, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, config->write && !config->marked ? 0 : 1, NULL);
                 (void)sqlite3_db_config(db->c, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
-                (void)sqlite3_busy_timeout(db->c, config->exclusive ? 0 : 10000);
+                (void)sqlite3_busy_timeout(db->c, config->exclusive ? 0 : BUSY_MS);
                 r = pragma(db, "PRAGMA mmap_size=0; PRAGMA cell_size_check=ON");
         }
         if (r == 0) {
@@ -190,14 +210,14 @@ int db_open(const struct db_config *config, struct db **ret) {
                 (void)snprintf(sql, sizeof(sql), "PRAGMA journal_size_limit=%u", MIN(JOURNAL_LIMIT_BYTES, pages * 2 * DB_PAGE_BYTES));
                 if (r == 0)
                         r = pragma(db, sql);
-                if (r == 0 && config->marked)
-                        (void)sqlite3_wal_hook(db->c, on_commit, db);
                 if (r == 0) /* the log is there from the first read on */
                         r = pragma(db, "SELECT count(*) FROM sqlite_schema");
                 if (r == 0)
                         r = error_from(sqlite3_file_control(db->c, "main", SQLITE_FCNTL_JOURNAL_POINTER, &db->log), db->c);
                 if (r == 0 && (!db->log || !db->log->pMethods))
                         r = -EIO;
+                if (r == 0 && config->marked)
+                        (void)sqlite3_wal_hook(db->c, on_commit, db);
                 if (r == 0 && !config->vfs)
                         r = verify(db);
                 if (r == 0) /* also makes the names of new files durable, once */
@@ -217,6 +237,8 @@ void db_close(struct db *db) {
         for (size_t i = 0; i < STATEMENTS; i++)
                 if (db->statements[i].s)
                         (void)sqlite3_finalize(db->statements[i].s);
+        if (db->marks && db->c) /* the close moves the log into the file, and removes it */
+                (void)sqlite3_db_config(db->c, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, may_checkpoint(db) ? 0 : 1, NULL);
         int rc = sqlite3_close(db->c);
         assert(rc == SQLITE_OK);
         (void)rc;
@@ -456,20 +478,23 @@ int db_sync(struct db *db) {
 
 int db_checkpoint(struct db *db) {
         assert(db->write);
-        int rc = sqlite3_wal_checkpoint_v2(db->c, NULL, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
-        db->tried = db->frames;
-        atomic_store(&db->pages, 0);
-        return rc == SQLITE_BUSY ? 0 : error_from(rc, db->c);
+        int frames = 0, done = 0;
+        if (!may_checkpoint(db))
+                return -EAGAIN;
+        int rc = sqlite3_wal_checkpoint_v2(db->c, NULL, SQLITE_CHECKPOINT_PASSIVE, &frames, &done);
+        /* Readers were behind. They come and go, so it is all moved sooner or later; but a log begins anew only when none is in it, and with many there may always be one. */
+        if (rc == SQLITE_OK && db->marks && frames > 0) {
+                (void)sqlite3_busy_timeout(db->c, READERS_MS);
+                rc = sqlite3_wal_checkpoint_v2(db->c, NULL, SQLITE_CHECKPOINT_RESTART, NULL, NULL);
+                (void)sqlite3_busy_timeout(db->c, db->exclusive ? 0 : BUSY_MS);
+        }
+        checkpointed(db);
+        return error_from(rc, db->c);
 }
 
-int db_log_at(struct db *db, struct db_mark *ret) {
-        struct db_mark m = { .frames = db->frames };
+void db_log_at(const struct db *db, struct db_mark *ret) {
         assert(db->marks);
-        int rc = db->log->pMethods->xRead(db->log, m.salt, (int)sizeof m.salt, 16);
-        if (rc != SQLITE_OK && rc != SQLITE_IOERR_SHORT_READ) /* short: nothing was ever written */
-                return -EIO;
-        *ret = m;
-        return 0;
+        *ret = db->at;
 }
 
 int db_mark(struct db *db, const struct db_mark *mark) {
@@ -479,10 +504,6 @@ int db_mark(struct db *db, const struct db_mark *mark) {
 
 uint64_t db_log_pages(const struct db *db) {
         return atomic_load(&db->pages);
-}
-
-void db_keep_log(struct db *db) {
-        (void)sqlite3_db_config(db->c, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
 }
 
 /* SQLite tells a disk that cannot be read as a finding, like damage. */

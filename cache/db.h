@@ -28,7 +28,7 @@ struct db_config {
         bool marked;            /* writer: has marks (db_mark.c): no commit checkpoints, db_checkpoint alone does */
         bool power_cut;         /* marked: what is behind the last mark goes first */
 };
-/* Opens (a writer creates: WAL, synchronous=NORMAL, incremental vacuum, mmap_size=0). A writer must be the first connection: it empties the log into the file and compares each page with its sum:
+/* Opens (a writer creates: WAL, synchronous=NORMAL, incremental vacuum, mmap_size=0). A writer must be the first connection: it empties the log into the file (marked: only if all in it is marked) and compares each page with its sum:
  * one sequential read of the file. -EBADMSG: damaged, by whatever it shows. */
 int db_open(const struct db_config *config, struct db **ret) _must_check_;
 void db_close(struct db *db);
@@ -75,12 +75,12 @@ int64_t db_changes(const struct db *db);          /* rows of the last INSERT, UP
 int db_sync(struct db *db) _must_check_;
 /* The log that was found at the open had an end that did not verify: see the head of db.c. */
 bool db_log_torn(const struct db *db);
-int db_checkpoint(struct db *db) _must_check_;    /* as much as readers permit. Marked: what is in the log must have been marked before */
+/* As much as readers permit. Marked: -EAGAIN, nothing happens, if something in the log was not marked; and waits for readers (two seconds at most), so that the log begins anew (-EBUSY: it does not). */
+int db_checkpoint(struct db *db) _must_check_;
 /* Marked only. Where the log ends (the owner's lock is held), and that up to there everything is on the platter (no lock needed, one caller at a time; after db_sync). */
-int db_log_at(struct db *db, struct db_mark *ret) _must_check_;
+void db_log_at(const struct db *db, struct db_mark *ret);
 int db_mark(struct db *db, const struct db_mark *mark) _must_check_;
 uint64_t db_log_pages(const struct db *db);       /* written to the log since the last checkpoint, or try of one; any thread */
-void db_keep_log(struct db *db);                  /* db_close does not checkpoint */
 /* PRAGMA quick_check. -EBADMSG: damaged. */
 int db_check(struct db *db) _must_check_;
 /* Message of the last failure on this connection, for one log line. */

@@ -7,10 +7,12 @@
  * transaction's end, with everything that belongs to it; of what came later nothing is there.
  *
  * A checkpoint copies rows from the log into the database, from where they cannot be taken back. So only what is marked may be checkpointed; who has marks checkpoints himself (db_checkpoint), and
- * SQLite never does by itself. Then a log whose salts are not those of the last mark began after a checkpoint of all that is marked, and none of it counts.
+ * SQLite never does by itself, also not when the file is opened or closed: a process that was killed leaves a log with a tail that is not marked, and only who has synced what that names may move it. Then a log whose salts are not those of the last mark began after a checkpoint of all that is marked, and none of it counts.
  *
- *   PATH-mark   two places of 64 bytes, at 0 and 4096, written in turn: magic 8 | number 8 | salts 8 | frames 8 | zero 24 | XXH3-64 of the first 56. Little endian but for the salts, which are as in the log.
- *               The valid one with the higher number counts: a mark that was being written promised nothing yet.
+ *   PATH-mark   two places of 64 bytes, at 0 and 4096, written in turn: magic 8 | number 8 | salts 8 | frames 8 | the rest of the log's header 24 | XXH3-64 of the first 56. Number and frames little endian,
+ *               the header as in the log. The valid one with the higher number counts: a mark that was being written promised nothing yet. Without any nothing is cut (the file is new, or both are damaged).
+ *
+ * The header of the log is the one thing in there without which nothing counts for SQLite; so the mark has a copy, and a header that does not verify is mended from it.
  *
  * Files are reached through SQLite's VFS, as the log is. */
 #include "db_mark.h"
@@ -28,12 +30,12 @@
 
 #define SLOT_BYTES 64u
 #define SLOT_STEP 4096u
-#define LOG_HEADER_BYTES 32
-#define LOG_FRAME_HEADER 24
+#define REST_BEFORE DB_LOG_SALT_AT /* of the header, around the salts */
+#define REST_BEHIND (DB_LOG_HEAD_BYTES - DB_LOG_SALT_AT - DB_LOG_SALT_BYTES)
 
 static const uint8_t magic[8] = "tarnmrk1";
 
-struct db_marks { sqlite3_file *file; uint64_t number; };
+struct db_marks { sqlite3_file *file; uint64_t number; struct db_mark last; /* number 0: none */ };
 
 static int error_of(int rc) {
         return rc == SQLITE_OK ? 0 : (rc & 0xff) == SQLITE_FULL ? -ENOSPC : -EIO;
@@ -76,9 +78,11 @@ static void encode(const struct db_mark *m, uint64_t number, uint8_t ret[SLOT_BY
         memcpy(ret, magic, sizeof magic);
         uint64_t v = htole64(number);
         memcpy(ret + 8, &v, 8);
-        memcpy(ret + 16, m->salt, 8);
+        memcpy(ret + 16, m->head + DB_LOG_SALT_AT, DB_LOG_SALT_BYTES);
         v = htole64(m->frames);
         memcpy(ret + 24, &v, 8);
+        memcpy(ret + 32, m->head, REST_BEFORE);
+        memcpy(ret + 32 + REST_BEFORE, m->head + DB_LOG_SALT_AT + DB_LOG_SALT_BYTES, REST_BEHIND);
         v = htole64(xxh3_64(ret, 56));
         memcpy(ret + 56, &v, 8);
 }
@@ -98,7 +102,9 @@ static int newest(sqlite3_file *f, struct db_mark *ret, uint64_t *ret_number) {
                 if (memcmp(b, magic, sizeof magic) || le64toh(sum) != xxh3_64(b, 56) || le64toh(number) <= *ret_number)
                         continue;
                 *ret_number = le64toh(number);
-                memcpy(ret->salt, b + 16, 8);
+                memcpy(ret->head, b + 32, REST_BEFORE);
+                memcpy(ret->head + DB_LOG_SALT_AT, b + 16, DB_LOG_SALT_BYTES);
+                memcpy(ret->head + DB_LOG_SALT_AT + DB_LOG_SALT_BYTES, b + 32 + REST_BEFORE, REST_BEHIND);
                 ret->frames = le64toh(frames);
         }
         return 0;
@@ -110,7 +116,6 @@ int db_marks_open(const char *vfs, const char *path, struct db_marks **ret) {
                 return -ENOMEM;
         int r = open_file(vfs, path, "-mark", SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_SUPER_JOURNAL, &m->file);
         sqlite3_int64 size = 0;
-        struct db_mark mark;
         if (r == 0 && m->file->pMethods->xFileSize(m->file, &size) != SQLITE_OK)
                 r = -EIO;
         if (r == 0 && size < (sqlite3_int64)(2 * SLOT_STEP)) { /* its blocks are there from now on */
@@ -121,7 +126,7 @@ int db_marks_open(const char *vfs, const char *path, struct db_marks **ret) {
                         r = error_of(m->file->pMethods->xSync(m->file, SQLITE_SYNC_NORMAL));
         }
         if (r == 0)
-                r = newest(m->file, &mark, &m->number);
+                r = newest(m->file, &m->last, &m->number);
         if (r < 0) {
                 db_marks_close(m);
                 return r;
@@ -148,49 +153,62 @@ int db_marks_write(struct db_marks *m, const struct db_mark *mark) {
         if (f->pMethods->xSync(f, SQLITE_SYNC_NORMAL | SQLITE_SYNC_DATAONLY) != SQLITE_OK)
                 return -EIO;
         m->number = number;
+        m->last = *mark;
         return 0;
 }
 
-static int cut_log(sqlite3_file *log, const char *path, const struct db_mark *mark) {
-        uint8_t head[LOG_HEADER_BYTES];
-        sqlite3_int64 size = 0, end = 0;
+static bool same_log(const uint8_t *a, const uint8_t *b) {
+        return memcmp(a + DB_LOG_SALT_AT, b + DB_LOG_SALT_AT, DB_LOG_SALT_BYTES) == 0;
+}
+
+bool db_marks_cover(const struct db_marks *m, const struct db_mark *at) {
+        return at->frames == 0 || (m->number > 0 && same_log(m->last.head, at->head) && at->frames <= m->last.frames);
+}
+
+/* It does not verify. Frames of the log that the mark is of: then it was damaged, and is what it was. Others: it was being written for a log that began anew. */
+static int mend_head(sqlite3_file *log, const char *path, const struct db_mark *mark, struct db_log *l) {
+        uint8_t salt[DB_LOG_SALT_BYTES];
+        int r = db_log_first_salt(log, salt);
+        if (r < 0)
+                return r == -ENODATA ? 0 : r;
+        if (!db_log_head_ok(mark->head) || memcmp(salt, mark->head + DB_LOG_SALT_AT, sizeof salt) != 0)
+                return 0;
+        log_warn("db log=%s-wal header damaged, mended", path);
+        if (log->pMethods->xWrite(log, mark->head, DB_LOG_HEAD_BYTES, 0) != SQLITE_OK || log->pMethods->xSync(log, SQLITE_SYNC_NORMAL) != SQLITE_OK)
+                return -EIO;
+        return db_log_look(log, l);
+}
+
+/* A log that SQLite will not believe at all, because of its header, stays as it is: it shows that something is wrong. */
+static int cut_log(sqlite3_file *log, const char *path, const struct db_mark *mark, struct db_log *l) {
+        sqlite3_int64 size = 0;
         if (log->pMethods->xFileSize(log, &size) != SQLITE_OK)
                 return -EIO;
-        if (size < LOG_HEADER_BYTES)
+        bool same = same_log(mark->head, l->head);
+        int64_t end = same && mark->frames > 0 ? db_log_end(l->head, mark->frames) : 0;
+        if (!l->head_ok || size <= end)
                 return 0;
-        if (log->pMethods->xRead(log, head, LOG_HEADER_BYTES, 0) != SQLITE_OK)
-                return -EIO;
-        uint32_t page = (uint32_t)head[8] << 24 | (uint32_t)head[9] << 16 | (uint32_t)head[10] << 8 | head[11];
-        bool same = memcmp(head + 16, mark->salt, sizeof mark->salt) == 0;
-        if (same && mark->frames > 0 && mark->frames < UINT32_MAX)
-                end = LOG_HEADER_BYTES + (sqlite3_int64)(mark->frames * (LOG_FRAME_HEADER + (uint64_t)page));
-        if (size <= end)
-                return 0;
-        log_info("db log=%s-wal cut from=%" PRId64 " to=%" PRId64 " mark=%s", path, (int64_t)size, (int64_t)end, same ? "here" : "before it began");
+        log_info("db log=%s-wal cut from=%" PRId64 " to=%" PRId64 " mark=%s", path, (int64_t)size, end, same ? "here" : "before it began");
         if (log->pMethods->xTruncate(log, end) != SQLITE_OK || log->pMethods->xSync(log, SQLITE_SYNC_NORMAL) != SQLITE_OK)
                 return -EIO;
-        return 0;
+        return db_log_look(log, l);
 }
 
-int db_marks_cut(const char *vfs, const char *path) {
-        sqlite3_file *marks, *log;
-        struct db_mark mark;
-        uint64_t number;
+int db_log_prepare(const char *vfs, const char *path, const struct db_marks *m, bool cut, struct db_log *ret) {
+        sqlite3_file *log;
         sqlite3_vfs *v = sqlite3_vfs_find(vfs);
         int there = 0;
+        *ret = (struct db_log){ .frames = 0 };
         if (v && v->xAccess(v, path, SQLITE_ACCESS_EXISTS, &there) == SQLITE_OK && !there)
-                return 0; /* moved aside, and what is left of its log and marks is nobody's: SQLite drops such a log */
-        int r = open_file(vfs, path, "-mark", SQLITE_OPEN_READWRITE | SQLITE_OPEN_SUPER_JOURNAL, &marks);
+                return 0; /* moved aside, or lost, and what is left of its log and marks is nobody's: SQLite drops such a log */
+        int r = open_file(vfs, path, "-wal", SQLITE_OPEN_READWRITE | SQLITE_OPEN_WAL, &log);
         if (r < 0)
                 return r == -ENOENT ? 0 : r;
-        r = newest(marks, &mark, &number);
-        close_file(marks);
-        if (r < 0 || number == 0)
-                return r;
-        r = open_file(vfs, path, "-wal", SQLITE_OPEN_READWRITE | SQLITE_OPEN_WAL, &log);
-        if (r < 0)
-                return r == -ENOENT ? 0 : r;
-        r = cut_log(log, path, &mark);
+        r = db_log_look(log, ret);
+        if (r == 0 && !ret->head_ok && m && m->number > 0)
+                r = mend_head(log, path, &m->last, ret);
+        if (r == 0 && cut && m && m->number > 0)
+                r = cut_log(log, path, &m->last, ret);
         close_file(log);
         return r;
 }

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* db_mark.h: up to where a SQLite log counts after a power cut. db_mark.c has the design. */
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/cleanup.h"
+#include "db_log.h"
 
-/* A place in a log: its life (the salts in its header) and a number of frames from its beginning. */
-struct db_mark { uint8_t salt[8]; uint64_t frames; };
+/* A place in a log: its life (its header, above all the salts in there) and a number of frames from its beginning. */
+struct db_mark { uint8_t head[DB_LOG_HEAD_BYTES]; uint64_t frames; };
 
 struct db_marks;
 /* The file of marks beside the database, made if there is none. vfs: NULL: SQLite's own. */
@@ -14,6 +16,9 @@ int db_marks_open(const char *vfs, const char *path, struct db_marks **ret) _mus
 void db_marks_close(struct db_marks *m);
 /* The mark is on the platter on return. One caller at a time. 1 fdatasync */
 int db_marks_write(struct db_marks *m, const struct db_mark *mark) _must_check_;
+/* Does the last mark cover all up to that place? */
+bool db_marks_cover(const struct db_marks *m, const struct db_mark *at);
 
-/* Before the database is opened, after a power cut: what lies in the log behind the last mark goes. No mark (never made, or damaged): nothing happens. */
-int db_marks_cut(const char *vfs, const char *path) _must_check_;
+/* Before SQLite opens the database: a header of the log that does not verify is mended from the last mark (NULL: there are none); cut: what lies behind the last mark goes (nothing, if no mark
+ * verifies). Then the log is read. -EIO, -ENOMEM. */
+int db_log_prepare(const char *vfs, const char *path, const struct db_marks *m, bool cut, struct db_log *ret) _must_check_;

@@ -73,7 +73,7 @@ static const char schema[] =
         "CREATE TABLE snap_node(id BLOB PRIMARY KEY, seq INTEGER, nseq INTEGER, deleted INTEGER, row BLOB) WITHOUT ROWID;"
         "CREATE TABLE snap_entry(entry_id INTEGER PRIMARY KEY, parent BLOB, node BLOB, name TEXT, placement BLOB, seq INTEGER);"
         "PRAGMA application_id=1952543342;"
-        "PRAGMA user_version=1;";
+        "PRAGMA user_version=2;";
 
 static const char *const number_keys[N_NUMBERS] = { "next_ino", "next_cookie", "next_order" };
 
@@ -150,6 +150,13 @@ static int read_cursor(struct tree *t) {
         return 0;
 }
 
+/* All that was committed; it is synced, and names no bytes that are not. */
+static int mark_all(struct tree *t) {
+        struct db_mark mark;
+        db_log_at(t->w, &mark);
+        return db_mark(t->w, &mark);
+}
+
 static int open_state(struct tree *t, const struct tree_config *config) {
         int64_t version, tables, unclean = 0;
         int r = db_int(t->w, &version, "PRAGMA user_version", "");
@@ -202,19 +209,24 @@ static int open_state(struct tree *t, const struct tree_config *config) {
                 r = FAILPOINT("tree.opened");
         if (r == 0)
                 r = db_sync(t->w);
-        struct db_mark mark;
-        if (r == 0 && version == 0 && (r = db_log_at(t->w, &mark)) == 0)
-                r = db_mark(t->w, &mark); /* there is one from the beginning */
+        if (r == 0 && version == 0) { /* there is a mark from the beginning, and the file itself says that there is */
+                r = mark_all(t);
+                if (r == 0)
+                        r = db_checkpoint(t->w);
+        }
+        if (version == 1)
+                t->raise = true;
         return r;
 }
 
 int tree_open(const struct tree_config *config, struct tree **ret) {
         assert(config->path && config->clock && config->rng && config->counters);
-        uint32_t version;
+        uint32_t version = TREE_SCHEMA_VERSION;
         int r = 0;
         /* a file of a newer program must not even be switched to another journal mode: its header is looked at first */
         if (!config->vfs && db_version_of(config->path, &version) == 0 && version > TREE_SCHEMA_VERSION)
                 return -EPROTONOSUPPORT;
+        const bool older = version < TREE_SCHEMA_VERSION; /* a program that knows no marks may have written to it since the last one, if there is any */
         struct tree *t = calloc(1, sizeof(*t));
         if (!t)
                 return -ENOMEM;
@@ -232,13 +244,14 @@ int tree_open(const struct tree_config *config, struct tree **ret) {
         t->now_ns = clock_real_ns(t->clock);
         t->sync_first = config->sync_first;
         t->log_full = config->log_full;
-        t->power_cut = config->power_cut;
+        t->power_cut = config->power_cut && !older;
+        t->raise = older;
         t->sync_arg = config->sync_arg;
         t->log_pages = config->log_pages ? config->log_pages : LOG_PAGES;
         atomic_store(&t->commits, 1); /* what the last process left is one commit that may not be synced */
         r = arena_new(SCRATCH_BYTES_MAX, &t->scratch);
         struct db_config dbc = { .path = config->path, .vfs = config->vfs, .write = true, .exclusive = config->readers == 0, .cache_kib = 16384, .checkpoint_pages = t->log_pages,
-                                 .marked = true, .power_cut = config->power_cut };
+                                 .marked = true, .power_cut = t->power_cut };
         if (r == 0)
                 r = db_open(&dbc, &t->w);
         if (r == 0)
@@ -274,8 +287,7 @@ void tree_close(struct tree *t) {
         for (unsigned i = 0; i < t->n_readers; i++)
                 db_close(t->readers[i]);
         if (t->w) {
-                if (atomic_load(&t->commits) != atomic_load(&t->commits_synced))
-                        db_keep_log(t->w); /* what was not marked stays where it can be cut off */
+                const bool synced = atomic_load(&t->commits) == atomic_load(&t->commits_synced);
                 int r = db_begin(t->w);
                 if (r == 0)
                         r = meta_set(t->w, "open", 0);
@@ -285,6 +297,10 @@ void tree_close(struct tree *t) {
                         r = db_commit(t->w);
                 else
                         db_rollback(t->w);
+                if (r == 0 && synced) /* else what was not marked stays in the log, where it can be cut off */
+                        r = db_sync(t->w);
+                if (r == 0 && synced)
+                        r = mark_all(t);
                 if (r < 0)
                         log_debug("tree event=close_unclean error=%s", err_name(r));
                 db_close(t->w);

@@ -11,7 +11,8 @@
 #include "db.h"
 #include "view.h"
 
-#define TREE_SCHEMA_VERSION 1
+#define TREE_SCHEMA_VERSION 2
+#define TREE_SCHEMA_TEXT "2"
 #define TREE_LISTENERS 4
 #define HOLD_MS 2000           /* temporaries and files still open for writing */
 #define BARRIER_MS 60000       /* unlink and rename-over wait that long for earlier contents */
@@ -85,7 +86,8 @@ struct tree {
         struct arena *scratch;
         struct { uint64_t next, limit, limit_before; } numbers[N_NUMBERS];
         uint64_t inos_known;            /* those below were given before this process */
-        bool power_cut;                 /* this process found the file after one */
+        bool power_cut;                 /* this process found the file after one, and took it back to its mark */
+        bool raise;                     /* who makes a round: the file is still an older program's, for which marks mean nothing */
         uint64_t born_us;               /* when this file was made: generations of files lost before it are lower */
         int64_t now_ns;                 /* of the transaction */
         struct cursor cursor, cursor_next; /* as committed; as the transaction sets it */

@@ -21,6 +21,9 @@
  * *gate*: no transaction begins, steps 1 to 4 once more for the few commits since, checkpoint, gate open. Should nobody come, the transaction that finds twice as many does it itself. A thread at the
  * gate may hold locks below RANK_STAGE_IO; sync_first takes those from there on only.
  *
+ * The file of a program that knew no marks (an older version of the schema in the file itself): it may have written behind the last mark what counted for it, so marks mean nothing for such a file and it is
+ * not cut. The first round makes it ours: the version is raised, marked with all the rest, and moved into the file, where such a program finds it and leaves the file alone.
+ *
  * Which node is durable: t->touched has the commit that last queued or changed an operation of it. */
 #include <assert.h>
 
@@ -48,9 +51,9 @@ static int steps(struct tree *t, uint64_t *ret_commits) {
         struct db_mark mark;
         lock_take(&t->lock);
         uint64_t commits = atomic_load(&t->commits);
-        int r = db_log_at(t->w, &mark);
+        db_log_at(t->w, &mark);
         lock_drop(&t->lock);
-        int first = r == 0 && t->sync_first ? t->sync_first(t->sync_arg) : 0;
+        int r = 0, first = t->sync_first ? t->sync_first(t->sync_arg) : 0;
         if (first == -EAGAIN)
                 return first;
         if (first < 0)
@@ -74,17 +77,37 @@ static bool log_is_long(struct tree *t, unsigned times) {
         return db_log_pages(t->w) >= (uint64_t)t->log_pages * times;
 }
 
+/* The gate is closed: says in the file that marks count. An older program does not open it from then on. */
+static int raise_version(struct tree *t) {
+        LOCK_SCOPE(&t->lock);
+        int r = db_begin(t->w);
+        if (r == 0)
+                r = db_exec(t->w, "PRAGMA user_version=" TREE_SCHEMA_TEXT);
+        if (r == 0)
+                r = meta_set(t->w, "schema", TREE_SCHEMA_VERSION);
+        if (r == 0)
+                r = db_commit(t->w);
+        if (r == 0)
+                tree_count_commit(t);
+        else
+                db_rollback(t->w);
+        return r;
+}
+
 static int checkpoint(struct tree *t, uint64_t *ret_commits) {
         lock_take(&t->lock);
         assert(!t->gate);
         t->gate = true;
         lock_drop(&t->lock);
+        const bool raised = !t->raise || raise_version(t) == 0;
         int r = steps(t, ret_commits);
         lock_take(&t->lock);
         if (r == 0) {
                 int c = db_checkpoint(t->w);
                 if (c < 0)
                         log_debug("tree event=checkpoint error=%s", err_name(c));
+                else if (raised)
+                        t->raise = false;
         }
         t->gate = false;
         cond_broadcast(&t->gcond);
@@ -114,7 +137,7 @@ static void checkpoint_if_due(struct tree *t, unsigned times, bool wait) {
         LOCK_SCOPE(&t->slock);
         while (wait && t->syncing)
                 cond_wait(&t->scond, &t->slock);
-        if (!t->syncing && t->sync_result == 0 && log_is_long(t, times))
+        if (!t->syncing && t->sync_result == 0 && (log_is_long(t, times) || (t->raise && !wait)))
                 round_locked(t, checkpoint);
 }
 

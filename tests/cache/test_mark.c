@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What of the tree is there after a power cut: the state at the last mark, and no row behind it, whatever of the log has reached the platter. A copy of the files as they are at a moment is the
  * power cut in which everything had reached it: the worst for rows whose bytes did not. */
+#include <errno.h>
+#include <pthread.h>
+#include <sqlite3.h>
+
+#include "base/failpoint.h"
 #include "tree_priv.h"
 #include "world.h"
 
@@ -102,19 +107,20 @@ static void test_rows_behind_the_mark(void **state) {
 /* The log begins anew after a checkpoint: the mark is of another life of it, and nothing of the new one counts. */
 static void test_log_begins_anew(void **state) {
         world_open(&w, 1, 0);
+        MUST(tree_sync(w.tree));
         tree_close(w.tree);
         w.tree = open_at("", false, 64, NULL, NULL);
         char name[20] = "";
         unsigned begun = 0;
         struct db_mark before = { .frames = 0 }, at;
         for (unsigned i = 0; i < 300; i++) {
-                MUST(db_log_at(w.tree->w, &at));
-                begun += memcmp(at.salt, before.salt, sizeof at.salt) != 0;
+                db_log_at(w.tree->w, &at);
+                begun += memcmp(at.head, before.head, sizeof at.head) != 0;
                 before = at;
                 if (i > 0 && at.frames > 3 && i % 10 == 0) {
                         struct db_mark now;
                         MUST(tree_sync(w.tree));
-                        MUST(db_log_at(w.tree->w, &now));
+                        db_log_at(w.tree->w, &now);
                         expect(name, true, true);
                 }
                 (void)snprintf(name, sizeof name, "d%u", i);
@@ -130,6 +136,228 @@ static void test_log_begins_anew(void **state) {
         MUST(stat(log, &st));
         assert_true(st.st_size < (64 + 64) * 4200);
         world_close(&w);
+}
+
+/* A start after a kill moves nothing into the database that is behind the mark, however it ends: a power cut in it or after it takes the tree back to the mark. */
+static void test_start_after_a_kill(void **state) {
+        world_open(&w, 1, 0);
+        mkdir_at(w.tree, "kept");
+        MUST(tree_sync(w.tree));
+        mkdir_at(w.tree, "a");
+        to_copy(".killed");
+        tree_close(w.tree);
+        char path[120];
+        (void)snprintf(path, sizeof path, "%s.killed", w.path);
+        MUST(rename(path, w.path));
+        for (size_t i = 1; i < ARRAY_SIZE(parts); i++) {
+                char to[120];
+                (void)snprintf(path, sizeof path, "%s.killed%s", w.path, parts[i]);
+                (void)snprintf(to, sizeof to, "%s%s", w.path, parts[i]);
+                MUST(rename(path, to));
+        }
+        for (int i = 0; i < 3; i++) {
+                MUST(failpoint_arm(i == 1 ? "tree.opened=error:EIO" : "tree.opened=off"));
+                struct tree_config c = { .path = w.path, .readers = (unsigned)i, .clock = &w.clock.clock, .rng = &w.rng.rng, .counters = &w.counters, .uid = 1000, .gid = 1000 };
+                assert_int_equal(tree_open(&c, &w.tree), i == 1 ? -EIO : 0);
+                MUST(failpoint_arm("tree.opened=off"));
+                expect("a", false, true);
+                expect("kept", true, true);
+                if (i == 1)
+                        continue;
+                assert_true(has(w.tree, "a"));
+                tree_close(w.tree);
+                expect("a", false, true);
+        }
+        w.tree = open_at("", false, 0, NULL, NULL);
+        MUST(tree_sync(w.tree));
+        expect("a", true, true);
+        tree_close(w.tree);
+        expect("a", true, true);
+        (void)snprintf(path, sizeof path, "%s-wal", w.path);
+        assert_int_equal(access(path, F_OK), -1); /* all is marked: it was moved */
+        w.tree = open_at("", true, 0, NULL, NULL);
+        assert_true(has(w.tree, "a"));
+        world_close(&w);
+}
+
+/* One bit of the header of the log, found after a boot or a kill: nothing that is marked is lost. */
+static void test_header_of_the_log(void **state) {
+        char log[120];
+        world_open(&w, 1, 0);
+        (void)snprintf(log, sizeof log, "%s.flip-wal", w.path);
+        mkdir_at(w.tree, "a");
+        MUST(tree_sync(w.tree));
+        mkdir_at(w.tree, "b");
+        for (int bit = 0; bit < 32 * 8; bit++)
+                for (int cut = 0; cut < 2; cut++) {
+                        to_copy(".flip");
+                        FILE *f = fopen(log, "r+be");
+                        assert_non_null(f);
+                        MUST(fseek(f, bit / 8, SEEK_SET));
+                        int c = fgetc(f);
+                        MUST(fseek(f, bit / 8, SEEK_SET));
+                        assert_true(fputc(c ^ 1 << bit % 8, f) != EOF);
+                        MUST(fclose(f));
+                        struct tree *t = open_at(".flip", cut, 0, NULL, NULL);
+                        assert_true(has(t, "a"));
+                        assert_int_equal(has(t, "b"), !cut);
+                        tree_close(t);
+                }
+        world_close(&w);
+}
+
+/* Somebody reads all the time, each with an older state than the one after him: the log begins anew all the same. */
+struct reading { pthread_mutex_t m; pthread_cond_t c; unsigned turn; bool stop; };
+static struct reading rd = { .m = PTHREAD_MUTEX_INITIALIZER, .c = PTHREAD_COND_INITIALIZER };
+static void *read_on(void *arg) {
+        unsigned me = *(unsigned *)arg;
+        struct db_config c = { .path = w.path };
+        struct db *db;
+        int64_t n;
+        MUST(db_open(&c, &db));
+        for (bool stop = false; !stop;) {
+                MUST(db_begin(db));
+                MUST(db_int(db, &n, "SELECT count(*) FROM node", ""));
+                MUST(pthread_mutex_lock(&rd.m));
+                rd.turn = me; /* the other one may end: this one has begun */
+                MUST(pthread_cond_broadcast(&rd.c));
+                while (rd.turn == me && !rd.stop)
+                        MUST(pthread_cond_wait(&rd.c, &rd.m));
+                stop = rd.stop;
+                MUST(pthread_mutex_unlock(&rd.m));
+                db_rollback(db);
+        }
+        db_close(db);
+        return NULL;
+}
+
+static void test_readers_all_the_time(void **state) {
+        pthread_t thread[2];
+        unsigned me[2] = { 1, 2 };
+        world_open(&w, 1, 0);
+        tree_close(w.tree);
+        struct tree_config c = { .path = w.path, .readers = 1, .clock = &w.clock.clock, .rng = &w.rng.rng, .counters = &w.counters, .uid = 1000, .gid = 1000, .log_pages = 64 };
+        MUST(tree_open(&c, &w.tree));
+        rd.stop = false;
+        for (int i = 0; i < 2; i++)
+                MUST(pthread_create(&thread[i], NULL, read_on, &me[i]));
+        char log[120];
+        (void)snprintf(log, sizeof log, "%s-wal", w.path);
+        for (unsigned i = 0; i < 1500; i++) {
+                char name[20];
+                struct stat st;
+                (void)snprintf(name, sizeof name, "d%u", i);
+                mkdir_at(w.tree, name);
+                MUST(stat(log, &st));
+                assert_true(st.st_size < (64 + 64) * 4200);
+        }
+        MUST(pthread_mutex_lock(&rd.m));
+        rd.stop = true;
+        MUST(pthread_cond_broadcast(&rd.c));
+        MUST(pthread_mutex_unlock(&rd.m));
+        for (int i = 0; i < 2; i++)
+                MUST(pthread_join(thread[i], NULL));
+        world_close(&w);
+}
+
+/* A program that knew no marks has written since the last one: they mean nothing. The first round of this program makes the file its own. */
+static uint32_t version_of(const char *suffix) {
+        char path[120];
+        uint32_t version = 0;
+        (void)snprintf(path, sizeof path, "%s%s", w.path, suffix);
+        MUST(db_version_of(path, &version));
+        return version;
+}
+
+static void test_older_program(void **state) {
+        world_open(&w, 1, 0);
+        mkdir_at(w.tree, "a");
+        MUST(tree_sync(w.tree));
+        MUST(db_exec(w.tree->w, "PRAGMA user_version=1"));
+        mkdir_at(w.tree, "b");
+        MUST(tree_sync(w.tree));
+        MUST(db_checkpoint(w.tree->w));
+        mkdir_at(w.tree, "c"); /* behind the last mark, as all that it writes */
+        expect("c", true, true);
+        to_copy(".old");
+        struct tree *t = open_at(".old", true, 0, NULL, NULL);
+        assert_true(has(t, "c"));
+        assert_int_equal(version_of(".old"), 1);
+        MUST(tree_sync(t));
+        mkdir_at(t, "d");
+        tree_close(t);
+        assert_int_equal(version_of(".old"), 2);
+        t = open_at(".old", true, 0, NULL, NULL);
+        assert_true(has(t, "c") && !has(t, "d"));
+        tree_close(t);
+        world_close(&w);
+        world_open(&w, 1, 0); /* a new one says so from the beginning */
+        to_copy(".new");
+        assert_int_equal(version_of(".new"), 2);
+        world_close(&w);
+}
+
+/* No room for a mark: nothing is vouched for, and the next one may have it. */
+static ssize_t no_mark(int fd, const void *p, size_t n, off_t at) {
+        if (n == 64) {
+                errno = ENOSPC;
+                return -1;
+        }
+        return pwrite(fd, p, n, at);
+}
+
+static void test_no_room_for_a_mark(void **state) {
+        sqlite3_vfs *vfs = sqlite3_vfs_find("unix");
+        static const char *const names[] = { "pwrite", "pwrite64" };
+        world_open(&w, 1, 0);
+        MUST(tree_sync(w.tree));
+        mkdir_at(w.tree, "a");
+        for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+                (void)vfs->xSetSystemCall(vfs, names[i], (sqlite3_syscall_ptr)no_mark);
+        for (int i = 0; i < 3; i++)
+                assert_int_equal(tree_sync(w.tree), -ENOSPC);
+        for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+                (void)vfs->xSetSystemCall(vfs, names[i], NULL);
+        expect("a", false, true);
+        MUST(tree_sync(w.tree));
+        expect("a", true, true);
+        MUST(tree_sync(w.tree));
+        world_close(&w);
+}
+
+static void put(struct tree *t, const char *key) {
+        int r = tree_begin(t);
+        if (r == 0)
+                r = meta_set(t->w, key, 1);
+        MUST(tree_end(t, r));
+}
+static bool got(struct tree *t, const char *key) {
+        int64_t v;
+        MUST(meta_get(t->w, key, &v));
+        return v;
+}
+
+/* The database is gone, its log and its marks are not: they are nobody's, and the next one starts with its own. */
+static void test_database_is_missing(void **state) {
+        for (int cut = 0; cut < 2; cut++) {
+                world_open(&w, 1, 0);
+                put(w.tree, "a");
+                MUST(tree_sync(w.tree));
+                to_copy(".left");
+                char path[120];
+                (void)snprintf(path, sizeof path, "%s.left", w.path);
+                MUST(unlink(path));
+                struct tree *t = open_at(".left", cut, 0, NULL, NULL);
+                assert_false(got(t, "a"));
+                put(t, "b");
+                MUST(tree_sync(t));
+                put(t, "c");
+                tree_close(t);
+                t = open_at(".left", true, 0, NULL, NULL);
+                assert_true(got(t, "b") && !got(t, "c") && !got(t, "a"));
+                tree_close(t);
+                world_close(&w);
+        }
 }
 
 /* The bytes come first, and rows that are committed while they are synced are not vouched for. */
@@ -178,6 +406,10 @@ static void test_bytes_first(void **state) {
 }
 
 int main(void) {
-        const struct CMUnitTest tests[] = { cmocka_unit_test(test_rows_behind_the_mark), cmocka_unit_test(test_log_begins_anew), cmocka_unit_test(test_bytes_first) };
+        const struct CMUnitTest tests[] = { cmocka_unit_test(test_rows_behind_the_mark), cmocka_unit_test(test_log_begins_anew), cmocka_unit_test(test_start_after_a_kill), cmocka_unit_test(test_header_of_the_log),
+                                              cmocka_unit_test(test_readers_all_the_time), cmocka_unit_test(test_older_program), cmocka_unit_test(test_no_room_for_a_mark),
+                                              cmocka_unit_test(test_database_is_missing), cmocka_unit_test(test_bytes_first) };
+        if (access("/dev/shm", W_OK) == 0)
+                world_at = "/dev/shm"; /* many opens, each with its syncs */
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

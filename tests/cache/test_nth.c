@@ -115,7 +115,7 @@ static int step(unsigned k) {
         case 13: return mv(&w, INO_ROOT, "old 5", INO_ROOT, "old 6", 0);
         case 14: return tree_sync(w.tree);
         case 15: return send_one();
-        case 16: return db_checkpoint(w.tree->w);
+        case 16: return (r = tree_sync(w.tree)) < 0 ? r : db_checkpoint(w.tree->w);
         case 17: return rm(&w, INO_ROOT, "e");
         case 18: return content("old 3", 103, 50);
         default: return tree_sync(w.tree);

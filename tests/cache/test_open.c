@@ -47,7 +47,7 @@ static void set_version(const char *sql) {
 static void test_newer(void **state) {
         tree_close(w.tree);
         w.tree = NULL;
-        set_version("PRAGMA user_version=2");
+        set_version("PRAGMA user_version=3");
         char before[4096], after[4096];
         int fd = open(w.path, O_RDONLY | O_CLOEXEC);
         assert_int_equal(pread(fd, before, sizeof(before), 0), sizeof(before));
@@ -55,7 +55,7 @@ static void test_newer(void **state) {
         assert_int_equal(pread(fd, after, sizeof(after), 0), sizeof(after));
         (void)close(fd);
         assert_memory_equal(before, after, sizeof(before));
-        set_version("PRAGMA user_version=1");
+        set_version("PRAGMA user_version=2");
         world_reopen(&w, 2);
 }
 
