@@ -155,6 +155,11 @@ int tree_snapshot_begin(struct tree *t, const struct cursor *from, struct snapsh
         int r = tree_begin(t);
         if (r == 0)
                 r = state_read(t, &st);
+        if ((r == 0 || r == -ENOENT) && t->answered.seq) { /* what another line of the server has said */
+                int k = db_run(t->w, "DELETE FROM setting WHERE key='.answered'", "");
+                r = k < 0 ? k : r;
+                t->answered_next = (struct cursor){ 0 };
+        }
         if (r == -ENOENT || (r == 0 && !id_equal(&st.epoch, &from->epoch))) {
                 st = (struct snapshot_state){ .epoch = from->epoch, .from = *from };
                 r = clear(t);

@@ -134,19 +134,19 @@ static int recover(struct tree *t) {
         return r;
 }
 
-static int read_cursor(struct tree *t) {
+static int read_cursor(struct tree *t, const char *key, struct cursor *ret) {
         _cleanup_stmt_ struct db_stmt *s = NULL;
-        int r = db_query(t->w, &s, "SELECT value FROM setting WHERE key='.cursor'", "");
+        int r = db_query(t->w, &s, "SELECT value FROM setting WHERE key=?", "t", key, strlen(key));
         if (r <= 0)
                 return r;
         size_t n;
         const uint8_t *p = db_col_blob(s, 0, &n);
         if (n != ID_BYTES + 16)
                 return -EBADMSG;
-        memcpy(t->cursor.epoch.b, p, ID_BYTES);
+        memcpy(ret->epoch.b, p, ID_BYTES);
         for (unsigned i = 0; i < 8; i++)
-                t->cursor.seq |= (uint64_t)p[ID_BYTES + i] << (8 * i);
-        memcpy(t->cursor.mark, p + ID_BYTES + 8, 8);
+                ret->seq |= (uint64_t)p[ID_BYTES + i] << (8 * i);
+        memcpy(ret->mark, p + ID_BYTES + 8, 8);
         return 0;
 }
 
@@ -199,7 +199,9 @@ static int open_state(struct tree *t, const struct tree_config *config) {
                 r = meta_get(t->w, "complete", &complete);
         atomic_store(&t->complete, complete != 0);
         if (r == 0)
-                r = read_cursor(t);
+                r = read_cursor(t, ".cursor", &t->cursor);
+        if (r == 0)
+                r = read_cursor(t, ".answered", &t->answered);
         if (r < 0) {
                 db_rollback(t->w);
                 return r;
@@ -343,6 +345,7 @@ int tree_begin(struct tree *t) {
         assert(t->n_notes == 0 && t->n_again == 0);
         t->wake = false;
         t->cursor_next = t->cursor;
+        t->answered_next = t->answered;
         t->now_ns = clock_real_ns(t->clock);
         for (unsigned k = 0; k < N_NUMBERS; k++)
                 t->numbers[k].limit_before = t->numbers[k].limit;
@@ -373,6 +376,7 @@ int tree_end(struct tree *t, int r) {
         if (r >= 0) {
                 FAILPOINT_HERE("tree.committed");
                 t->cursor = t->cursor_next;
+                t->answered = t->answered_next;
         } else {
                 db_rollback(t->w);
                 for (unsigned k = 0; k < N_NUMBERS; k++)
@@ -641,5 +645,13 @@ int tree_cursor(struct tree *t, struct cursor *ret) {
         if (id_is_zero(&t->cursor.epoch))
                 return -ENOENT;
         *ret = t->cursor;
+        return 0;
+}
+
+int tree_answered(struct tree *t, struct cursor *ret) {
+        LOCK_SCOPE(&t->lock);
+        if (t->answered.seq <= t->cursor.seq || !id_equal(&t->answered.epoch, &t->cursor.epoch))
+                return -ENOENT;
+        *ret = t->answered;
         return 0;
 }

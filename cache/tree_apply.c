@@ -260,17 +260,17 @@ static bool is_ours(const struct orow *own, const struct event *e) {
         return true;
 }
 
-static int cursor_write(struct tree *t, const struct cursor *c) {
+static int cursor_write(struct tree *t, const char *key, const struct cursor *c) {
         uint8_t b[ID_BYTES + 16];
         memcpy(b, c->epoch.b, ID_BYTES);
         for (unsigned i = 0; i < 8; i++)
                 b[ID_BYTES + i] = (uint8_t)(c->seq >> (8 * i));
         memcpy(b + ID_BYTES + 8, c->mark, 8);
-        return db_run(t->w, "INSERT INTO setting(key,value) VALUES('.cursor',?1) ON CONFLICT(key) DO UPDATE SET value=?1", "b", b, sizeof(b));
+        return db_run(t->w, "INSERT INTO setting(key,value) VALUES(?1,?2) ON CONFLICT(key) DO UPDATE SET value=?2", "tb", key, strlen(key), b, sizeof(b));
 }
 
 int apply_cursor(struct tree *t, const struct cursor *c) {
-        int r = cursor_write(t, c);
+        int r = cursor_write(t, ".cursor", c);
         if (r == 0)
                 r = db_run(t->w, "DELETE FROM tomb WHERE seq > 0 AND seq <= ? AND local = 0", "i", (int64_t)c->seq);
         if (r == 0)
@@ -359,6 +359,19 @@ int tree_apply_ready(struct tree *t, const struct event *events, size_t n, struc
         return 0;
 }
 
+/* What the server says is in its log, ahead of the cursor, is kept with the rows that say so: a server that goes back behind it while we are down is found out all the same. */
+static int answered(struct tree *t, const struct op_result *res) {
+        static const uint8_t none[sizeof res->mark];
+        struct cursor c = { .epoch = t->cursor.epoch, .seq = res->seq };
+        if (res->code != RES_OK || id_is_zero(&c.epoch) || c.seq <= t->cursor.seq || memcmp(res->mark, none, sizeof none) == 0)
+                return 0;
+        if (id_equal(&t->answered.epoch, &c.epoch) && t->answered.seq >= c.seq)
+                return 0;
+        memcpy(c.mark, res->mark, sizeof c.mark);
+        t->answered_next = c;
+        return cursor_write(t, ".answered", &c);
+}
+
 int tree_accepted(struct tree *t, const struct op_result *res, bool (*is_open)(void *arg, uint64_t ino), void *arg, struct arena *a, struct tree_applied *ret) {
         struct tree_applied out;
         struct orow own;
@@ -369,6 +382,8 @@ int tree_accepted(struct tree *t, const struct op_result *res, bool (*is_open)(v
                 r = res->code == RES_MERGED ? apply_merged(t, &own, res) : complete(t, &own, res->current, res->n_current, res->seq);
         else if (r == -ENOENT)
                 r = apply_changes(t, res->current, res->n_current, res->seq, NULL, NULL);
+        if (r == 0)
+                r = answered(t, res);
         r = apply_end(t, r);
         if (r == 0)
                 *ret = out;

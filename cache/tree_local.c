@@ -548,6 +548,15 @@ static int drop_times(struct tree *t, const struct nrow *row, struct orow *list,
         return 1;
 }
 
+/* One of its names was taken away after this row. What is written from then on is not what was taken away with the name: it must not go before it, or the server would delete it too if another
+ * client had taken the last of the other names. */
+static bool name_gone_after(const struct orow *list, size_t n, const struct orow *row, uint64_t ino) {
+        for (size_t i = 0; i < n; i++)
+                if (list[i].ord > row->ord && ((list[i].op.kind == OP_UNLINK && list[i].ino == ino) || (list[i].op.kind == OP_RENAME && list[i].ino2 == ino && list[i].ino != ino)))
+                        return true;
+        return false;
+}
+
 static int queue_content(struct tree *t, const struct nrow *row, const struct id *base, struct id *ret_version, uint64_t *ret_dropped) {
         struct orow *list, *last = NULL;
         size_t n = 0;
@@ -560,7 +569,7 @@ static int queue_content(struct tree *t, const struct nrow *row, const struct id
         struct orow o = { .ino = row->ino, .gen = row->v.gen, .op = { .kind = OP_CONTENT, .id = rng_id(t->rng), .node = row->id, .version = *base } };
         if (row->bits & NB_REMOTE)
                 o.op.flags = OPF_REVIVE;
-        struct orow *into = last && outbox_soft(last) && !(last->gen && outbox_protected(t, last)) ? last : &o;
+        struct orow *into = last && outbox_soft(last) && !(last->gen && outbox_protected(t, last)) && !name_gone_after(list, n, last, row->ino) ? last : &o;
         if (into == last && set_later(list, n, last, ATTR_MTIME)) {
                 r = drop_times(t, row, list, n, last);
                 if (r < 0)

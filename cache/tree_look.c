@@ -47,7 +47,7 @@ int tree_lookup(struct tree *t, uint64_t dir, const char *name, size_t n, struct
 
 int tree_find_id(struct tree *t, const struct id *id, uint64_t *ret_ino) {
         TREE_READ(rd, t);
-        return row_find(t, rd.db, id, ret_ino);
+        return row_find_here(t, rd.db, id, ret_ino);
 }
 
 int tree_ids_now(struct tree *t, struct op *io_op) {

@@ -91,6 +91,7 @@ struct tree {
         uint64_t born_us;               /* when this file was made: generations of files lost before it are lower */
         int64_t now_ns;                 /* of the transaction */
         struct cursor cursor, cursor_next; /* as committed; as the transaction sets it */
+        struct cursor answered, answered_next; /* the same of the newest event that an answer named */
         struct note *notes;             /* of the transaction; names are malloced */
         size_t n_notes, notes_room;
         bool wake;
@@ -180,7 +181,10 @@ bool tree_is_born(struct tree *t, uint64_t ino);
 void row_read(struct db_stmt *s, int col, struct nrow *ret);
 void row_public(const struct tree *t, const struct nrow *row, struct node *ret);
 int row_get(struct tree *t, struct db *db, uint64_t ino, struct nrow *ret) _must_check_;                /* -ENOENT */
-int row_find(struct tree *t, struct db *db, const struct id *id, uint64_t *ret_ino) _must_check_;      /* aliases too; -ENOENT */
+/* By the server's id, or one that was merged into it; -ENOENT. row_find_here: also by the id that a file had here before it was saved over another one, unsent. To the server that is another node, if
+ * another life of this state has sent it. */
+int row_find(struct tree *t, struct db *db, const struct id *id, uint64_t *ret_ino) _must_check_;
+int row_find_here(struct tree *t, struct db *db, const struct id *id, uint64_t *ret_ino) _must_check_;
 int row_extra(struct tree *t, struct nrow *row) _must_check_;
 int row_insert(struct tree *t, struct nrow *row) _must_check_;  /* gives ino unless set */
 int row_write(struct tree *t, const struct nrow *row) _must_check_; /* all but id, extra, pend, a directory's nlink */

@@ -141,7 +141,7 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
         /* The ino first: what the stage says of its node may be of a save over a file that a power cut took back. */
         ino = s->ino;
         r = known ? row_get(t, t->w, ino, &row) : -ENOENT;
-        if (r == -ENOENT && (r = row_find(t, t->w, &s->node, &ino)) == 0)
+        if (r == -ENOENT && (r = row_find_here(t, t->w, &s->node, &ino)) == 0)
                 r = row_get(t, t->w, ino, &row);
         if (r == 0) {
                 if (row.v.kind != NODE_FILE) /* an id is never of two kinds: not our node */

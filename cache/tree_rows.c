@@ -79,7 +79,18 @@ int row_find(struct tree *t, struct db *db, const struct id *id, uint64_t *ret_i
                 return -ENOENT;
         int r = db_int(db, &ino, "SELECT ino FROM node WHERE id=?", "I", id);
         if (r == -ENOENT)
-                r = db_int(db, &ino, "SELECT ino FROM alias WHERE id=?", "I", id);
+                r = db_int(db, &ino, "SELECT ino FROM alias WHERE id=? AND local = 0", "I", id);
+        if (r == 0)
+                *ret_ino = (uint64_t)ino;
+        return r;
+}
+
+int row_find_here(struct tree *t, struct db *db, const struct id *id, uint64_t *ret_ino) {
+        int64_t ino;
+        int r = row_find(t, db, id, ret_ino);
+        if (r != -ENOENT || id_is_zero(id))
+                return r;
+        r = db_int(db, &ino, "SELECT ino FROM alias WHERE id=?", "I", id);
         if (r == 0)
                 *ret_ino = (uint64_t)ino;
         return r;

@@ -15,7 +15,7 @@
  * Events of what we made in a directory that was merged into another one wait for the answer that says so (tree_apply_ready), and those behind them too: outbox.c calls when it has one.
  *
  * A server that went back to an older state without saying so is found by the mark of the cursor. What the server has accepted from this client since, beyond the cursor, would be lost unseen: so while the newest
- * answer is ahead of the cursor, a poll names it as a second cursor. The server looks at both and answers 410 if either is not in its log; events are taken from the first one only.
+ * answer is ahead of the cursor, a poll names it as a second cursor (tree_answered: it outlives this process, as the rows of the answer do). The server looks at both and answers 410 if either is not in its log; events are taken from the first one only.
  *
  * The first poll after a start does not wait: it tells at once whether the cursor still holds. */
 #include <stdio.h>
@@ -41,7 +41,6 @@ static void drop_batch(struct events *v) {
 void events_start(struct engine *e) {
         int r = tree_cursor(e->c.cache->tree, &e->events.cursor);
         e->events.have_cursor = r >= 0;
-        e->events.answered = (struct cursor){ 0 };
         e->events.first_poll_done = false;
         if (r < 0) {
                 log_warn("sync events=no cursor err=%s", err_name(r));
@@ -155,23 +154,15 @@ static void poll_finished(struct request *r, int err) {
         }
 }
 
-void events_answered(struct engine *e, const struct op_result *r) {
-        static const uint8_t none[sizeof r->mark];
-        struct events *v = &e->events;
-        if (r->seq <= v->answered.seq || memcmp(r->mark, none, sizeof none) == 0)
-                return;
-        v->answered = (struct cursor){ .epoch = v->cursor.epoch, .seq = r->seq };
-        memcpy(v->answered.mark, r->mark, sizeof v->answered.mark);
-}
-
 static void send_poll(struct engine *e, int64_t now) {
         struct events *v = &e->events;
         char epoch[2 * ID_BYTES + 1], mark[17], second[160] = "";
+        struct cursor answered;
         unsigned wait_s = v->first_poll_done ? POLL_WAIT_S : 0;
         hex_encode(v->cursor.epoch.b, ID_BYTES, epoch);
-        if (v->answered.seq > v->cursor.seq) {
-                hex_encode(v->answered.mark, sizeof v->answered.mark, mark);
-                (void)snprintf(second, sizeof second, ":%s:%llu:%s", epoch, (unsigned long long)v->answered.seq, mark);
+        if (tree_answered(e->c.cache->tree, &answered) == 0) {
+                hex_encode(answered.mark, sizeof answered.mark, mark);
+                (void)snprintf(second, sizeof second, ":%s:%llu:%s", epoch, (unsigned long long)answered.seq, mark);
         }
         hex_encode(v->cursor.mark, sizeof v->cursor.mark, mark);
         struct request *r = request_new(e, HTTP_GET, 0, ANSWER_BYTES_MAX, "/v1/events?cursor=%s:%s:%llu:%s&wait=%u&limit=%u%s%s%s", buf_text(&e->ws), epoch,

@@ -108,7 +108,6 @@ struct events {
         struct arena *arena; struct event *batch; size_t n, at; /* an answer being applied */
         struct buf held;           /* its bytes: rows borrow from them */
         struct cursor upto, cursor;
-        struct cursor answered;    /* the newest event that an answer to a commit named; beyond the cursor, or of no use any more */
         bool have_cursor, batch_held, first_poll_done;
         bool waits;                /* the next event is about something whose answer comes first */
         struct backoff backoff; int64_t retry_at_ms;
@@ -117,7 +116,6 @@ void events_init(struct engine *e);
 void events_start(struct engine *e);               /* the tree has a cursor now */
 void events_stop(struct engine *e);
 int64_t events_step(struct engine *e, int64_t now);
-void events_answered(struct engine *e, const struct op_result *r); /* accepted: the server has said that this event is in its log */
 /* Decodes { CURSOR EVENT* }. Strings borrow from body and arena. 0, -EPROTO, -EPROTONOSUPPORT, -ENOMEM. */
 int events_decode(const struct buf *body, struct arena *a, struct event **ret, size_t *ret_n, struct cursor *ret_upto);
 

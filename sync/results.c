@@ -68,7 +68,6 @@ int results_handle(struct engine *e, const struct op_result *r, struct arena *a)
         struct plan_facts facts;
         struct plan plan;
         if (r->code == RES_OK) {
-                events_answered(e, r);
                 struct upload *u = upload_find(e, &r->op);
                 int k = tree_accepted(t, r, engine_is_open, e->c.cache, a, &applied);
                 if (k < 0 && k != -ENOENT)

@@ -439,6 +439,84 @@ static void test_answers(void **state) {
         assert_int_equal(look(&w, d.ino, "file").size, 500);
 }
 
+/* What an answer named is still to be asked for after a restart, until the cursor has passed it; a new snapshot knows nothing of it. */
+static void test_answered_stays(void **state) {
+        struct tree_applied applied;
+        struct cursor c, at;
+        assert_int_equal(tree_answered(w.tree, &c), -ENOENT);
+        assert_int_equal(model_chmod(&m, &d.id, 0711), 0); /* an event that is not here yet */
+        (void)put_content(&w, f.ino, 1, 100);
+        struct op_result r = answer(NULL);
+        MUST(tree_accepted(w.tree, &r, NULL, NULL, w.arena, &applied));
+        MUST(tree_cursor(w.tree, &at));
+        tree_close(w.tree);
+        world_reopen(&w, 2);
+        MUST(tree_answered(w.tree, &c));
+        assert_int_equal(c.seq, r.seq);
+        assert_true(c.seq > at.seq);
+        assert_memory_equal(c.mark, r.mark, sizeof c.mark);
+        assert_true(id_equal(&c.epoch, &at.epoch));
+        sync_down(&w, &m);
+        assert_int_equal(tree_answered(w.tree, &c), -ENOENT);
+        (void)put_content(&w, f.ino, 2, 101);
+        r = answer(NULL);
+        MUST(tree_accepted(w.tree, &r, NULL, NULL, w.arena, &applied));
+        MUST(tree_answered(w.tree, &c));
+        load_snapshot(&w, &m, 100, 100);
+        assert_int_equal(tree_answered(w.tree, &c), -ENOENT);
+        tree_close(w.tree);
+        world_reopen(&w, 2);
+        assert_int_equal(tree_answered(w.tree, &c), -ENOENT);
+}
+
+/* Something is saved over one of a file's names, and then the file is written through another one, which another client has deleted: the edit comes after what took the name, and the file comes back. */
+static void written_after_a_name_went(bool saved_over) {
+        struct node n;
+        MUST(tree_link(w.tree, f.ino, INO_ROOT, "second", 6, &n));
+        sync_all(&w, &m);
+        assert_int_equal(model_unlink(&m, &d.id, "file"), 0);
+        (void)put_content(&w, f.ino, 1, 100);
+        if (saved_over) {
+                n = make(&w, INO_ROOT, "new", NODE_FILE);
+                (void)put_content(&w, n.ino, 2, 50);
+                MUST(mv(&w, INO_ROOT, "new", INO_ROOT, "second", 0));
+        } else {
+                MUST(rm(&w, INO_ROOT, "second"));
+        }
+        (void)put_content(&w, f.ino, 3, 101);
+        (void)put_content(&w, f.ino, 4, 102);
+        sync_all(&w, &m);
+        compare(&w, &m);
+        MUST(tree_get(w.tree, f.ino, &n));
+        assert_int_equal(n.nlink, 1);
+        assert_int_equal(n.size, 102);
+        if (saved_over)
+                assert_int_equal(look(&w, INO_ROOT, "second").size, 50);
+}
+static void test_written_after_save_over(void **state) { written_after_a_name_went(true); }
+static void test_written_after_unlink(void **state) { written_after_a_name_went(false); }
+
+/* Another life of this state (a clone) has sent a new file that was saved over another one here: to the server these are two files. */
+static void test_clone_sent_the_temporary(void **state) {
+        struct outbox_item items[4];
+        struct node n = make(&w, d.ino, "new", NODE_FILE);
+        (void)put_content(&w, n.ino, 1, 100);
+        assert_int_equal(outbox_all(&w, items, 4), 1);
+        struct op op = items[0].op;
+        op.content = model_content(1, 100);
+        struct op_result r = model_commit(&m, &op);
+        assert_int_equal(r.code, RES_OK);
+        (void)put_content(&w, n.ino, 2, 101);
+        MUST(mv(&w, d.ino, "new", d.ino, "file", 0));
+        sync_all(&w, &m);
+        compare(&w, &m);
+        assert_int_equal(look(&w, d.ino, "file").size, 101);
+        assert_int_equal(look(&w, d.ino, "file").ino, n.ino);
+        n = look(&w, d.ino, "new");
+        assert_int_equal(n.size, 100);
+        assert_true(id_equal(&n.id, &op.node));
+}
+
 static void test_replays(void **state) {
         struct id ids[4];
         for (unsigned i = 0; i < 4; i++) {
@@ -734,6 +812,8 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_replays, setup, teardown),       cmocka_unit_test_setup_teardown(test_swap, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_remote_delete_open, setup, teardown), cmocka_unit_test_setup_teardown(test_save_source_edited, setup, teardown), cmocka_unit_test_setup_teardown(test_copy_leaves_old_inode, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_write, setup, teardown), cmocka_unit_test_setup_teardown(test_hidden_recovers, setup, teardown), cmocka_unit_test_setup_teardown(test_dir_times, setup, teardown), cmocka_unit_test_setup_teardown(test_never_sent, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_refused_before_its_directory, setup, teardown), cmocka_unit_test_setup_teardown(test_lost_content, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_answered_stays, setup, teardown), cmocka_unit_test_setup_teardown(test_written_after_save_over, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_written_after_unlink, setup, teardown), cmocka_unit_test_setup_teardown(test_clone_sent_the_temporary, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

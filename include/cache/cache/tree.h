@@ -183,6 +183,8 @@ int tree_conflicts(struct tree *t, int (*each)(void *arg, const struct tree_conf
 int tree_conflict_count(struct tree *t, uint64_t *ret) _must_check_;
 
 int tree_cursor(struct tree *t, struct cursor *ret) _must_check_; /* -ENOENT: nothing was ever loaded */
+/* The newest event that an answer has named (tree_accepted), while it is ahead of the cursor: the server must know it as it must know the cursor. Forgotten when a snapshot begins. -ENOENT: none */
+int tree_answered(struct tree *t, struct cursor *ret) _must_check_;
 /* A new snapshot: rows go into side tables without constraints; events up to E meet them there; then the difference is applied in bounded steps, upserts before deletes,
  * cursor last. Restartable: begin with the same epoch resumes, and tells where the scans stand. The shown tree stays as it was until apply. */
 struct snapshot_state { struct id epoch; struct id nodes_after; uint64_t entries_after; bool nodes_end, entries_end; struct digest nodes_digest, entries_digest; struct cursor from, upto; };
