@@ -41,7 +41,7 @@ static const char schema[] =
         "CREATE TABLE setting(key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;"
         "CREATE TABLE node(ino INTEGER PRIMARY KEY, id BLOB NOT NULL, mode INTEGER, uid INTEGER, gid INTEGER, nlink INTEGER, rdev INTEGER, mtime INTEGER, ctime_d INTEGER,"
         "  btime_d INTEGER, size INTEGER, csize INTEGER, root BLOB, shape INTEGER, version BLOB, gen INTEGER, last_gen INTEGER, seq INTEGER, nseq INTEGER, parent INTEGER,"
-        "  cookie INTEGER, bits INTEGER, pend INTEGER, extra BLOB);"
+        "  cookie INTEGER, bits INTEGER, pend INTEGER, extra BLOB, atime INTEGER);"
         "CREATE UNIQUE INDEX node_id ON node(id);"
         "CREATE INDEX node_kept ON node(parent) WHERE bits & 6;"
         "CREATE INDEX node_conflict ON node(ino) WHERE bits & 64;"
@@ -134,6 +134,13 @@ static int recover(struct tree *t) {
         return r;
 }
 
+/* Files of older programs have no column for access times. */
+static int add_atime(struct tree *t) {
+        int64_t there;
+        int r = db_int(t->w, &there, "SELECT count(*) FROM pragma_table_info('node') WHERE name='atime'", "");
+        return r < 0 || there ? r : db_exec(t->w, "ALTER TABLE node ADD COLUMN atime INTEGER");
+}
+
 static int read_cursor(struct tree *t, const char *key, struct cursor *ret) {
         _cleanup_stmt_ struct db_stmt *s = NULL;
         int r = db_query(t->w, &s, "SELECT value FROM setting WHERE key=?", "t", key, strlen(key));
@@ -179,6 +186,8 @@ static int open_state(struct tree *t, const struct tree_config *config) {
                 r = create_schema(t, config);
         if (r == 0 && version == 0)
                 r = FAILPOINT("tree.schema");
+        if (r == 0)
+                r = add_atime(t);
         if (r == 0)
                 r = held_open(t);
         if (r == 0) /* handles do not outlive the process, clean stop or not */

@@ -13,6 +13,8 @@
  *
  * Not merged: an explicit mtime of a directory in which operations are pending (the server sets a parent's times with them, so it has to follow them: OB_CHILDREN).
  *
+ * An access time that a program sets is kept on the row and stays here: the server has no field for it, only the ctime goes there.
+ *
  * Times: ctime of the node, mtime and ctime of the parents are the transaction's time, which is also the operation's: the server sets the same ones, and no
  * program sees a time change when the operation is answered. */
 #include "tree_priv.h"
@@ -456,6 +458,8 @@ int tree_setattr(struct tree *t, uint64_t ino, const struct tree_attrs *a, struc
                 row.v.ctime_ns = t->now_ns;
                 r = row_write(t, &row);
         }
+        if (r == 0 && a->has_atime)
+                r = db_run(t->w, "UPDATE node SET atime=? WHERE ino=?", "ii", a->atime_ns, (int64_t)ino);
         if (r == 0)
                 r = local_queue_attrs(t, &row, mask);
         if (r == 0)

@@ -43,6 +43,7 @@ struct nrow {
         uint64_t last_gen;       /* newest generation ever queued */
         uint64_t seq, nseq;      /* of the server's row and of its list of names; 0: not on the server */
         uint64_t parent, cookie; /* one of its names; 0: none */
+        bool has_atime; int64_t atime_ns; /* as a program has set it; changed by tree_setattr only */
 };
 
 enum out_bits {
@@ -176,8 +177,8 @@ bool tree_is_born(struct tree *t, uint64_t ino);
 
 /* ---- tree_rows.c: rows of node, entry, shadow ---- */
 #define NODE_COLS "n.ino,n.id,n.mode,n.uid,n.gid,n.nlink,n.rdev,n.mtime,n.ctime_d,n.btime_d,n.size,n.csize,n.root,n.shape,n.version," \
-                  "n.gen,n.last_gen,n.seq,n.nseq,n.parent,n.cookie,n.bits,n.pend"
-#define NODE_COLS_N 23
+                  "n.gen,n.last_gen,n.seq,n.nseq,n.parent,n.cookie,n.bits,n.pend,n.atime"
+#define NODE_COLS_N 24
 void row_read(struct db_stmt *s, int col, struct nrow *ret);
 void row_public(const struct tree *t, const struct nrow *row, struct node *ret);
 int row_get(struct tree *t, struct db *db, uint64_t ino, struct nrow *ret) _must_check_;                /* -ENOENT */

@@ -52,6 +52,8 @@ void row_read(struct db_stmt *s, int c, struct nrow *ret) {
         w.bits = (uint8_t)bits;
         w.incarnation = (uint16_t)(bits >> 8);
         w.pend = (uint32_t)db_col_int(s, c + 22);
+        w.has_atime = !db_col_null(s, c + 23);
+        w.atime_ns = db_col_int(s, c + 23);
         *ret = w;
 }
 
@@ -60,7 +62,8 @@ void row_public(const struct tree *t, const struct nrow *w, struct node *ret) {
         *ret = (struct node){ .ino = w->ino, .id = w->id, .kind = w->v.kind, .mode = w->v.mode, .uid = w->v.uid, .gid = w->v.gid, .nlink = unlinked ? 0 : w->nlink,
                               .rdev = w->v.rdev, .mtime_ns = w->v.mtime_ns, .ctime_ns = w->v.ctime_ns, .btime_ns = w->v.btime_ns, .content = w->v.content,
                               .version = w->v.version, .gen = w->v.gen, .size = w->v.size, .parent = w->parent, .seq = w->seq, .incarnation = w->incarnation,
-                              .has_xattrs = w->bits & NB_XATTR, .pending = w->pend > 0, .unlinked = unlinked, .taken = unlinked && (w->bits & (NB_REMOTE | NB_HIDDEN)),
+                              .has_xattrs = w->bits & NB_XATTR, .has_atime = w->has_atime, .atime_ns = w->atime_ns,
+                              .pending = w->pend > 0, .unlinked = unlinked, .taken = unlinked && (w->bits & (NB_REMOTE | NB_HIDDEN)),
                               .loaded = atomic_load(&t->complete) || (w->seq == 0 && w->ino != INO_ROOT) };
 }
 

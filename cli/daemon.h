@@ -5,14 +5,16 @@
 #include <stdatomic.h>
 
 #include "cache/file.h"
+#include "fs/mount.h"
 #include "cli.h"
 
 struct mount_options {
-        const char *cache_dir, *ca_file, *close, *owner;
+        const char *cache_dir, *ca_file, *close, *owner, *idmap;
         uint64_t cache_size_bytes, free_floor_bytes, net_timeout_s, drain_timeout_s, uploads, threads; /* sizes 0: chosen by the disk */
-        bool ro, allow_other, fastperm, debug;
+        bool ro, allow_other, fastperm, debug, suid, dev;
         enum close_level close_level; /* from close */
         bool owner_stored;            /* from owner */
+        struct id_range ids[IDMAP_RANGES_MAX]; size_t n_ids; /* from idmap */
 };
 
 struct daemon_config {

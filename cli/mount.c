@@ -25,7 +25,7 @@
 #define LOG_BYTES_MAX (16 << 20) /* at start; beyond it the log becomes log.1 */
 #define STATUS_FD 3
 
-static const char *const mount8_options[] = { "_netdev", "nofail", "noauto", "auto", "user", "nouser", "users", "defaults", "rw", "exec", "noexec", "suid", "nosuid", "dev", "nodev", "atime", "noatime",
+static const char *const mount8_options[] = { "_netdev", "nofail", "noauto", "auto", "user", "nouser", "users", "defaults", "rw", "exec", "noexec", "nosuid", "nodev", "atime", "noatime",
                                               "relatime", "diratime", "nodiratime", "async", "x-*", "X-*", "comment", "comment=*", "default_permissions", NULL };
 
 struct request {
@@ -33,7 +33,7 @@ struct request {
         bool foreground;
         struct buf list; /* -o */
         struct mount_options o;
-        const char *copies[4]; /* what args_parse_o has copied */
+        const char *copies[5]; /* what args_parse_o has copied */
 };
 
 static void request_free(struct request *q) {
@@ -53,6 +53,9 @@ static int parse_options(struct request *q) {
                 { "ro", 0, ARG_FLAG, &o->ro, "read only" },
                 { "allow_other", 0, ARG_FLAG, &o->allow_other, "other users may look in" },
                 { "owner", 0, ARG_STR, &o->owner, "stored: show the owners that the server keeps (default: you)" },
+                { "idmap", 0, ARG_STR, &o->idmap, "with owner=stored: [u|g|b:]STORED:LOCAL:COUNT+..." },
+                { "suid", 0, ARG_FLAG, &o->suid, "set-id programs on it work (root only)" },
+                { "dev", 0, ARG_FLAG, &o->dev, "device nodes on it work (root only)" },
                 { "fastperm", 0, ARG_FLAG, &o->fastperm, "the kernel does not check permissions: faster, for one user" },
                 { "drain_timeout", 0, ARG_DURATION_S, &o->drain_timeout_s, "at unmount: longest wait for the server (30s)" },
                 { "ca_file", 0, ARG_STR, &o->ca_file, "trust this certificate authority (PEM)" },
@@ -65,7 +68,7 @@ static int parse_options(struct request *q) {
         *o = (struct mount_options){ .net_timeout_s = 30, .drain_timeout_s = 30 };
         const char *list = buf_text(&q->list);
         int r = list && *list ? args_parse_o(PROGRAM, table, mount8_options, list) : 0;
-        const char *const copies[] = { o->cache_dir, o->ca_file, o->close, o->owner };
+        const char *const copies[] = { o->cache_dir, o->ca_file, o->close, o->owner, o->idmap };
         memcpy(q->copies, copies, sizeof copies);
         if (r < 0)
                 return EXIT_USAGE;
@@ -80,6 +83,13 @@ static int parse_options(struct request *q) {
         if (o->owner && strcmp(o->owner, "stored") != 0)
                 return cli_fail(PROGRAM, EXIT_USAGE, "-o owner: '%s' is not 'stored'", o->owner);
         o->owner_stored = o->owner;
+        if (o->idmap && !o->owner_stored)
+                return cli_fail(PROGRAM, EXIT_USAGE, "-o idmap: only with owner=stored");
+        if (o->idmap && (r = idmap_parse(o->idmap, o->ids, ARRAY_SIZE(o->ids), &o->n_ids)) < 0)
+                return r == -E2BIG ? cli_fail(PROGRAM, EXIT_USAGE, "-o idmap: at most %u ranges", IDMAP_RANGES_MAX)
+                                   : cli_fail(PROGRAM, EXIT_USAGE, "-o idmap: '%s' is not [u|g|b:]STORED:LOCAL:COUNT, several joined by '+'", o->idmap);
+        if ((o->suid || o->dev) && geteuid() != 0)
+                return cli_fail(PROGRAM, EXIT_USAGE, "-o %s: only root may ask for it", o->suid ? "suid" : "dev");
         if (o->cache_size_bytes && o->cache_size_bytes < 8u << 20)
                 return cli_fail(PROGRAM, EXIT_USAGE, "-o cache_size: at least 8M");
         if (o->net_timeout_s == 0 || o->net_timeout_s > 3600 || o->drain_timeout_s > 86400)
@@ -254,7 +264,7 @@ int cmd_mount(int argc, char **argv) {
                 { "URL/WORKSPACE", 0, ARG_POSITIONAL, &q.url, "such as https://drive.example.org/work" },
                 { "DIR", 0, ARG_POSITIONAL, &q.dir, "an empty directory" },
                 { "foreground", 'f', ARG_FLAG, &q.foreground, "stay in the foreground, log to stderr" },
-                { "options", 'o', ARG_LIST, &q.list, "cache_dir= cache_size= free_floor= net_timeout= close=fast|local|server ro allow_other owner=stored fastperm drain_timeout= ca_file= uploads= threads= debug" },
+                { "options", 'o', ARG_LIST, &q.list, "cache_dir= cache_size= free_floor= net_timeout= close=fast|local|server ro allow_other owner=stored idmap= suid dev fastperm drain_timeout= ca_file= uploads= threads= debug" },
                 { "state-dir", 0, ARG_STR, &q.state_option, "all state of this client in one directory" },
                 { 0 },
         };

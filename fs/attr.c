@@ -4,14 +4,13 @@
  * Shown: st_ino is the row id, stable over remounts; size and times of a file that is being written come from its open stage (file_overlay), else from the row. A commit point
  * moves them from one to the other: if one happened between reading the row and asking for the overlay, the row is read again (file_seals), because the kernel would
  * keep the old size for a day. There is
- * no atime: it shows the mtime, setting it succeeds and is not kept (the mount behaves as with noatime). In one-owner mode (the default)
- * everything belongs to the mounting user and chown to anybody else is EPERM; with owner_stored it is as stored.
+ * no access time that reading would change (the mount behaves as with noatime): it shows the mtime until a program sets it, and then what was set, on this client. Owners: owner.c.
  *
  * A nodeid of an older incarnation (remote content replaced that of an open node) shows what its handles have: the size of the bytes that they read and the times as opened, or,
  * once one of them has written, the conflict copy that they are now (the kernel names no handle in fstat, so this goes by the nodeid: all its handles are one file).
  * ftruncate goes by the handle, as a write does. Without an open handle it is ESTALE, upon which the kernel looks the path up again.
  *
- * suid and sgid go away on a write, truncate or chown by somebody without privilege. The kernel leaves that to us (HANDLE_KILLPRIV_V2), which spares one
+ * suid and sgid go away on a write or truncate by somebody without privilege and on any chown, capabilities on all of them. The kernel leaves that to us (HANDLE_KILLPRIV_V2), which spares one
  * xattr request per write. */
 #include "fs.h"
 
@@ -84,13 +83,13 @@ void attr_fill(struct mount *m, const struct node *n, struct stat *ret) {
         ret->st_ino = n->ino;
         ret->st_mode = node_kind_to_mode(n->kind) | (n->mode & 07777);
         ret->st_nlink = n->nlink;
-        ret->st_uid = m->cfg.owner_stored ? n->uid : m->cfg.uid;
-        ret->st_gid = m->cfg.owner_stored ? n->gid : m->cfg.gid;
+        owner_show(m, n, &ret->st_uid, &ret->st_gid);
         ret->st_rdev = n->rdev;
         ret->st_size = (off_t)size;
         ret->st_blocks = (blkcnt_t)((size + 511) / 512);
         ret->st_blksize = 4096;
-        ret->st_mtim = ret->st_atim = to_timespec(mtime_ns);
+        ret->st_mtim = to_timespec(mtime_ns);
+        ret->st_atim = n->has_atime ? to_timespec(n->atime_ns) : ret->st_mtim;
         ret->st_ctim = to_timespec(ctime_ns);
 }
 
@@ -155,36 +154,42 @@ bool may_keep_priv(fuse_req_t req) {
         return fuse_req_ctx(req)->uid == 0;
 }
 
-int drop_priv(struct mount *m, uint64_t ino) {
+static bool in_group(struct mount *m, fuse_req_t req, const struct node *n) {
+        gid_t groups[256];
+        uint32_t uid, gid;
+        owner_show(m, n, &uid, &gid);
+        if (fuse_req_ctx(req)->gid == gid)
+                return true;
+        int count = fuse_req_getgroups(req, ARRAY_SIZE(groups), groups); /* reads /proc: only for a set-group-id bit without group execution */
+        for (int i = 0; i < MIN(count, (int)ARRAY_SIZE(groups)); i++)
+                if (groups[i] == gid)
+                        return true;
+        return false;
+}
+
+/* The mode after a change by the caller that takes set-id bits away: suid always; sgid if the group may execute, or if the caller is not of the group. */
+static uint32_t mode_without_priv(struct mount *m, fuse_req_t req, const struct node *n) {
+        uint32_t mode = n->mode & ~04000u;
+        if ((mode & 02010) == 02010 || ((mode & 02000) && !may_keep_priv(req) && !in_group(m, req, n)))
+                mode &= ~02000u;
+        return mode;
+}
+
+int drop_priv(struct mount *m, fuse_req_t req, uint64_t ino) {
         struct node n;
         int r = tree_get(m->cfg.cache->tree, ino, &n);
         if (r < 0)
                 return r;
-        uint32_t mode = n.mode & ~04000u;
-        if (mode & 010)
-                mode &= ~02000u;
+        uint32_t mode = mode_without_priv(m, req, &n);
         if (n.kind != NODE_FILE || mode == n.mode)
                 return 0;
         struct tree_attrs a = { .mask = ATTR_MODE, .mode = mode };
         return tree_setattr(m->cfg.cache->tree, ino, &a, &n);
 }
 
-/* Which owner the caller asks for, against the mount's rule. */
-static int owner_wanted(struct mount *m, fuse_req_t req, const struct node *n, const struct stat *attr, int valid, struct tree_attrs *a) {
-        bool uid = valid & FUSE_SET_ATTR_UID, gid = valid & FUSE_SET_ATTR_GID;
-        if (!uid && !gid)
-                return 0;
-        if (!m->cfg.owner_stored)
-                return (uid && attr->st_uid != m->cfg.uid) || (gid && attr->st_gid != m->cfg.gid) ? -EPERM : 0;
-        if (uid) {
-                a->mask |= ATTR_UID;
-                a->uid = attr->st_uid;
-        }
-        if (gid) {
-                a->mask |= ATTR_GID;
-                a->gid = attr->st_gid;
-        }
-        return 0;
+int drop_caps(struct mount *m, uint64_t ino) {
+        int r = tree_xattr_remove(m->cfg.cache->tree, ino, "security.capability");
+        return r == -ENODATA ? 0 : r;
 }
 
 static int setattr(struct mount *m, fuse_req_t req, uint64_t nodeid, const struct stat *attr, int valid, struct handle *h, struct node *ret, bool *ret_superseded) {
@@ -194,12 +199,12 @@ static int setattr(struct mount *m, fuse_req_t req, uint64_t nodeid, const struc
         int r = node_row(m, nodeid, ret, ret_superseded);
         if (r < 0)
                 return r;
-        r = owner_wanted(m, req, ret, attr, valid, &a);
+        r = owner_change(m, ret, valid & FUSE_SET_ATTR_UID ? &attr->st_uid : NULL, valid & FUSE_SET_ATTR_GID ? &attr->st_gid : NULL, &a);
         if (r < 0)
                 return r;
-        bool loses_priv = ret->kind == NODE_FILE && (valid & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID | FUSE_SET_ATTR_SIZE)) && !(valid & FUSE_SET_ATTR_MODE);
-        if (loses_priv && (valid & FUSE_SET_ATTR_SIZE) && may_keep_priv(req))
-                loses_priv = false;
+        const int64_t mtime_was_ns = ret->mtime_ns;
+        const bool nothing = !(valid & ~FUSE_SET_ATTR_CTIME), chown = nothing || (valid & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID));
+        const bool loses_priv = ret->kind != NODE_DIR && !(valid & FUSE_SET_ATTR_MODE) && (chown || ((valid & FUSE_SET_ATTR_SIZE) && !may_keep_priv(req)));
         if (valid & FUSE_SET_ATTR_SIZE) {
                 if (attr->st_size < 0)
                         return -EINVAL;
@@ -207,6 +212,8 @@ static int setattr(struct mount *m, fuse_req_t req, uint64_t nodeid, const struc
                 if (r < 0)
                         return r;
         }
+        if (m->cfg.owner_stored && ret->has_xattrs && ret->kind == NODE_FILE && (chown || (valid & FUSE_SET_ATTR_SIZE)) && (r = drop_caps(m, ino)) < 0)
+                return r;
         if (*ret_superseded) { /* its handles may be a conflict copy by now */
                 int64_t unused;
                 if (!nodes_view(m, nodeid, &ino, &unused, &unused))
@@ -215,10 +222,13 @@ static int setattr(struct mount *m, fuse_req_t req, uint64_t nodeid, const struc
         if (valid & FUSE_SET_ATTR_MODE) {
                 a.mask |= ATTR_MODE;
                 a.mode = attr->st_mode & 07777;
-                nodes_set_kill(m, nodeid, (a.mode & 04000) || (a.mode & 02010) == 02010);
-        } else if (loses_priv && ((ret->mode & 04000) || (ret->mode & 02010) == 02010)) {
-                a.mask |= ATTR_MODE;
-                a.mode = ret->mode & ~04000u & ~((ret->mode & 010) ? 02000u : 0u);
+                nodes_set_kill(m, nodeid, a.mode & 06000);
+        } else if (loses_priv && (ret->mode & 06000)) {
+                uint32_t uid, gid;
+                owner_show(m, ret, &uid, &gid);
+                /* A request that names nothing is chown(-1, -1), which the kernel lets pass from everybody, or comes before a write, which takes the bits away itself: of somebody else it changes nothing. */
+                a.mode = nothing && !may_keep_priv(req) && fuse_req_ctx(req)->uid != uid ? ret->mode : mode_without_priv(m, req, ret);
+                a.mask |= a.mode != ret->mode ? ATTR_MODE : 0;
         }
         if (valid & (FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_MTIME_NOW)) {
                 a.mask |= ATTR_MTIME;
@@ -229,7 +239,14 @@ static int setattr(struct mount *m, fuse_req_t req, uint64_t nodeid, const struc
                                 return r;
                 }
         }
-        if (a.mask) {
+        if (valid & (FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_ATIME_NOW)) {
+                a.has_atime = true;
+                a.atime_ns = valid & FUSE_SET_ATTR_ATIME_NOW ? clock_real_ns(m->cfg.clock) : from_timespec(&attr->st_atim);
+        } else if ((a.mask & ATTR_MTIME) && !ret->has_atime) { /* it shows the mtime as it was, and goes on to */
+                a.has_atime = true;
+                a.atime_ns = mtime_was_ns;
+        }
+        if (a.mask || a.has_atime) {
                 r = tree_setattr(c->tree, ino, &a, ret);
                 if (r < 0)
                         return r;

@@ -6,7 +6,7 @@
  *   attr.c     stat, getattr, setattr, statfs                        xattr.c   extended attributes
  *   name.c     names: lookup, create, unlink, rename, ...            dir.c     listings
  *   handle.c   open files: open, release, fallocate, lseek           rw.c      read and write, parked when they must wait
- *   closer.c   flush and fsync, off the workers
+ *   closer.c   flush and fsync, off the workers                      owner.c   whose a node is
  *
  * Locks: m->lock (RANK_QUEUE) guards the node table, the registrations and the note queue; m->closer.lock and m->jobs (same rank, never nested) their queues.
  * No lock is held during a call into cache/ or libfuse. */
@@ -52,6 +52,7 @@ struct hot {
         struct noted *waiting, **waiting_last;
         bool unlinked;               /* no name left: the row goes with the last handle */
         bool kill_priv;              /* has suid or sgid bits that a write must take away */
+        bool kill_caps;              /* may have capabilities (security.capability) that a write must take away, whoever writes */
         uint64_t entry_notes;        /* m->n_entry_notes at the first open: a name may have gone by a remote change if it grew */
         int64_t mtime_ns, ctime_ns;  /* as opened: what stat shows of a superseded incarnation */
         struct node *ghost;          /* without a name and without a row, but the kernel still has it (a working directory, O_PATH): what stat shows until FORGET */
@@ -139,6 +140,8 @@ void nodes_ghost(struct mount *m, const struct node *n);          /* n lost its 
 bool nodes_ghost_get(struct mount *m, uint64_t nodeid, struct node *ret);
 void nodes_set_kill(struct mount *m, uint64_t nodeid, bool kill);
 bool nodes_take_kill(struct mount *m, uint64_t nodeid);           /* true at most once after it was set */
+void nodes_set_caps(struct mount *m, uint64_t nodeid);
+bool nodes_take_caps(struct mount *m, uint64_t nodeid);           /* likewise */
 /* Of an open one: the times as opened, and the ino of the file of its handles: another one if a write made a conflict copy of it. */
 bool nodes_view(struct mount *m, uint64_t nodeid, uint64_t *ret_ino, int64_t *ret_mtime_ns, int64_t *ret_ctime_ns);
 int nodes_park(struct mount *m, uint64_t nodeid) _must_check_;    /* -ENOMEM */
@@ -164,12 +167,20 @@ void entry_fill(struct mount *m, const struct node *n, struct fuse_entry_param *
 /* The row behind a nodeid, with its overlay. A superseded incarnation: what its open handles show (their conflict copy, if one was made), always under the nodeid's ino; -ESTALE if nobody
  * has it open. */
 int node_row(struct mount *m, uint64_t nodeid, struct node *ret, bool *ret_superseded) _must_check_;
-int drop_priv(struct mount *m, uint64_t ino) _must_check_;        /* suid, and sgid with group execution, go */
+int drop_priv(struct mount *m, fuse_req_t req, uint64_t ino) _must_check_; /* suid and sgid go, as the caller's change has it */
+int drop_caps(struct mount *m, uint64_t ino) _must_check_;        /* so do capabilities */
 bool may_keep_priv(fuse_req_t req);
 void op_getattr(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi);
 void op_setattr(fuse_req_t req, fuse_ino_t nodeid, struct stat *attr, int valid, struct fuse_file_info *fi);
 void op_statfs(fuse_req_t req, fuse_ino_t nodeid);
 void op_access(fuse_req_t req, fuse_ino_t nodeid, int mask);
+
+/* ---- owner.c ---- */
+void owner_show(const struct mount *m, const struct node *n, uint32_t *ret_uid, uint32_t *ret_gid);
+/* chown: what is to be stored, into a. uid, gid: NULL: not asked for. -EPERM, -EINVAL (no such id on the server) */
+int owner_change(struct mount *m, const struct node *n, const uint32_t *uid, const uint32_t *gid, struct tree_attrs *a) _must_check_;
+/* uid, gid and the inherited set-group-id bit of a node that the caller makes in dir. -EOVERFLOW (no such id on the server), as tree_get */
+int owner_of_new(struct mount *m, fuse_req_t req, uint64_t dir, struct tree_new *io_what) _must_check_;
 
 /* ---- xattr.c ---- */
 void op_setxattr(fuse_req_t req, fuse_ino_t nodeid, const char *name, const char *value, size_t size, int flags);

@@ -86,7 +86,9 @@ static int handle_begin(struct call *c, uint64_t nodeid, int flags, struct fuse_
                 if (!write) /* O_RDONLY | O_TRUNC truncates too */
                         r = file_truncate(m->cfg.cache, ino, 0);
                 if (r == 0 && !may_keep_priv(c->req) && nodes_take_kill(m, nodeid))
-                        r = drop_priv(m, ino);
+                        r = drop_priv(m, c->req, ino);
+                if (r == 0 && m->cfg.owner_stored && nodes_take_caps(m, nodeid))
+                        r = drop_caps(m, ino);
                 if (r < 0) {
                         nodes_closing(m, nodeid);
                         file_release(h->file, write);

@@ -337,6 +337,10 @@ static int add_options(struct mount *m, struct fuse_args *args) {
                 r = buf_add_str(&b, ",allow_other");
         if (r == 0 && m->cfg.default_permissions && !m->cfg.fastperm)
                 r = buf_add_str(&b, ",default_permissions");
+        if (r == 0 && m->cfg.suid)
+                r = buf_add_str(&b, ",suid");
+        if (r == 0 && m->cfg.dev)
+                r = buf_add_str(&b, ",dev");
         if (r == 0 && m->cfg.debug)
                 r = buf_add_str(&b, ",debug");
         if (r < 0)

@@ -7,8 +7,7 @@
  * rename and link are commit points of their source: what was written so far is frozen first, so that "write, rename over" is one version even if the
  * writer still has the file open. A freeze that fails does not fail the rename: its error belongs to the writer, who gets it at close.
  *
- * Owners of new nodes: the mounting user (default), or the caller; then the set-group-id bit of a directory hands its group down. The kernel
- * has applied the umask already. */
+ * Owners of new nodes: owner.c. The kernel has applied the umask already. */
 #include "fs.h"
 
 #include <stdio.h>
@@ -86,26 +85,16 @@ void op_readlink(fuse_req_t req, fuse_ino_t nodeid) {
 
 int node_new(struct mount *m, fuse_req_t req, uint64_t parent, const char *name, uint32_t mode, uint64_t rdev, const char *target, bool opens,
              struct node *ret) {
-        const struct fuse_ctx *ctx = fuse_req_ctx(req);
-        struct tree *t = m->cfg.cache->tree;
-        struct tree_new what = { .mode = mode & 07777, .uid = m->cfg.uid, .gid = m->cfg.gid, .rdev = rdev, .target = target, .opens = opens };
+        struct tree_new what = { .mode = mode & 07777, .rdev = rdev, .target = target, .opens = opens };
         size_t bytes;
         int r = name_length(name, &bytes);
         if (r == 0)
                 r = node_kind_from_mode(mode, &what.kind);
+        if (r == 0)
+                r = owner_of_new(m, req, nodeid_ino(parent), &what);
         if (r < 0)
                 return r;
-        if (m->cfg.owner_stored) {
-                struct node dir;
-                r = tree_get(t, nodeid_ino(parent), &dir);
-                if (r < 0)
-                        return r;
-                what.uid = ctx->uid;
-                what.gid = dir.mode & 02000 ? dir.gid : ctx->gid;
-                if ((dir.mode & 02000) && what.kind == NODE_DIR)
-                        what.mode |= 02000;
-        }
-        return tree_create(t, nodeid_ino(parent), name, bytes, &what, ret);
+        return tree_create(m->cfg.cache->tree, nodeid_ino(parent), name, bytes, &what, ret);
 }
 
 static int make_op(struct call *c, const struct held *h) {

@@ -201,7 +201,8 @@ bool nodes_opened(struct mount *m, uint64_t nodeid, const struct node *view, str
         if (view) {
                 h->mtime_ns = view->mtime_ns;
                 h->ctime_ns = view->ctime_ns;
-                h->kill_priv = (view->mode & 04000) || (view->mode & 02010) == 02010;
+                h->kill_priv = view->mode & 06000;
+                h->kill_caps = m->cfg.owner_stored && view->has_xattrs;
                 h->unlinked |= view->unlinked;
         }
         return s->pending == 0 && !m->flood;
@@ -271,6 +272,22 @@ bool nodes_take_kill(struct mount *m, uint64_t nodeid) {
         bool kill = s && s->hot && s->hot->kill_priv;
         if (kill)
                 s->hot->kill_priv = false;
+        return kill;
+}
+
+void nodes_set_caps(struct mount *m, uint64_t nodeid) {
+        LOCK_SCOPE(&m->lock);
+        struct slot *s = slot_find_locked(m, nodeid);
+        if (s && s->hot)
+                s->hot->kill_caps = true;
+}
+
+bool nodes_take_caps(struct mount *m, uint64_t nodeid) {
+        LOCK_SCOPE(&m->lock);
+        struct slot *s = slot_find_locked(m, nodeid);
+        bool kill = s && s->hot && s->hot->kill_caps;
+        if (kill)
+                s->hot->kill_caps = false;
         return kill;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* xattr.c: extended attributes. user.* and trusted.* are stored and travel with the node; all others (system.*, security.*) are EOPNOTSUPP, which ls and
- * cp remember for the whole file system instead of asking for each file.
+/* xattr.c: extended attributes. user.* are stored and travel with the node; with owner_stored so are security.* and trusted.* (which the kernel lets only root set and see). All others are
+ * EOPNOTSUPP, which ls and cp remember for the whole file system instead of asking for each file. What another mount has stored and this one does not take is not listed.
  *
  * user.tarn.* is ours and read only; it is not listed, so that cp -a and rsync -X do not try to copy it:
  *   user.tarn.state   accepted   survives the end of the daemon
@@ -20,8 +20,12 @@ static bool ours(const char *name) {
         return strncmp(name, OURS, sizeof OURS - 1) == 0;
 }
 
-static int check_name(const char *name) {
-        if (strncmp(name, "user.", 5) != 0 && strncmp(name, "trusted.", 8) != 0)
+static bool of_system(const char *name) {
+        return strncmp(name, "trusted.", 8) == 0 || strncmp(name, "security.", 9) == 0;
+}
+
+static int check_name(const struct mount *m, const char *name) {
+        if (strncmp(name, "user.", 5) != 0 && !(m->cfg.owner_stored && of_system(name)))
                 return -EOPNOTSUPP;
         if (strchr(name, '.')[1] == 0)
                 return -EINVAL;
@@ -40,11 +44,13 @@ static void reply_bytes(fuse_req_t req, const void *p, size_t n, size_t size) {
 void op_setxattr(fuse_req_t req, fuse_ino_t nodeid, const char *name, const char *value, size_t size, int flags) {
         struct call c;
         call_begin(&c, req);
-        int r = check_name(name);
+        int r = check_name(req_mount(req), name);
         if (r == 0 && ours(name))
                 r = -EPERM;
         if (r == 0)
                 r = tree_xattr_set(c.m->cfg.cache->tree, nodeid_ino(nodeid), name, value, size, flags);
+        if (r == 0 && strcmp(name, "security.capability") == 0)
+                nodes_set_caps(c.m, nodeid);
         reply_fail_or_ok(req, r);
         call_end(&c);
 }
@@ -52,7 +58,7 @@ void op_setxattr(fuse_req_t req, fuse_ino_t nodeid, const char *name, const char
 void op_removexattr(fuse_req_t req, fuse_ino_t nodeid, const char *name) {
         struct call c;
         call_begin(&c, req);
-        int r = check_name(name);
+        int r = check_name(req_mount(req), name);
         if (r == 0 && ours(name) && strcmp(name, CONFLICT) != 0) /* to take the mark off is to say: both files stay */
                 r = -EPERM;
         if (r == 0)
@@ -78,7 +84,7 @@ void op_getxattr(fuse_req_t req, fuse_ino_t nodeid, const char *name, size_t siz
         counter_add(m->cfg.counters, fuse_requests, 1);
         _cleanup_buf_ struct buf b = BUF_INIT(XATTR_VALUE_MAX);
         const char *word;
-        int r = check_name(name);
+        int r = check_name(req_mount(req), name);
         if (r == 0 && ours(name) && strcmp(name, CONFLICT) != 0) {
                 r = strcmp(name, OURS "state") == 0 ? state_word(m, nodeid, &word) : -ENODATA;
                 if (r == 0)
@@ -92,11 +98,27 @@ void op_getxattr(fuse_req_t req, fuse_ino_t nodeid, const char *name, size_t siz
                 reply_bytes(req, b.data, b.bytes, size);
 }
 
+/* Takes out of a list of names those that the caller is not to see. */
+static void filter(const struct mount *m, bool root, struct buf *b) {
+        size_t kept = 0;
+        for (size_t at = 0, n; at < b->bytes; at += n) {
+                const char *name = (const char *)b->data + at;
+                n = strlen(name) + 1;
+                if (of_system(name) && (!m->cfg.owner_stored || (!root && name[0] == 't')))
+                        continue;
+                memmove(b->data + kept, name, n);
+                kept += n;
+        }
+        b->bytes = kept;
+}
+
 void op_listxattr(fuse_req_t req, fuse_ino_t nodeid, size_t size) {
         struct mount *m = req_mount(req);
         counter_add(m->cfg.counters, fuse_requests, 1);
         _cleanup_buf_ struct buf b = BUF_INIT(XATTR_TOTAL_MAX);
         int r = tree_xattr_list(m->cfg.cache->tree, nodeid_ino(nodeid), &b);
+        if (r == 0)
+                filter(m, fuse_req_ctx(req)->uid == 0, &b);
         if (r < 0)
                 reply_fail(req, r);
         else

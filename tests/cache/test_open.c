@@ -59,6 +59,26 @@ static void test_newer(void **state) {
         world_reopen(&w, 2);
 }
 
+/* A file of a program that kept no access times gets a place for them, and loses nothing. */
+static void test_older(void **state) {
+        struct node f = make(&w, INO_ROOT, "f", NODE_FILE), n;
+        tree_close(w.tree);
+        w.tree = NULL;
+        set_version("ALTER TABLE node DROP COLUMN atime");
+        world_reopen(&w, 2);
+        world_check(&w);
+        n = look(&w, INO_ROOT, "f");
+        assert_int_equal(n.ino, f.ino);
+        assert_false(n.has_atime);
+        struct tree_attrs a = { .has_atime = true, .atime_ns = -5 };
+        MUST(tree_setattr(w.tree, f.ino, &a, &n));
+        tree_close(w.tree);
+        w.tree = NULL;
+        world_reopen(&w, 2);
+        n = look(&w, INO_ROOT, "f");
+        assert_true(n.has_atime && n.atime_ns == -5 && n.mtime_ns == f.mtime_ns);
+}
+
 static void test_damage(void **state) {
         for (int i = 0; i < 500; i++) {
                 char name[16];
@@ -172,6 +192,7 @@ static void test_stages(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_newer, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_older, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_kill, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_stages, setup, teardown),

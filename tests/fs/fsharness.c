@@ -4,7 +4,7 @@
  *
  *   mkdir LABEL PARENT NAME            create LABEL PARENT NAME TEXT      symlink LABEL PARENT NAME TARGET
  *   rename LABEL PARENT NAME           link LABEL PARENT NAME             unlink LABEL PARENT NAME
- *   content LABEL TEXT                 chmod LABEL OCTAL                  mtime LABEL NS
+ *   content LABEL TEXT                 chmod LABEL OCTAL                  mtime LABEL NS                 chown LABEL UID GID
  *       one event each, applied by tree_apply as the engine would; TEXT: the bytes themselves, or "@N:BYTE" for N times a character
  *   online | offline | stall           how the source answers; stall: it keeps the wishes until the next online or offline
  *   stalled                            number of wishes kept
@@ -12,7 +12,7 @@
  *   stop                               unmounts (not lazily): "error EBUSY" if busy
  *   quit [lazy]                        unmounts, closes the cache and ends
  *
- * fsharness STATE_DIR MOUNTPOINT [ro] [allow_other] [owner_stored] [close=local] [close=server] [uid=N] [timeout_ms=N] [cache=BYTES] */
+ * fsharness STATE_DIR MOUNTPOINT [ro] [allow_other] [owner_stored] [idmap=MAP] [suid] [dev] [close=local] [close=server] [uid=N] [timeout_ms=N] [cache=BYTES] */
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
@@ -36,7 +36,7 @@ struct remote {
         char label[64];
         struct id id;
         enum node_kind kind;
-        uint32_t mode;
+        uint32_t mode, uid, gid;
         int64_t mtime_ns;
         char target[256];
         struct content content;
@@ -206,7 +206,7 @@ static int set_content(struct remote *r, const char *text) {
 }
 
 static void to_row(const struct remote *r, struct node_row *ret) {
-        *ret = (struct node_row){ .id = r->id, .kind = r->kind, .mode = r->mode, .mtime_ns = r->mtime_ns, .ctime_ns = r->mtime_ns, .btime_ns = r->mtime_ns,
+        *ret = (struct node_row){ .id = r->id, .kind = r->kind, .mode = r->mode, .uid = r->uid, .gid = r->gid, .mtime_ns = r->mtime_ns, .ctime_ns = r->mtime_ns, .btime_ns = r->mtime_ns,
                                   .target = r->kind == NODE_SYMLINK ? r->target : NULL, .content = r->content, .version = r->version, .seq = cursor.seq, .deleted = r->deleted };
 }
 
@@ -354,6 +354,8 @@ static int command_change(char **w, int n) {
                 e = set_content(r, w[2]);
         else if (strcmp(w[0], "chmod") == 0)
                 r->mode = (uint32_t)strtoul(w[2], NULL, 8);
+        else if (strcmp(w[0], "chown") == 0 && n > 3)
+                r->uid = (uint32_t)strtoul(w[2], NULL, 10), r->gid = (uint32_t)strtoul(w[3], NULL, 10);
         else
                 r->mtime_ns = strtoll(w[2], NULL, 10);
         return e < 0 ? e : emit(&r, 1);
@@ -383,7 +385,7 @@ static int command(struct mount *m, char **w, int n) {
                 return n < 3 ? -EINVAL : command_make(w, n);
         if (strcmp(w[0], "rename") == 0 || strcmp(w[0], "link") == 0 || strcmp(w[0], "unlink") == 0)
                 return n < 4 ? -EINVAL : command_place(w, n);
-        if (strcmp(w[0], "content") == 0 || strcmp(w[0], "chmod") == 0 || strcmp(w[0], "mtime") == 0)
+        if (strcmp(w[0], "content") == 0 || strcmp(w[0], "chmod") == 0 || strcmp(w[0], "mtime") == 0 || strcmp(w[0], "chown") == 0)
                 return command_change(w, n);
         if (strcmp(w[0], "online") == 0 || strcmp(w[0], "offline") == 0 || strcmp(w[0], "stall") == 0) {
                 set_mode(w[0][0] == 's' ? STALL : w[0][1] == 'n' ? ONLINE : OFFLINE);
@@ -452,13 +454,18 @@ int main(int argc, char **argv) {
                 return 2;
         }
         struct pool *pool;
+        static struct id_range map[8];
         uint64_t limit = 256u << 20;
-        struct mount_config mc = { .mountpoint = argv[2], .source_name = "http://harness,x/ws", .default_permissions = true, .uid = 0, .gid = 0, .net_timeout_ms = 30000,
+        struct mount_config mc = { .mountpoint = argv[2], .source_name = "http://harness,x/ws", .default_permissions = true, .idmap = map, .uid = 0, .gid = 0, .net_timeout_ms = 30000,
                                    .clock = clock_system(), .counters = &counters };
         for (int i = 3; i < argc; i++) {
                 mc.ro |= strcmp(argv[i], "ro") == 0;
                 mc.allow_other |= strcmp(argv[i], "allow_other") == 0;
                 mc.owner_stored |= strcmp(argv[i], "owner_stored") == 0;
+                mc.suid |= strcmp(argv[i], "suid") == 0;
+                mc.dev |= strcmp(argv[i], "dev") == 0;
+                if (strncmp(argv[i], "idmap=", 6) == 0 && idmap_parse(argv[i] + 6, map, ARRAY_SIZE(map), &mc.n_idmap) < 0)
+                        return 2;
                 mc.nonempty |= strcmp(argv[i], "nonempty") == 0;
                 if (strncmp(argv[i], "close=", 6) == 0)
                         mc.close_level = argv[i][6] == 'l' ? CLOSE_LOCAL : CLOSE_SERVER;

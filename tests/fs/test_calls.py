@@ -17,6 +17,7 @@ from harness import name_of, read, write
 libc = ctypes.CDLL(None, use_errno=True)
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 AT_FDCWD = -100
+UTIME_OMIT = (1 << 30) - 2
 
 
 def attempt(call, *args, **kw):
@@ -380,6 +381,52 @@ def test_times(pair):
         os.utime("l", ns=(7, 7), follow_symlinks=False)
         out.append(os.lstat("l").st_mtime_ns)
         out.append(attempt(os.utime, "none"))
+        return out
+    both(pair, steps)
+
+
+def test_access_times(pair):
+    """An access time that a program sets is kept, whatever happens to the other times; reading changes nothing (the plain one is read in a moment in which relatime does not, too)."""
+    def steps():
+        out = []
+        os.mkdir("d")
+        os.mkfifo("p")
+        os.symlink("f", "l")
+        write("f", b"x")
+
+        def look():
+            out.append([os.lstat(p).st_atime_ns for p in ("d", "p", "l", "f")])
+        for a, m in ((7 * 10**17 + 1, 9 * 10**17), (-5 * 10**9 - 1, 3 * 10**9), (2**33 * 10**9 + 5, 2**32 * 10**9)):
+            for p in ("d", "p", "l", "f"):
+                os.utime(p, ns=(a, m), follow_symlinks=False)
+                out.append(os.lstat(p).st_mtime_ns)
+            look()
+        os.chmod("f", 0o600)
+        with open("f", "ab", buffering=0) as f:
+            f.write(b"more")
+            out.append(os.fstat(f.fileno()).st_atime_ns)
+            os.utime(f.fileno(), ns=(11, 12))
+            out.append(os.fstat(f.fileno()).st_atime_ns)
+        os.rename("f", "g")
+        os.link("g", "f")
+        write("d/new", b"")
+        look()
+        libc.utimensat(AT_FDCWD, b"f", (ctypes.c_long * 4)(13, 14, 0, UTIME_OMIT), 0)
+        out.append((os.stat("f").st_atime_ns, os.stat("f").st_mtime_ns))
+        libc.utimensat(AT_FDCWD, b"f", (ctypes.c_long * 4)(0, UTIME_OMIT, 15, 16), 0)
+        out.append((os.stat("f").st_atime_ns, os.stat("f").st_mtime_ns))
+        before = time.time_ns()
+        os.utime("f")
+        out.append(abs(os.stat("f").st_atime_ns - before) < 5_000_000_000)
+        c = os.stat("f").st_ctime_ns
+        while time.time_ns() <= c + 20_000_000:
+            os.stat("d")
+        libc.utimensat(AT_FDCWD, b"f", (ctypes.c_long * 4)(17, 18, 0, UTIME_OMIT), 0)
+        out.append(os.stat("f").st_ctime_ns > c)
+        write("of_a_new_file", b"x")
+        st = os.stat("of_a_new_file")
+        libc.utimensat(AT_FDCWD, b"of_a_new_file", (ctypes.c_long * 4)(0, UTIME_OMIT, 15, 16), 0)
+        out.append(abs(os.stat("of_a_new_file").st_atime_ns - st.st_atime_ns))
         return out
     both(pair, steps)
 

@@ -50,6 +50,7 @@ struct node {
         uint32_t mode, uid, gid, nlink; /* permission bits; dirs: 2 + subdirectories */
         uint64_t rdev;
         int64_t mtime_ns, ctime_ns, btime_ns;
+        bool has_atime; int64_t atime_ns; /* set by a program on this client; else the mtime is shown */
         struct content content;   /* the server's newest that we show (file) */
         struct id version;        /* its name, or that of the pending operation that made it */
         uint64_t gen;             /* newest stage generation handed to the outbox and not yet on the server; 0: content is `content` */
@@ -95,7 +96,7 @@ int tree_unlink(struct tree *t, uint64_t dir, const char *name, size_t n, bool r
  * target's id: ret_moved keeps its ino and takes the target's id and history; the old inode becomes the orphan ret_replaced. */
 int tree_rename(struct tree *t, uint64_t dir, const char *name, size_t n, uint64_t dir2, const char *name2, size_t n2, unsigned flags,
                 bool (*kept)(void *arg, uint64_t ino), void *arg, struct node *ret_moved, struct node *ret_replaced /* ino 0: none */) _must_check_;
-struct tree_attrs { uint32_t mask; /* enum attr_mask */ uint32_t mode, uid, gid; int64_t mtime_ns, btime_ns; };
+struct tree_attrs { uint32_t mask; /* enum attr_mask */ uint32_t mode, uid, gid; int64_t mtime_ns, btime_ns; bool has_atime; int64_t atime_ns; /* kept by this client alone */ };
 int tree_setattr(struct tree *t, uint64_t ino, const struct tree_attrs *a, struct node *ret) _must_check_;
 int tree_xattr_set(struct tree *t, uint64_t ino, const char *name, const void *value, size_t n, int flags /* XATTR_CREATE, XATTR_REPLACE */) _must_check_; /* -ENOSPC over XATTR_TOTAL_MAX */
 int tree_xattr_remove(struct tree *t, uint64_t ino, const char *name) _must_check_;

@@ -4,13 +4,20 @@
 #include "cache/file.h"
 
 struct mount;
+/* `count` ids from `stored` on, as the server has them, are those from `local` on here. */
+struct id_range { uint32_t stored, local, count; bool user, group; };
+#define IDMAP_RANGES_MAX 32u
+/* "[u|g|b:]STORED:LOCAL:COUNT", several with '+' between them. -EINVAL, -E2BIG (more than max). */
+int idmap_parse(const char *text, struct id_range *ret, size_t max, size_t *ret_n) _must_check_;
 struct mount_config {
         struct cache *cache;
         const char *mountpoint;       /* absolute */
         const char *source_name;      /* shown in /proc/mounts: the URL */
         bool ro, allow_other, default_permissions, fastperm, debug, nonempty;
         bool owner_stored;            /* false: everything belongs to uid, gid */
+        const struct id_range *idmap; size_t n_idmap; /* with owner_stored; the caller's, as long as the mount */
         uint32_t uid, gid;
+        bool suid, dev;               /* set-id bits and device nodes work: root only */
         enum close_level close_level;
         int64_t net_timeout_ms;
         unsigned threads;             /* 0: 8 */
