@@ -20,11 +20,14 @@
  *
  * Upload is never starved: `handed` remembers since when the engine has a row in hand; a content in hand for PROTECT_MS is not replaced by a newer one any more, which
  * then waits behind it (and is replaced in turn). What is queued instead of a content that goes (a save by rename, whose operation is another one) has been in hand since that one was: what counts
- * is for how long a file has not got there, not how it is saved. The engine reads rows again after it marked them, so a change in between is seen. */
+ * is for how long a file has not got there, not how it is saved. So has a new file whose place a content in hand has left (a save that moves the old file aside, makes it anew and deletes the
+ * old one): the place is remembered until then. A new file that is protected stays at its place; the moves that follow are operations of their own. The engine reads rows again after it marked them, so a change in between is seen. */
 #include "tree_priv.h"
 
 #include <assert.h>
 #include <stdio.h>
+
+#include "base/digest.h"
 
 #define HANDED_MAX 65536u
 
@@ -471,4 +474,24 @@ void outbox_unhand(struct tree *t, const struct id *op) {
 bool outbox_protected(const struct tree *t, const struct orow *o) {
         const struct handed *h = handed_find(t, &o->op.id);
         return h && h->first_ms && clock_mono_ms(t->clock) - h->first_ms >= PROTECT_MS;
+}
+
+/* A place stands in the table by the hash of its name. */
+static struct id place_key(uint64_t parent, const char *name, size_t n) {
+        struct id id;
+        const uint64_t h[2] = { xxh3_64(name, n), ~parent };
+        memcpy(id.b, h, sizeof(id.b));
+        return id;
+}
+
+int outbox_place_hand(struct tree *t, uint64_t parent, const char *name, size_t n, int64_t since_ms) {
+        struct id key = place_key(parent, name, n);
+        return outbox_hand_since(t, &key, since_ms);
+}
+
+int64_t outbox_place_taken(struct tree *t, uint64_t parent, const char *name, size_t n) {
+        struct id key = place_key(parent, name, n);
+        int64_t since_ms = outbox_in_hand_since(t, &key);
+        outbox_unhand(t, &key);
+        return since_ms;
 }

@@ -8,6 +8,7 @@
  *   content      becomes the CREATE's         replaces that of the latest CONTENT or REPLACE, whose base stays
  *   attributes   merged                       merged into the latest operation of the node if that is ATTR (mtime also: CONTENT, REPLACE)
  *   unlink       cancels all of the node      CONTENT and ATTR rows of a node that loses its last name go
+ *   unlink       the node's place was taken meanwhile: see local_unlink_replaced in tree_rename.c
  *   unlink       -                            a LINK of that name goes
  *   rename       see tree_rename.c
  *
@@ -80,10 +81,13 @@ int local_new_create(struct tree *t, struct nrow *row, const struct nrow *dir, c
         struct vname v = { .parent = dir->ino, .name = name, .n = n, .placement = o.op.id, .local = true };
         if (row->v.kind == NODE_FILE)
                 row->v.version = o.op.id;
+        int64_t since_ms = outbox_place_taken(t, dir->ino, name, n);
         int r = entry_add(t, row, &v);
         if (r == 0)
                 r = row_write(t, row);
-        return r < 0 ? r : outbox_add(t, &o);
+        if (r == 0)
+                r = outbox_add(t, &o);
+        return r == 0 && since_ms ? outbox_hand_since(t, &o.op.id, since_ms) : r;
 }
 
 static int new_node(struct tree *t, const struct tree_new *what, struct nrow *ret) {
@@ -340,7 +344,9 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
         if (is_dir && (r = entry_any(t->w, row.ino)) != 0)
                 return r < 0 ? r : -ENOTEMPTY;
         struct vname v = { .parent = dir, .cookie = at.cookie, .name = name, .n = n, .placement = at.placement };
-        r = last ? local_cancel(t, &row, NULL) : cancel_link(t, &row, &at.placement);
+        const bool replaced = !is_dir && (r = local_unlink_replaced(t, &row, dir, name, n, &at)) > 0;
+        if (r == 0)
+                r = last ? local_cancel(t, &row, NULL) : cancel_link(t, &row, &at.placement);
         if (r == 0 && last)
                 r = unlink_instead(t, &row, dir, name, n);
         if (r == 0) {
@@ -357,11 +363,11 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
                         r = outbox_add(t, &o);
         }
         if (r >= 0)
-                r = entry_remove(t, &row, &v);
+                r = replaced ? 0 : entry_remove(t, &row, &v);
         if (r == 0)
                 r = dir_touch(t, dir, t->now_ns);
         row.v.ctime_ns = t->now_ns;
-        if (r == 0)
+        if (r == 0 && !replaced)
                 r = local_after_unlink(t, &row);
         if (r == 0)
                 r = entry_freed(t, dir, name, n, row.ino);

@@ -243,6 +243,8 @@ int outbox_hand(struct tree *t, const struct id *op) _must_check_; /* the engine
 int outbox_hand_since(struct tree *t, const struct id *op, int64_t since_ms) _must_check_; /* it stands for one that the engine had since then (monotonic) */
 int64_t outbox_in_hand_since(const struct tree *t, const struct id *op); /* 0: it is not */
 void outbox_unhand(struct tree *t, const struct id *op);
+int outbox_place_hand(struct tree *t, uint64_t parent, const char *name, size_t n, int64_t since_ms) _must_check_; /* a content in hand since then leaves the place */
+int64_t outbox_place_taken(struct tree *t, uint64_t parent, const char *name, size_t n); /* since when that was, or 0; told once */
 int outbox_item_from(struct arena *a, const struct orow *o, struct outbox_item *ret) _must_check_;
 void outbox_classify(struct orow *o);
 static inline bool outbox_soft(const struct orow *o) { return o->state != OUT_SENT && !(o->bits & OB_FROZEN); }
@@ -293,6 +295,8 @@ int local_place_check(struct tree *t, uint64_t dir, const char *name, size_t n, 
 int local_new_create(struct tree *t, struct nrow *row, const struct nrow *dir, const char *name, size_t n) _must_check_; /* queues CREATE and adds the name */
 void local_attrs_to_op(const struct nrow *row, struct orow *o);
 int local_cancel(struct tree *t, const struct nrow *row, int64_t *io_since_ms /* or NULL */) _must_check_; /* 1: the node was never sent; its operations are gone */
+/* The last name of `old` goes: 1 if the one who has its former place is its new version now (tree_rename.c). */
+int local_unlink_replaced(struct tree *t, struct nrow *old, uint64_t dir, const char *name, size_t n, const struct name_at *at) _must_check_;
 int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_base, int64_t *io_since_ms /* or NULL */) _must_check_; /* unsent contents go; base: the oldest one's; since: when
                                                                      the engine had the first of them, if earlier or if it was 0 */
 int local_queue_content(struct tree *t, struct nrow *row, uint64_t gen, uint64_t size, int64_t mtime_ns, const struct id *base, uint64_t *ret_dropped) _must_check_;

@@ -16,7 +16,11 @@
  * target's inode becomes an orphan, which takes the temporary's id if the server knows that one: it is the node that the server will delete. So other clients see one
  * new version of the file that they know.
  *
+ * The same by another way is one who takes the name while its file has another one, which then goes (rename f -> x, create f, unlink x: local_unlink_replaced). If the server never heard of x, the file
+ * that goes is still at f there: the new one is its new version, as if it had been saved over it.
+ *
  * A CREATE or RENAME that gets a new place must stay behind what its new place depends on: it moves to the end of the order, or, if something depends on it already, a RENAME is queued.
+ * So it is with a CREATE whose content has been in hand for so long that it must get there (outbox.c): it does so at its place.
  */
 #include "conflict.h"
 #include "tree_priv.h"
@@ -32,6 +36,7 @@ struct rename {
         struct nrow p1, p2, s, d; /* parents, source, target */
         struct name_at at, at2;
         bool over;                /* there is a target */
+        bool in_place;            /* replace: the source has the second name already, and the target the first */
 };
 
 /* -EINVAL if ino is dir or one of its ancestors. */
@@ -145,6 +150,8 @@ static int move_create(struct tree *t, struct rename *m) {
                 return r == -ENOENT ? 0 : r;
         if (!outbox_soft(&o) || o.p1 != m->dir || o.op.name_bytes != m->n || memcmp(o.op.name, m->name, m->n) != 0 || !id_equal(&m->at.placement, &o.op.id))
                 return 0;
+        if (o.gen && outbox_protected(t, &o))
+                return 0;
         r = may_move(t, m, &o);
         if (r <= 0)
                 return r;
@@ -191,8 +198,23 @@ static int move_rename(struct tree *t, struct rename *m) {
         return r < 0 ? r : 1;
 }
 
+/* A content on its way leaves the place where it was to arrive: who takes that place next is waited for since then. */
+static int leave_place(struct tree *t, const struct rename *m) {
+        struct orow *list;
+        size_t n = 0;
+        int r = m->s.v.kind == NODE_FILE && m->s.v.gen && m->s.pend ? outbox_of_node(t, m->s.ino, &list, &n) : 0;
+        for (size_t i = 0; i < n && r == 0; i++) {
+                int64_t since_ms = list[i].gen && list[i].ino == m->s.ino ? outbox_in_hand_since(t, &list[i].op.id) : 0;
+                if (since_ms)
+                        r = outbox_place_hand(t, m->dir, m->name, m->n, since_ms);
+        }
+        return r;
+}
+
 static int to_free_name(struct tree *t, struct rename *m) {
-        int r = move_create(t, m);
+        int r = leave_place(t, m);
+        if (r == 0)
+                r = move_create(t, m);
         if (r == 0)
                 r = move_rename(t, m);
         if (r != 0)
@@ -382,11 +404,12 @@ static int replace(struct tree *t, struct rename *m, const struct orow *ops, siz
         local_attrs_to_op(s, &o);
         o.op.attr_mask |= ATTR_XATTR;
         /* names: the target's entry leads to the source's inode from now on */
-        struct vname one = name_one(m);
+        struct vname one = name_one(m), two = name_two(m);
         if (r == 0)
-                r = entry_remove(t, s, &one);
+                r = entry_remove(t, m->in_place ? d : s, &one);
         if (r == 0)
-                r = db_run(t->w, "UPDATE entry SET node=? WHERE parent=? AND cookie=?", "iii", (int64_t)s->ino, (int64_t)m->dir2, (int64_t)m->at2.cookie);
+                r = m->in_place ? entry_update(t, &two)
+                                : db_run(t->w, "UPDATE entry SET node=? WHERE parent=? AND cookie=?", "iii", (int64_t)s->ino, (int64_t)m->dir2, (int64_t)m->at2.cookie);
         s->parent = m->dir2;
         s->cookie = m->at2.cookie;
         s->nlink = 1;
@@ -411,6 +434,75 @@ static int replace(struct tree *t, struct rename *m, const struct orow *ops, siz
         if (r == 0)
                 r = count_pend(t, d->ino);
         return r < 0 ? r : local_after_unlink(t, d);
+}
+
+/* Is f, which the rename `away` took from the node, still its place on the server (or will be, when its CREATE is there)? */
+static int still_at(struct tree *t, struct nrow *row, const struct orow *ops, size_t n_ops, const struct orow *away) {
+        struct server_side side;
+        if (row->seq == 0) {
+                for (size_t i = 0; i < n_ops; i++)
+                        if (ops[i].op.kind == OP_CREATE && ops[i].ino == row->ino)
+                                return id_equal(&ops[i].op.id, &away->op.placement);
+                return 0;
+        }
+        int r = shadow_get(t, row, &side);
+        if (r < 0 || !side.exists || side.deleted || side.names.n != 1)
+                return MIN(r, 0);
+        const struct vname *v = &side.names.v[0];
+        return v->parent == away->p1 && v->n == away->op.name_bytes && memcmp(v->name, away->op.name, v->n) == 0 && id_equal(&v->placement, &away->op.placement);
+}
+
+int local_unlink_replaced(struct tree *t, struct nrow *old, uint64_t dir, const char *name, size_t n, const struct name_at *at) {
+        struct orow *ops, *new_ops = NULL, create;
+        size_t n_ops = 0, n_new = 0;
+        int64_t since_ms = 0;
+        if (old->v.kind != NODE_FILE || old->nlink != 1 || !old->pend)
+                return 0;
+        int r = outbox_of_node(t, old->ino, &ops, &n_ops);
+        if (r < 0 || n_ops == 0)
+                return r;
+        const struct orow *away = &ops[n_ops - 1];
+        if (away->op.kind != OP_RENAME || away->ino != old->ino || away->ino2 || away->op.flags || !outbox_soft(away) || !id_equal(&away->op.id, &at->placement))
+                return 0;
+        struct rename m = { .dir = dir, .name = name, .n = n, .at = *at, .dir2 = away->p1, .name2 = away->op.name, .n2 = away->op.name_bytes, .d = *old, .over = true, .in_place = true };
+        r = entry_at(t->w, m.dir2, m.name2, m.n2, &m.at2);
+        if (r == 0)
+                r = row_get(t, t->w, m.at2.ino, &m.s);
+        if (r == 0)
+                r = row_get(t, t->w, m.dir, &m.p1);
+        if (r == 0)
+                r = row_get(t, t->w, m.dir2, &m.p2);
+        if (r < 0)
+                return r == -ENOENT ? 0 : r;
+        if (m.s.v.gen == 0 || m.s.nlink != 1) /* not written yet: nobody's new version */
+                return 0;
+        r = replace_kind(t, &m, &new_ops, &n_new);
+        if (r == 1)
+                r = still_at(t, old, ops, n_ops, away);
+        if (r != 1 || m.s.seq)
+                return MIN(r, 0);
+        r = local_cancel(t, old, &since_ms);
+        if (r > 0) { /* the old one was never sent */
+                struct vname one = name_one(&m);
+                r = outbox_create_of(t, m.s.ino, &create);
+                if (r == 0 && since_ms)
+                        r = outbox_hand_since(t, &create.op.id, since_ms);
+                if (r == 0)
+                        r = entry_remove(t, old, &one);
+                old->v.ctime_ns = t->now_ns;
+                if (r == 0)
+                        r = local_after_unlink(t, old);
+                return r < 0 ? r : 1;
+        }
+        m.at2.placement = away->op.placement;
+        m.at2.local = old->seq == 0;
+        if (r == 0)
+                r = outbox_remove(t, away);
+        if (r == 0)
+                r = replace(t, &m, new_ops, n_new, false);
+        if (r == 0)
+                *old = m.d;
+        return r < 0 ? r : 1;
 }
 
 /* ---- all ---- */

@@ -281,7 +281,7 @@ static void test_atomic_save(void **state) {
         model_close(&m);
 }
 
-/* The old document goes to a temporary name, the new one takes its place, the old one is deleted: nobody hears of the temporary name. */
+/* The old document goes to a temporary name, the new one takes its place, the old one is deleted: nobody hears of the temporary name, and the new one is the document's new version. */
 static void test_moved_away(void **state) {
         model_open(&m, 7);
         struct node f = make(&w, INO_ROOT, "doc", NODE_FILE), g, t;
@@ -297,14 +297,55 @@ static void test_moved_away(void **state) {
         MUST(rm(&w, INO_ROOT, "old.tmp"));
         world_check(&w);
         next();
-        assert_int_equal(n, 2);
-        assert_int_equal(items[0].op.kind, OP_UNLINK);
-        assert_string_equal(items[0].op.name, "doc");
+        assert_int_equal(n, 1);
+        assert_int_equal(items[0].op.kind, OP_REPLACE);
         assert_true(id_equal(&items[0].op.node, &f.id) && id_equal(&items[0].op.version, &f.version));
-        assert_int_equal(items[1].op.kind, OP_CREATE);
-        assert_string_equal(items[1].op.name, "doc");
+        assert_int_equal(items[0].gen, 2);
+        assert_int_equal(look(&w, INO_ROOT, "doc").ino, t.ino);
         settle_server();
         compare(&w, &m);
+        g = look(&w, INO_ROOT, "doc");
+        assert_true(id_equal(&g.id, &f.id));
+        /* the place stays free, or what has it is not a file that was written: deleted where it was */
+        f = look(&w, INO_ROOT, "doc");
+        for (unsigned k = 0; k < 3; k++) {
+                static const enum node_kind kinds[] = { NODE_FILE, NODE_FILE, NODE_DIR };
+                if (k) {
+                        (void)put_content(&w, make(&w, INO_ROOT, "doc", NODE_FILE).ino, 10 + k, 10);
+                        settle_server();
+                        f = look(&w, INO_ROOT, "doc");
+                }
+                MUST(mv(&w, INO_ROOT, "doc", INO_ROOT, "old.tmp", 0));
+                if (k)
+                        (void)make(&w, INO_ROOT, "doc", kinds[k]);
+                MUST(rm(&w, INO_ROOT, "old.tmp"));
+                world_check(&w);
+                next();
+                assert_in_range(n, 1, 2);
+                assert_int_equal(items[0].op.kind, OP_UNLINK);
+                assert_string_equal(items[0].op.name, "doc");
+                assert_true(id_equal(&items[0].op.node, &f.id) && id_equal(&items[0].op.version, &f.version));
+                settle_server();
+                compare(&w, &m);
+                if (k)
+                        MUST(k == 1 ? rm(&w, INO_ROOT, "doc") : rmdir_at(&w, INO_ROOT, "doc"));
+                settle_server();
+        }
+        /* the server moved it meanwhile: that one is deleted, and the new one is a new file */
+        (void)put_content(&w, make(&w, INO_ROOT, "doc", NODE_FILE).ino, 20, 10);
+        settle_server();
+        f = look(&w, INO_ROOT, "doc");
+        MUST(mv(&w, INO_ROOT, "doc", INO_ROOT, "old.tmp", 0));
+        (void)put_content(&w, make(&w, INO_ROOT, "doc", NODE_FILE).ino, 21, 10);
+        struct node top;
+        MUST(tree_get(w.tree, INO_ROOT, &top));
+        MUST(model_rename(&m, &top.id, "doc", &top.id, "elsewhere"));
+        sync_down(&w, &m);
+        MUST(rm(&w, INO_ROOT, "old.tmp"));
+        settle_server();
+        compare(&w, &m);
+        g = look(&w, INO_ROOT, "doc");
+        assert_false(id_equal(&g.id, &f.id));
         /* one that stays is told after two seconds */
         g = look(&w, INO_ROOT, "doc");
         MUST(mv(&w, INO_ROOT, "doc", INO_ROOT, "doc~", 0));
@@ -427,7 +468,23 @@ static void test_refused(void **state) {
 }
 
 /* Saved four times a second, and each upload takes 0.6 s: the same bytes must stay in hand for that long now and then, however the program saves. A version each ten seconds is promised. */
-static void save_all_the_time(bool by_rename, bool in_place, bool known) {
+enum saving { IN_PLACE, BY_RENAME, BOTH, MOVED_AWAY, MOVED_AND_IN_PLACE };
+
+static void save(enum saving how, unsigned i, uint64_t gen) {
+        const bool in_place = how == IN_PLACE || ((how == BOTH || how == MOVED_AND_IN_PLACE) && i % 2 == 0);
+        if (in_place) {
+                (void)put_content(&w, look(&w, INO_ROOT, "doc").ino, gen, 10 + gen);
+        } else if (how == BY_RENAME || how == BOTH) {
+                (void)put_content(&w, make(&w, INO_ROOT, "doc.tmp", NODE_FILE).ino, gen, 10 + gen);
+                MUST(mv(&w, INO_ROOT, "doc.tmp", INO_ROOT, "doc", 0));
+        } else { /* the old one goes to another name, and goes */
+                MUST(mv(&w, INO_ROOT, "doc", INO_ROOT, "doc~", 0));
+                (void)put_content(&w, make(&w, INO_ROOT, "doc", NODE_FILE).ino, gen, 10 + gen);
+                MUST(rm(&w, INO_ROOT, "doc~"));
+        }
+}
+
+static void save_all_the_time(enum saving how, bool known) {
         struct { struct id op; uint64_t gen; int64_t since_ms; } up = {0};
         uint64_t gen = 1;
         unsigned versions = 0;
@@ -439,12 +496,7 @@ static void save_all_the_time(bool by_rename, bool in_place, bool known) {
         last_ms = w.clock.mono_ms;
         for (unsigned i = 0; i < 400; i++) {
                 gen++;
-                if (by_rename && (!in_place || i % 2)) {
-                        (void)put_content(&w, make(&w, INO_ROOT, "doc.tmp", NODE_FILE).ino, gen, 10 + gen);
-                        MUST(mv(&w, INO_ROOT, "doc.tmp", INO_ROOT, "doc", 0));
-                } else {
-                        (void)put_content(&w, look(&w, INO_ROOT, "doc").ino, gen, 10 + gen);
-                }
+                save(how, i, gen);
                 for (unsigned k = 0; k < 5; k++) { /* the engine looks while the upload goes on */
                         arena_reset(w.arena);
                         next();
@@ -481,19 +533,14 @@ static void save_all_the_time(bool by_rename, bool in_place, bool known) {
 }
 
 static void test_not_starved(void **state) {
-        save_all_the_time(false, true, true);
-        teardown(state);
-        setup(state);
-        save_all_the_time(true, false, true);
-        teardown(state);
-        setup(state);
-        save_all_the_time(true, true, true);
-        teardown(state);
-        setup(state);
-        save_all_the_time(true, false, false); /* the server has never had it */
-        teardown(state);
-        setup(state);
-        save_all_the_time(true, true, false);
+        for (enum saving how = IN_PLACE; how <= MOVED_AND_IN_PLACE; how++) {
+                save_all_the_time(how, true);
+                teardown(state);
+                setup(state);
+                save_all_the_time(how, false); /* the server has never had it */
+                teardown(state);
+                setup(state);
+        }
 }
 
 int main(void) {

@@ -42,7 +42,7 @@ static void local_step(struct world *w, uint64_t *gen) {
         size_t f = p.n_files ? rng_below(&w->rng.rng, p.n_files) : 0, d = rng_below(&w->rng.rng, p.n_dirs);
         clock_manual_advance(&w->clock, 1 + (int64_t)rng_below(&w->rng.rng, 400));
         int r = 0;
-        const unsigned verb = (unsigned)rng_below(&w->rng.rng, 14);
+        const unsigned verb = (unsigned)rng_below(&w->rng.rng, 16);
         if (getenv("TARN_TEST_TRACE"))
                 printf("local %u: %s in %llu, %s in %llu, file %s in %llu, dir %s in %llu\n", verb, name, (unsigned long long)dir, name2, (unsigned long long)dir2,
                        p.n_files ? p.file_name[f] : "-", (unsigned long long)(p.n_files ? p.file_dir[f] : 0), d ? p.dir_name[d] : "-", (unsigned long long)p.dir_parent[d]);
@@ -109,6 +109,21 @@ static void local_step(struct world *w, uint64_t *gen) {
                                 r = tree_rename(w->tree, p.file_dir[i], "save.tmp", 8, p.file_dir[i], name, strlen(name), 0, world_kept, w, &node, &other);
                                 break;
                         }
+                break;
+        case 14: /* a save that moves the file aside */
+        case 15:
+                if (p.n_files && (r = mv(w, p.file_dir[f], p.file_name[f], p.file_dir[f], verb == 14 ? "f~" : name2, 0)) == 0) {
+                        what.kind = NODE_FILE;
+                        r = tree_create(w->tree, p.file_dir[f], p.file_name[f], strlen(p.file_name[f]), &what, &node);
+                        if (r == 0 && rng_below(&w->rng.rng, 8)) {
+                                ++*gen;
+                                (void)put_content(w, node.ino, *gen, 1 + *gen % 9);
+                        }
+                        if (rng_below(&w->rng.rng, 4) == 0)
+                                clock_manual_advance(&w->clock, 2500);
+                        if (r == 0 && rng_below(&w->rng.rng, 4))
+                                r = rm(w, p.file_dir[f], verb == 14 ? "f~" : name2);
+                }
                 break;
         }
         if (r != 0 && r != -EEXIST && r != -ENOENT && r != -ENOTEMPTY && r != -EISDIR && r != -ENOTDIR && r != -EINVAL)

@@ -90,7 +90,7 @@ def test_versions_are_whole_while_the_program_writes_on(world, slow):
     assert {min(saves) for saves, _, _ in versions} >= {1}
 
 
-@pytest.mark.parametrize("how", ["in place", "by rename"])
+@pytest.mark.parametrize("how", ["in place", "by rename", "moved aside"])
 def test_a_file_that_is_saved_all_the_time_is_not_starved(world, slow, how):
     """Saved each quarter of a second, which is faster than it can be sent: there is a version at least every ten seconds, by the server's clock."""
     path, stop, saves = slow.dir / "f", threading.Event(), []
@@ -101,6 +101,12 @@ def test_a_file_that_is_saved_all_the_time_is_not_starved(world, slow, how):
             data = b"".join(page(len(saves), k) for k in range(PAGES))
             if how == "in place" or (how == "both" and len(saves) % 2):
                 path.write_bytes(data)
+            elif how == "moved aside":
+                if len(saves) > 1:
+                    os.rename(path, slow.dir / "f~")
+                path.write_bytes(data)
+                if len(saves) > 1:
+                    os.unlink(slow.dir / "f~")
             else:
                 (slow.dir / ".f.tmp").write_bytes(data)
                 os.rename(slow.dir / ".f.tmp", path)
