@@ -127,6 +127,7 @@ int nodes_init(struct mount *m) _must_check_;
 void nodes_free(struct mount *m);
 int nodes_ref(struct mount *m, uint64_t nodeid) _must_check_;     /* the kernel is about to learn of it. -ENOMEM */
 void nodes_forget(struct mount *m, uint64_t nodeid, uint64_t n);
+bool nodes_known(struct mount *m, uint64_t nodeid);               /* to the kernel */
 bool nodes_kept(void *mount, uint64_t ino);                       /* tree's question; may be asked under the tree lock */
 /* A handle is about to be made: counted before the cache reads the row. -ENOMEM. */
 int nodes_open(struct mount *m, uint64_t nodeid, bool write) _must_check_;
@@ -202,6 +203,7 @@ void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t p
 void op_link(fuse_req_t req, fuse_ino_t nodeid, fuse_ino_t parent, const char *name);
 int node_new(struct mount *m, fuse_req_t req, uint64_t parent, const char *name, uint32_t mode, uint64_t rdev, const char *target, bool opens /* for writing, next: tree_opened */,
              struct node *ret) _must_check_;
+#define NAME_OF_UNNAMED "/" /* O_TMPFILE: see io.c */
 int reply_entry(struct call *c, const struct node *n) _must_check_;
 
 /* ---- dir.c ---- */

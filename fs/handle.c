@@ -124,6 +124,7 @@ static int create(struct call *c, uint64_t parent, const char *name, uint32_t mo
         uint64_t seals = file_seals(c->m->cfg.cache);
         int r = node_new(c->m, c->req, parent, name, S_IFREG | (mode & 07777), 0, NULL, true, &n);
         const uint64_t born = r == 0 ? n.ino : 0;
+        const bool unnamed = strcmp(name, NAME_OF_UNNAMED) == 0;
         if (r == -EEXIST && !(flags & O_EXCL)) /* came from elsewhere a moment ago */
                 r = tree_lookup(c->m->cfg.cache->tree, nodeid_ino(parent), name, strlen(name), &n);
         else
@@ -137,6 +138,10 @@ static int create(struct call *c, uint64_t parent, const char *name, uint32_t mo
                 r = n.kind != NODE_FILE ? (n.kind == NODE_DIR ? -EISDIR : -EINVAL) : handle_begin(c, nodeid_of(&n), flags, fi, ret);
         if (born)
                 tree_opened(c->m->cfg.cache->tree, born);
+        if (unnamed && known && r == 0)
+                nodes_unlinked(c->m, n.ino); /* unless it gets a name, its row goes with the last handle */
+        else if (unnamed && born && r < 0 && tree_forget(c->m->cfg.cache->tree, born) < 0)
+                log_debug("event=forget ino=%llu", (unsigned long long)born);
         if (known && r < 0)
                 nodes_forget(c->m, nodeid_of(&n), 1);
         if (r < 0)

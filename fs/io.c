@@ -4,7 +4,10 @@
  * libfuse 3.14 does not pass on two things that the kernel offers and that matter here, so the INIT reply is amended on its way out (fuse_session_custom_io):
  *   PARALLEL_DIROPS       lookups in one directory at the same time
  *   HANDLE_KILLPRIV_V2    the kernel does not ask for security.capability before every write; we take suid and sgid away (attr.c)
- * Both only if the kernel's INIT request has them. Everything else goes through as it is.
+ * Both only if the kernel's INIT request has them.
+ *
+ * Nor does it know O_TMPFILE. The kernel's request for that is a CREATE of the name "/", which no file can have, under another number; it becomes one on its way in (handle.c). Everything else goes
+ * through as it is.
  *
  * Agreed otherwise: READDIRPLUS always; explicit invalidation only (AUTO_INVAL_DATA would drop pages on each mtime change that a write here makes); no writeback
  * cache (it would break "accepted"); symlinks cached; locks are the kernel's own. Data goes through plain buffers: splice gains nothing here. */
@@ -29,6 +32,11 @@ static ssize_t io_read(int fd, void *buf, size_t n, void *userdata) {
                         m->proto_flags = in.flags;
                         m->init_unique = head.unique;
                 }
+        }
+        if (got >= (ssize_t)sizeof(struct fuse_in_header)) {
+                struct fuse_in_header *head = buf;
+                if (head->opcode == FUSE_TMPFILE)
+                        head->opcode = FUSE_CREATE;
         }
         return got;
 }
@@ -57,7 +65,7 @@ const struct fuse_custom_io mount_io = { .writev = io_writev, .read = io_read };
 void op_init(void *userdata, struct fuse_conn_info *conn) {
         struct mount *m = userdata;
         const unsigned wanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_READDIRPLUS | FUSE_CAP_EXPLICIT_INVAL_DATA | FUSE_CAP_CACHE_SYMLINKS |
-                                FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_ASYNC_DIO | FUSE_CAP_HANDLE_KILLPRIV;
+                                FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_ASYNC_DIO | FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_EXPORT_SUPPORT;
         const unsigned unwanted = FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE |
                                   FUSE_CAP_SPLICE_MOVE | FUSE_CAP_POSIX_LOCKS | FUSE_CAP_FLOCK_LOCKS | FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK;
         conn->want = (conn->want | (wanted & conn->capable)) & ~unwanted;

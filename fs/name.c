@@ -36,6 +36,17 @@ int reply_entry(struct call *c, const struct node *n) {
         return 0;
 }
 
+/* Who has a file handle (open_by_handle_at, an NFS server) asks for "." in what he knows, and for ".." of a directory. An older incarnation is ESTALE: what it was is gone. */
+static int lookup_by_id(struct call *c, uint64_t nodeid, bool up, struct node *ret) {
+        bool superseded = false;
+        int r = node_row(c->m, nodeid, ret, &superseded);
+        if (r == 0 && (superseded || (ret->unlinked && !nodes_known(c->m, nodeid))))
+                r = -ESTALE;
+        if (r == 0 && up)
+                r = node_row(c->m, ret->parent ? ret->parent : INO_ROOT, ret, &superseded);
+        return r == -ENOENT ? -ESTALE : r;
+}
+
 void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name) {
         struct call c;
         struct node n;
@@ -44,10 +55,12 @@ void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name) {
         counter_add(c.m->cfg.counters, fuse_lookup, 1);
         int r = name_length(name, &bytes);
         uint64_t seals = file_seals(c.m->cfg.cache);
+        const bool dot = strcmp(name, ".") == 0, up = strcmp(name, "..") == 0;
         if (r == 0)
-                r = tree_lookup(c.m->cfg.cache->tree, nodeid_ino(parent), name, bytes, &n);
+                r = dot || up ? lookup_by_id(&c, parent, up, &n) : tree_lookup(c.m->cfg.cache->tree, nodeid_ino(parent), name, bytes, &n);
         if (r == 0) {
-                node_overlay(c.m, &n, seals);
+                if (!dot && !up)
+                        node_overlay(c.m, &n, seals);
                 r = reply_entry(&c, &n);
         }
         if (r == -ENOENT) {
@@ -94,6 +107,8 @@ int node_new(struct mount *m, fuse_req_t req, uint64_t parent, const char *name,
                 r = owner_of_new(m, req, nodeid_ino(parent), &what);
         if (r < 0)
                 return r;
+        if (opens && strcmp(name, NAME_OF_UNNAMED) == 0)
+                return tree_create_unnamed(m->cfg.cache->tree, nodeid_ino(parent), &what, ret);
         return tree_create(m->cfg.cache->tree, nodeid_ino(parent), name, bytes, &what, ret);
 }
 
@@ -224,6 +239,8 @@ static int link_op(struct call *c, const struct held *h) {
                 r = tree_link(c->m->cfg.cache->tree, nodeid_ino(h->other), nodeid_ino(h->dir), h->name, bytes, &node);
         if (r < 0)
                 return r;
+        if (node.nlink == 1) /* it had no name before */
+                file_renamed(c->m->cfg.cache, &node, &(struct node){ 0 });
         node_overlay(c->m, &node, seals);
         return reply_entry(c, &node);
 }

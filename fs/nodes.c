@@ -275,6 +275,11 @@ bool nodes_take_kill(struct mount *m, uint64_t nodeid) {
         return kill;
 }
 
+bool nodes_known(struct mount *m, uint64_t nodeid) {
+        LOCK_SCOPE(&m->lock);
+        return slot_find_locked(m, nodeid) != NULL;
+}
+
 void nodes_set_caps(struct mount *m, uint64_t nodeid) {
         LOCK_SCOPE(&m->lock);
         struct slot *s = slot_find_locked(m, nodeid);

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mounting, unmounting, remounting; mount points in a bad state; levels of close."""
+import ctypes
 import errno
 import os
 import subprocess
@@ -290,3 +291,67 @@ def test_parallel_lookups_in_one_directory(mount):
     for t in threads:
         t.join()
     assert not bad
+
+
+def test_unnamed_file_and_a_kill(mount):
+    """A file without a name is gone when the daemon was killed; one that got its name is there."""
+    fds = [os.open(mount.path, os.O_TMPFILE | os.O_RDWR, 0o600) for _ in range(3)]
+    for fd in fds:
+        os.write(fd, b"x" * 100000)
+    assert ctypes.CDLL(None).linkat(-100, f"/proc/self/fd/{fds[1]}".encode(), -100, (mount / "named").encode(), 0x400) == 0
+    os.fsync(fds[0])
+    mount.do("sync")
+    mount.kill()
+    for fd in fds:
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+    assert mount.start().startswith("ready")
+    assert os.listdir(mount.path) == ["named"]
+    assert read(mount / "named") == b"x" * 100000
+
+
+class Handle(ctypes.Structure):
+    _fields_ = [("bytes", ctypes.c_uint), ("type", ctypes.c_int), ("id", ctypes.c_ubyte * 128)]
+
+
+def test_open_by_handle(mount):
+    """A file handle leads to its node after all names in the kernel are gone, after a rename and after a remount, and to nothing once the node is deleted."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for name in ("a", "d/b", "d/sub/c", "gone"):
+        os.makedirs(os.path.dirname(mount / name), exist_ok=True)
+        write(mount / name, name.encode())
+
+    def handle(path):
+        h, unused = Handle(bytes=128), ctypes.c_int()
+        assert libc.name_to_handle_at(-100, path.encode(), ctypes.byref(h), ctypes.byref(unused), 0) == 0, ctypes.get_errno()
+        return h
+
+    def by_handle(h, flags=os.O_RDONLY):
+        top = os.open(mount.path, os.O_RDONLY)
+        try:
+            fd = libc.open_by_handle_at(top, ctypes.byref(h), flags)
+            if fd < 0:
+                return errno.errorcode[ctypes.get_errno()]
+            return fd
+        finally:
+            os.close(top)
+    handles = {n: handle(mount / n) for n in ("a", "d/b", "d/sub/c", "gone", "d/sub")}
+    os.rename(mount / "a", mount / "d/renamed")
+    os.unlink(mount / "gone")
+    for remount in (False, True):
+        if remount:
+            assert mount.stop() == "ok"
+            assert mount.start().startswith("ready")
+        for name in ("a", "d/b", "d/sub/c"):
+            fd = by_handle(handles[name])
+            assert isinstance(fd, int), (remount, name, fd)
+            with os.fdopen(fd, "rb") as f:
+                assert f.read() == name.encode()
+        fd = by_handle(handles["d/sub"], os.O_RDONLY | os.O_DIRECTORY)
+        assert isinstance(fd, int), fd
+        assert os.listdir(fd) == ["c"]
+        assert os.stat("../..", dir_fd=fd).st_ino == os.stat(mount.path).st_ino
+        os.close(fd)
+        assert by_handle(handles["gone"]) == "ESTALE"
