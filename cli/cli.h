@@ -63,6 +63,10 @@ const struct mount_info *mount_infos_find(const struct mount_info *m, size_t n, 
 /* Absolute path of a mount point whose last part is not looked at. */
 int mountpoint_path(const char *dir, char **ret) _must_check_;
 
+/* ---- remount.c ---- */
+bool remount_asked(const char *list);                                    /* of -o, or NULL */
+int remount(const char *program, const char *dir, const char *list);     /* exit code */
+
 /* ---- umount.c ---- */
 bool mount_is_listed(const char *path);             /* a FUSE mount is there, by the kernel's own list; never touches the path */
 int mount_detach(const char *path) _must_check_;    /* lazily, with fusermount3 or umount */

@@ -426,7 +426,7 @@ static int wire(struct daemon *d) {
                                                     .stopped = engine_stopped, .stopped_arg = d }, &d->engine);
         if (r == 0)
                 r = mount_new(&(struct mount_config){ .cache = d->cache, .mountpoint = d->c->mountpoint, .source_name = d->c->url, .ro = o->ro, .allow_other = o->allow_other, .default_permissions = !o->fastperm,
-                                                      .fastperm = o->fastperm, .debug = o->debug, .owner_stored = o->owner_stored, .idmap = o->ids, .n_idmap = o->n_ids, .suid = o->suid, .dev = o->dev, .uid = getuid(), .gid = getgid(), .close_level = o->close_level,
+                                                      .fastperm = o->fastperm, .debug = o->debug, .owner_stored = o->owner_stored, .idmap = o->ids, .n_idmap = o->n_ids, .suid = o->suid, .dev = o->dev, .noexec = o->noexec, .nosubtype = o->nosubtype, .symlinks = o->symlinks, .uid = getuid(), .gid = getgid(), .close_level = o->close_level,
                                                       .net_timeout_ms = (int64_t)o->net_timeout_s * 1000, .threads = (unsigned)o->threads, .clock = clock_system(), .counters = &d->counters }, &m);
         if (r < 0)
                 return report(d, EXIT_OTHER, "cannot start: %s", strerror(-r));

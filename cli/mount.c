@@ -25,7 +25,7 @@
 #define LOG_BYTES_MAX (16 << 20) /* at start; beyond it the log becomes log.1 */
 #define STATUS_FD 3
 
-static const char *const mount8_options[] = { "_netdev", "nofail", "noauto", "auto", "user", "nouser", "users", "defaults", "rw", "exec", "noexec", "nosuid", "nodev", "atime", "noatime",
+static const char *const mount8_options[] = { "_netdev", "nofail", "noauto", "auto", "user", "nouser", "users", "defaults", "rw", "exec", "nosuid", "nodev", "atime", "noatime",
                                               "relatime", "diratime", "nodiratime", "async", "x-*", "X-*", "comment", "comment=*", "default_permissions", NULL };
 
 struct request {
@@ -33,7 +33,7 @@ struct request {
         bool foreground;
         struct buf list; /* -o */
         struct mount_options o;
-        const char *copies[5]; /* what args_parse_o has copied */
+        const char *copies[6]; /* what args_parse_o has copied */
 };
 
 static void request_free(struct request *q) {
@@ -56,6 +56,9 @@ static int parse_options(struct request *q) {
                 { "idmap", 0, ARG_STR, &o->idmap, "with owner=stored: [u|g|b:]STORED:LOCAL:COUNT+..." },
                 { "suid", 0, ARG_FLAG, &o->suid, "set-id programs on it work (root only)" },
                 { "dev", 0, ARG_FLAG, &o->dev, "device nodes on it work (root only)" },
+                { "noexec", 0, ARG_FLAG, &o->noexec, "no program on it can be started" },
+                { "symlinks", 0, ARG_STR, &o->links, "which are followed: any, inside, none" },
+                { "nosubtype", 0, ARG_FLAG, &o->nosubtype, "show the type fuse instead of fuse.tarn" },
                 { "fastperm", 0, ARG_FLAG, &o->fastperm, "the kernel does not check permissions: faster, for one user" },
                 { "drain_timeout", 0, ARG_DURATION_S, &o->drain_timeout_s, "at unmount: longest wait for the server (30s)" },
                 { "ca_file", 0, ARG_STR, &o->ca_file, "trust this certificate authority (PEM)" },
@@ -64,11 +67,11 @@ static int parse_options(struct request *q) {
                 { "debug", 0, ARG_FLAG, &o->debug, "log everything" },
                 { 0 },
         };
-        static const char *const levels[] = { "fast", "local", "server" };
+        static const char *const levels[] = { "fast", "local", "server" }, *const links[] = { [SYMLINKS_ANY] = "any", [SYMLINKS_INSIDE] = "inside", [SYMLINKS_NONE] = "none" };
         *o = (struct mount_options){ .net_timeout_s = 30, .drain_timeout_s = 30 };
         const char *list = buf_text(&q->list);
         int r = list && *list ? args_parse_o(PROGRAM, table, mount8_options, list) : 0;
-        const char *const copies[] = { o->cache_dir, o->ca_file, o->close, o->owner, o->idmap };
+        const char *const copies[] = { o->cache_dir, o->ca_file, o->close, o->owner, o->idmap, o->links };
         memcpy(q->copies, copies, sizeof copies);
         if (r < 0)
                 return EXIT_USAGE;
@@ -83,6 +86,17 @@ static int parse_options(struct request *q) {
         if (o->owner && strcmp(o->owner, "stored") != 0)
                 return cli_fail(PROGRAM, EXIT_USAGE, "-o owner: '%s' is not 'stored'", o->owner);
         o->owner_stored = o->owner;
+        o->symlinks = o->allow_other && geteuid() == 0 ? SYMLINKS_INSIDE : SYMLINKS_ANY;
+        known = !o->links;
+        for (size_t i = 0; o->links && i < ARRAY_SIZE(links); i++)
+                if (strcmp(o->links, links[i]) == 0) {
+                        o->symlinks = (enum symlinks)i;
+                        known = true;
+                }
+        if (!known)
+                return cli_fail(PROGRAM, EXIT_USAGE, "-o symlinks: '%s' is not one of any, inside, none", o->links);
+        if (o->symlinks == SYMLINKS_NONE && geteuid() != 0)
+                return cli_fail(PROGRAM, EXIT_USAGE, "-o symlinks=none: only root may ask for it");
         if (o->idmap && !o->owner_stored)
                 return cli_fail(PROGRAM, EXIT_USAGE, "-o idmap: only with owner=stored");
         if (o->idmap && (r = idmap_parse(o->idmap, o->ids, ARRAY_SIZE(o->ids), &o->n_ids)) < 0)
@@ -218,7 +232,9 @@ static int run(struct request *q) {
         _cleanup_free_ char *base = NULL, *workspace = NULL, *state = NULL, *mountpoint = NULL, *cache_dir = NULL, *ca_file = NULL;
         _cleanup_(place_free) struct place place = { 0 };
         struct session *session = NULL;
-        const char *why = NULL;
+        const char *why = NULL, *list = buf_text(&q->list);
+        if (remount_asked(list))
+                return remount(PROGRAM, q->dir, list);
         int code = parse_options(q);
         if (code)
                 return code;
@@ -264,7 +280,7 @@ int cmd_mount(int argc, char **argv) {
                 { "URL/WORKSPACE", 0, ARG_POSITIONAL, &q.url, "such as https://drive.example.org/work" },
                 { "DIR", 0, ARG_POSITIONAL, &q.dir, "an empty directory" },
                 { "foreground", 'f', ARG_FLAG, &q.foreground, "stay in the foreground, log to stderr" },
-                { "options", 'o', ARG_LIST, &q.list, "cache_dir= cache_size= free_floor= net_timeout= close=fast|local|server ro allow_other owner=stored idmap= suid dev fastperm drain_timeout= ca_file= uploads= threads= debug" },
+                { "options", 'o', ARG_LIST, &q.list, "cache_dir= cache_size= free_floor= net_timeout= close=fast|local|server ro allow_other owner=stored idmap= suid dev noexec symlinks=any|inside|none nosubtype fastperm drain_timeout= ca_file= uploads= threads= debug" },
                 { "state-dir", 0, ARG_STR, &q.state_option, "all state of this client in one directory" },
                 { 0 },
         };

@@ -196,7 +196,7 @@ static int setattr(struct mount *m, fuse_req_t req, uint64_t nodeid, const struc
         struct cache *c = m->cfg.cache;
         uint64_t ino = nodeid_ino(nodeid);
         struct tree_attrs a = { 0 };
-        int r = node_row(m, nodeid, ret, ret_superseded);
+        int r = m->cfg.ro ? -EROFS : node_row(m, nodeid, ret, ret_superseded);
         if (r < 0)
                 return r;
         r = owner_change(m, ret, valid & FUSE_SET_ATTR_UID ? &attr->st_uid : NULL, valid & FUSE_SET_ATTR_GID ? &attr->st_gid : NULL, &a);

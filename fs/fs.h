@@ -6,6 +6,7 @@
  *   attr.c     stat, getattr, setattr, statfs                        xattr.c   extended attributes
  *   name.c     names: lookup, create, unlink, rename, ...            dir.c     listings
  *   handle.c   open files: open, release, fallocate, lseek           rw.c      read and write, parked when they must wait
+ *   symlink.c  where symlinks may lead
  *   closer.c   flush and fsync, off the workers                      owner.c   whose a node is
  *
  * Locks: m->lock (RANK_QUEUE) guards the node table, the registrations and the note queue; m->closer.lock and m->jobs (same rank, never nested) their queues.
@@ -182,6 +183,9 @@ void owner_show(const struct mount *m, const struct node *n, uint32_t *ret_uid, 
 int owner_change(struct mount *m, const struct node *n, const uint32_t *uid, const uint32_t *gid, struct tree_attrs *a) _must_check_;
 /* uid, gid and the inherited set-group-id bit of a node that the caller makes in dir. -EOVERFLOW (no such id on the server), as tree_get */
 int owner_of_new(struct mount *m, fuse_req_t req, uint64_t dir, struct tree_new *io_what) _must_check_;
+
+/* ---- symlink.c ---- */
+int symlink_check(struct mount *m, uint64_t ino, const char *target) _must_check_; /* -EACCES: it may not be read; as tree_get */
 
 /* ---- xattr.c ---- */
 void op_setxattr(fuse_req_t req, fuse_ino_t nodeid, const char *name, const char *value, size_t size, int flags);

@@ -34,6 +34,9 @@
 #include "base/log.h"
 
 #define WORKERS_DEFAULT 8u
+#ifndef MS_NOSYMFOLLOW
+#define MS_NOSYMFOLLOW 256 /* linux/mount.h; not in every libc's */
+#endif
 #define JOB_THREADS 4u
 #define WAKE_SIGNAL SIGURG
 #define MOUNTINFO_BYTES_MAX (16u << 20)
@@ -324,7 +327,7 @@ static int start_threads(struct mount *m) {
 
 static int add_options(struct mount *m, struct fuse_args *args) {
         _cleanup_buf_ struct buf b = BUF_INIT(8192);
-        int r = buf_add_str(&b, "subtype=tarn,fsname=");
+        int r = buf_add_str(&b, m->cfg.nosubtype ? "fsname=" : "subtype=tarn,fsname=");
         for (const char *p = m->source_name; *p && r == 0; p++) {
                 if (*p == ',' || *p == '\\')
                         r = buf_add_str(&b, "\\");
@@ -339,6 +342,8 @@ static int add_options(struct mount *m, struct fuse_args *args) {
                 r = buf_add_str(&b, ",default_permissions");
         if (r == 0 && m->cfg.suid)
                 r = buf_add_str(&b, ",suid");
+        if (r == 0 && m->cfg.noexec)
+                r = buf_add_str(&b, ",noexec");
         if (r == 0 && m->cfg.dev)
                 r = buf_add_str(&b, ",dev");
         if (r == 0 && m->cfg.debug)
@@ -347,6 +352,12 @@ static int add_options(struct mount *m, struct fuse_args *args) {
                 return r;
         const char *text = buf_text(&b);
         return !text || fuse_opt_add_arg(args, "tarn") != 0 || fuse_opt_add_arg(args, "-o") != 0 || fuse_opt_add_arg(args, text) != 0 ? -ENOMEM : 0;
+}
+
+/* libfuse does not know the flag. Nothing asks the daemon: it is a flag of this place in the tree of mounts alone. */
+static int forbid_following(struct mount *m) {
+        const unsigned long keep = MS_NOSUID * !m->cfg.suid | MS_NODEV * !m->cfg.dev | MS_NOEXEC * m->cfg.noexec | MS_RDONLY * m->cfg.ro;
+        return mount(NULL, m->mountpoint, NULL, MS_REMOUNT | MS_BIND | MS_NOSYMFOLLOW | keep, NULL) < 0 ? -errno : 0;
 }
 
 int mount_start(struct mount *m, char *ret_why, size_t n) {
@@ -367,6 +378,8 @@ int mount_start(struct mount *m, char *ret_why, size_t n) {
                            geteuid() != 0 ? " (is fusermount3 installed, and user_allow_other set in /etc/fuse.conf if allow_other is wanted?)" : "");
         m->mounted = true;
         r = FAILPOINT("mount.visible");
+        if (r == 0 && m->cfg.symlinks == SYMLINKS_NONE)
+                r = forbid_following(m);
         if (r == 0)
                 r = fuse_session_custom_io(m->se, &mount_io, fuse_session_fd(m->se));
         if (r == 0)

@@ -89,6 +89,8 @@ void op_readlink(fuse_req_t req, fuse_ino_t nodeid) {
         call_begin(&c, req);
         int r = tree_readlink(c.m->cfg.cache->tree, nodeid_ino(nodeid), &b);
         const char *target = r < 0 ? NULL : buf_text(&b);
+        if (target)
+                r = symlink_check(c.m, nodeid_ino(nodeid), target);
         if (r < 0 || !target)
                 reply_fail(req, r < 0 ? r : -ENOMEM);
         else

@@ -298,6 +298,10 @@ static void held_again(struct job *j) {
 
 void call_with_room(fuse_req_t req, const struct held *h) {
         struct mount *m = req_mount(req);
+        if (m->cfg.ro) { /* mounted so, and remounted rw since */
+                (void)fuse_reply_err(req, EROFS);
+                return;
+        }
         if (held_try(NULL, req, h) != -ENOSPC)
                 return;
         struct park *p = park_take(m, req, h->dir, true);

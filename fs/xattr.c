@@ -44,7 +44,7 @@ static void reply_bytes(fuse_req_t req, const void *p, size_t n, size_t size) {
 void op_setxattr(fuse_req_t req, fuse_ino_t nodeid, const char *name, const char *value, size_t size, int flags) {
         struct call c;
         call_begin(&c, req);
-        int r = check_name(req_mount(req), name);
+        int r = c.m->cfg.ro ? -EROFS : check_name(c.m, name);
         if (r == 0 && ours(name))
                 r = -EPERM;
         if (r == 0)
@@ -58,7 +58,7 @@ void op_setxattr(fuse_req_t req, fuse_ino_t nodeid, const char *name, const char
 void op_removexattr(fuse_req_t req, fuse_ino_t nodeid, const char *name) {
         struct call c;
         call_begin(&c, req);
-        int r = check_name(req_mount(req), name);
+        int r = c.m->cfg.ro ? -EROFS : check_name(c.m, name);
         if (r == 0 && ours(name) && strcmp(name, CONFLICT) != 0) /* to take the mark off is to say: both files stay */
                 r = -EPERM;
         if (r == 0)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `tarn status`, `tarn wait` and the exit of the daemon promise."""
+import errno
 import json
 import os
 import socket
@@ -247,6 +248,70 @@ def test_called_by_mount(world):
     assert " fuse.tarn " in line and world.server.url in line
     p = run(helper, f"{world.server.url}/work", a.dir, "-o", "nonsense", env=a.env, check=False)
     assert p.returncode == EXIT["usage"]
+
+
+def shown(path):
+    """(mount options, type, options of the file system) of the topmost mount at path."""
+    with open("/proc/self/mountinfo") as f:
+        line = [x.split() for x in f if x.split()[4] == str(path)][-1]
+    return line[5].split(","), line[line.index("-") + 1], line[-1].split(",")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mount(2) is root's")
+def test_remount(world):
+    """mount -o remount changes what the kernel decides, again and again, and leaves the rest; a mount made with `ro` stays so."""
+    a = world.client(mount=False)
+    a.login()
+    helper = world.base / "mount.tarn"
+    os.symlink(TARN, helper)
+    url = f"{world.server.url}/work"
+
+    def remount(options, ok=True):
+        p = run(helper, url, a.dir, "-o", f"remount,{options}", env=a.env, check=False)
+        assert (p.returncode == 0) == ok, p.stderr
+        return shown(a.dir) if ok else None
+    remount("ro", ok=False)  # nothing is there
+    run(helper, url, a.dir, "-o", "noexec,nofail,_netdev,x-gvfs-show,nosubtype", env=a.env)
+    options, kind, _ = shown(a.dir)
+    assert kind == "fuse" and {"rw", "nosuid", "nodev", "noexec"} <= set(options)
+    (a.dir / "f").write_text("x")
+    for i in range(5):
+        options, _, of_fs = remount("ro,_netdev,x-anything=1")
+        assert "ro" in of_fs and {"nosuid", "nodev"} <= set(options) and ("noexec" in options) == (i == 0)
+        with pytest.raises(OSError) as e:
+            (a.dir / "f").write_text("y")
+        assert e.value.errno == errno.EROFS
+        options, _, of_fs = remount("rw,exec")
+        assert "rw" in of_fs and "noexec" not in options and "nosuid" in options
+        (a.dir / "f").write_text("y")
+    a.umount()
+    run(helper, url, a.dir, "-o", "ro", env=a.env)
+    remount("rw")
+    for change in (lambda: (a.dir / "f").write_text("z"), lambda: (a.dir / "f").unlink(), lambda: (a.dir / "d").mkdir(), lambda: os.chmod(a.dir / "f", 0), lambda: os.setxattr(a.dir / "f", "user.x", b""),
+                   lambda: os.utime(a.dir / "f"), lambda: os.truncate(a.dir / "f", 0)):
+        with pytest.raises(OSError) as e:
+            change()
+        assert e.value.errno == errno.EROFS
+    assert (a.dir / "f").read_text() == "y"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="for a mount by root")
+def test_links_of_a_mount_for_everybody_stay_inside(world):
+    a = world.client(options="allow_other")
+    for name, target in (("in", "f"), ("out", "/etc/passwd"), ("up", "../x")):
+        os.symlink(target, a.dir / name)
+    assert os.readlink(a.dir / "in") == "f"
+    for name in ("out", "up"):
+        for call in (os.readlink, os.stat):
+            with pytest.raises(PermissionError):
+                call(a.dir / name)
+    b = world.client(options="allow_other,symlinks=any")
+    until(lambda: os.path.lexists(b.dir / "out"), what="the link is there")
+    assert os.readlink(b.dir / "out") == "/etc/passwd"
+    c = world.client(mount=False)
+    c.login()
+    p = c.tarn("mount", f"{world.server.url}/work", c.dir, "-o", "symlinks=some", check=False)
+    assert p.returncode == EXIT["usage"] and "any, inside, none" in p.stderr
 
 
 def test_state_directories_keep_clients_apart_and_paths_may_be_long(world):

@@ -12,7 +12,7 @@
  *   stop                               unmounts (not lazily): "error EBUSY" if busy
  *   quit [lazy]                        unmounts, closes the cache and ends
  *
- * fsharness STATE_DIR MOUNTPOINT [ro] [allow_other] [owner_stored] [idmap=MAP] [suid] [dev] [close=local] [close=server] [uid=N] [timeout_ms=N] [cache=BYTES] */
+ * fsharness STATE_DIR MOUNTPOINT [ro] [allow_other] [owner_stored] [idmap=MAP] [suid] [dev] [noexec] [nosubtype] [symlinks=inside|none] [close=local] [close=server] [uid=N] [timeout_ms=N] [cache=BYTES] */
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
@@ -464,6 +464,10 @@ int main(int argc, char **argv) {
                 mc.owner_stored |= strcmp(argv[i], "owner_stored") == 0;
                 mc.suid |= strcmp(argv[i], "suid") == 0;
                 mc.dev |= strcmp(argv[i], "dev") == 0;
+                mc.noexec |= strcmp(argv[i], "noexec") == 0;
+                mc.nosubtype |= strcmp(argv[i], "nosubtype") == 0;
+                if (strncmp(argv[i], "symlinks=", 9) == 0)
+                        mc.symlinks = argv[i][9] == 'i' ? SYMLINKS_INSIDE : SYMLINKS_NONE;
                 if (strncmp(argv[i], "idmap=", 6) == 0 && idmap_parse(argv[i] + 6, map, ARRAY_SIZE(map), &mc.n_idmap) < 0)
                         return 2;
                 mc.nonempty |= strcmp(argv[i], "nonempty") == 0;

@@ -355,3 +355,47 @@ def test_open_by_handle(mount):
         assert os.stat("../..", dir_fd=fd).st_ino == os.stat(mount.path).st_ino
         os.close(fd)
         assert by_handle(handles["gone"]) == "ESTALE"
+
+
+@pytest.mark.options("symlinks=inside")
+def test_links_that_lead_out(mount):
+    """symlinks=inside: what may lead out of the mount is not read, whatever it is called and wherever it is moved; what leads inside is as ever."""
+    os.makedirs(mount / "a/b/c")
+    write(mount / "f", b"top")
+    write(mount / "a/f", b"deep")
+    inside = {"1": "f", "a/2": "../f", "a/b/3": "../../f", "a/b/4": "./../f", "5": mount / "f", "6": mount.path, "a/7": "b/./c/", "8": "dangling"}
+    outside = {"o1": "/etc/passwd", "o2": "../etc", "a/o3": "../../x", "a/o4": "b/../../..", "o5": mount.path + "2", "o6": mount / "../x", "a/o7": "b/../f", "o8": "/", "o9": "a/.."}
+    for name, target in {**inside, **outside}.items():
+        os.symlink(target, mount / name)
+    for _ in range(2):
+        for name, target in inside.items():
+            assert os.readlink(mount / name) == target
+        for name in outside:
+            assert os.path.islink(mount / name)
+            for call in (os.readlink, os.stat, os.listdir):
+                with pytest.raises(PermissionError):
+                    call(mount / name)
+    assert read(mount / "a/b/3") == b"top" and read(mount / "a/b/4") == b"deep"
+    os.rename(mount / "a/b", mount / "b")  # less deep now
+    assert read(mount / "b/4") == b"top"
+    with pytest.raises(PermissionError):
+        os.readlink(mount / "b/3")
+    os.link(mount / "a/2", mount / "2", follow_symlinks=False)  # two places
+    with pytest.raises(PermissionError):
+        os.readlink(mount / "a/2")
+    assert mount.stop() == "ok"
+    assert mount.start("symlinks=any").startswith("ready")
+    assert os.readlink(mount / "o1") == "/etc/passwd"
+
+
+@pytest.mark.options("symlinks=none", "noexec")
+def test_no_link_is_followed(mount):
+    os.symlink("f", mount / "l")
+    write(mount / "f", b"x")
+    os.chmod(mount / "f", 0o755)
+    assert os.readlink(mount / "l") == "f"
+    with pytest.raises(OSError) as e:
+        os.stat(mount / "l")
+    assert e.value.errno == errno.ELOOP
+    flags = os.statvfs(mount.path).f_flag
+    assert flags & os.ST_NOSUID and flags & os.ST_NODEV and flags & os.ST_NOEXEC

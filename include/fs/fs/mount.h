@@ -9,6 +9,7 @@ struct id_range { uint32_t stored, local, count; bool user, group; };
 #define IDMAP_RANGES_MAX 32u
 /* "[u|g|b:]STORED:LOCAL:COUNT", several with '+' between them. -EINVAL, -E2BIG (more than max). */
 int idmap_parse(const char *text, struct id_range *ret, size_t max, size_t *ret_n) _must_check_;
+enum symlinks { SYMLINKS_ANY = 0, SYMLINKS_INSIDE = 1, SYMLINKS_NONE = 2 /* root only */ }; /* which are followed: fs/symlink.c */
 struct mount_config {
         struct cache *cache;
         const char *mountpoint;       /* absolute */
@@ -18,6 +19,8 @@ struct mount_config {
         const struct id_range *idmap; size_t n_idmap; /* with owner_stored; the caller's, as long as the mount */
         uint32_t uid, gid;
         bool suid, dev;               /* set-id bits and device nodes work: root only */
+        bool noexec, nosubtype;       /* nosubtype: the type shown is `fuse`, not `fuse.tarn` */
+        enum symlinks symlinks;
         enum close_level close_level;
         int64_t net_timeout_ms;
         unsigned threads;             /* 0: 8 */
