@@ -273,6 +273,16 @@ static int look_up(struct opx *x, const struct blockref *ref, struct run *run) {
         return 1;
 }
 
+/* A block that the last version has needs nothing, and is not asked for if it is damaged: who edits another part of the file may not have it. But its bytes are taken if they came: 1. */
+static int repeated(struct opx *x, const struct blockref *ref, struct run *run) {
+        *run = (struct run){ .hash = ref->hash, .state = RUN_REPEATED, .fresh = fresh_find(x->fresh, &ref->hash) };
+        if (!run->fresh)
+                return 0;
+        int r = block_right(x->db, x->s->ws, x->subject->account, &ref->hash, &run->raw, &run->reserved);
+        run->reserved = 0;
+        return r < 0 ? r : r == RIGHT_WANTED && run->raw == ref->bytes;
+}
+
 static int check_runs(struct opx *x, const struct blockref *set, size_t n, const struct blockref *prev, size_t prev_n) {
         struct digest *missing = NULL;
         size_t k = 0, n_missing = 0;
@@ -282,12 +292,16 @@ static int check_runs(struct opx *x, const struct blockref *set, size_t n, const
         for (size_t i = 0; i < n; i++) {
                 while (k < prev_n && by_hash(&prev[k], &set[i]) < 0)
                         k++;
+                struct run *run = &x->runs[x->n_runs];
                 if (k < prev_n && digest_equal(&prev[k].hash, &set[i].hash)) {
                         if (prev[k].bytes != set[i].bytes)
                                 return RES_CORRUPT;
+                        int r = repeated(x, &set[i], run);
+                        if (r < 0)
+                                return r;
+                        x->n_runs += r > 0;
                         continue;
                 }
-                struct run *run = &x->runs[x->n_runs];
                 int r = look_up(x, &set[i], run);
                 if (r < 0)
                         return r;
@@ -355,11 +369,11 @@ int content_apply(struct opx *x) {
         for (size_t i = 0; i < x->n_runs; i++) {
                 struct run *run = &x->runs[i];
                 int r = 0;
-                if (run->state == RUN_FRESH || run->state == RUN_HEALED)
+                if (run->state == RUN_FRESH || run->state == RUN_HEALED || run->state == RUN_REPEATED)
                         r = block_map(x->t, x->fresh->object, x->fresh->object_bytes, run->fresh, &x->fresh->object_id);
                 if (r == 0 && run->state == RUN_CLAIMED)
                         r = sql_run(x->db, "DELETE FROM claim WHERE workspace = ?1 AND account = ?2 AND hash = ?3", "iid", (int64_t)x->s->ws, (int64_t)x->subject->account, &run->hash);
-                if (r == 0)
+                if (r == 0 && run->state != RUN_REPEATED)
                         r = sql_run(x->db, "INSERT INTO block_ref(workspace, hash, refs, raw) VALUES(?1, ?2, 1, ?3) ON CONFLICT(workspace, hash) DO UPDATE SET refs = block_ref.refs + 1", "idi",
                                     (int64_t)x->s->ws, &run->hash, (int64_t)run->raw);
                 if (r < 0)

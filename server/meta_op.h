@@ -26,7 +26,7 @@ struct fresh { const char *object; uint64_t object_bytes; const struct meta_bloc
 int fresh_init(struct fresh *f, const char *object, uint64_t object_bytes, const struct meta_block *blocks, size_t n) _must_check_;
 void fresh_free(struct fresh *f);
 
-enum run_state { RUN_KNOWN, RUN_CLAIMED, RUN_FRESH, RUN_HEALED }; /* HEALED: referred to here, its damaged bytes came anew */
+enum run_state { RUN_KNOWN, RUN_CLAIMED, RUN_FRESH, RUN_HEALED /* referred to here, its damaged bytes came anew */, RUN_REPEATED /* likewise, and the node's last version has it: no other reference */ };
 struct run { struct digest hash; uint32_t raw, reserved; enum run_state state; const struct meta_block *fresh; };
 
 struct work {
