@@ -223,7 +223,7 @@ static int judge(struct reading *rd, struct rec *v, size_t n, struct check_stage
                                 need = MAX(need, (size_t)MIN(v[i].off, (uint64_t)n));
                                 if (i < good && v[i].off >= counts) {
                                         counts = (size_t)MIN(v[i].off, (uint64_t)i);
-                                        digest = v[i].off == v[i].seq ? v[i].bytes : 0;
+                                        digest = v[i].bytes;
                                 }
                         }
         } else if (rd->new_boot) {

@@ -202,7 +202,7 @@ static size_t believed(struct reading *rd, const struct rec *v, size_t n, bool *
                                 last = MAX(last, upto);
                                 if (i < good && upto >= sync) {
                                         sync = upto;
-                                        *ret_digest = v[i].e.off == v[i].e.seq ? v[i].e.bytes : 0;
+                                        *ret_digest = v[i].e.bytes;
                                 }
                         }
                 *ret_damaged = last > sync;
@@ -413,6 +413,8 @@ static int build(struct reading *rd, struct rec *v, size_t n, struct found_stage
         }
         st->head = h;
         st->base = h.base;
+        if (h.base.size > 0 || h.below_gen)
+                stage_set_based(st);
         atomic_store(&st->ino, h.ino);
         st->logged = true;
         st->was_small = true; /* or may have been */

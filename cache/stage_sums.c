@@ -13,7 +13,7 @@
  * All of that under `io`. A reader has no lock: it reads bytes, then sums; if they differ it asks again under `io`, where they agree or the bytes are damaged.
  *
  * The *intent* (first 64 bytes of sums-N) tells which range was being changed, for a kill between bytes and sums: if no record came after it, its pages may differ and are believed as they
- * are. No sync is spent on sums: the SYNC record carries a digest of them all, if nothing changed meanwhile. After a power cut they count if that digest
+ * are. No sync is spent on sums: the SYNC record of a sealed stage carries a digest of them all. After a power cut they count if that digest
  * is right and the stage was sealed before (nothing was written after it); else they are made anew from the bytes. */
 #include "stage_core.h"
 

@@ -30,6 +30,7 @@ struct one {
         struct stage *stage;
         uint64_t changes, seq;        /* what is covered: so many changes; large: records before that one */
         bool large, busy;             /* busy: something is to be done, and nothing failed so far */
+        bool sealed;                  /* its SEAL is among what is covered: only control records can follow */
         int fd, log_fd, result;
 };
 
@@ -50,6 +51,7 @@ static void begin(struct one *o) {
         o->result = st->untrusted ? -EIO : 0;
         st->log.last_open = false; /* what comes from now on is in later records */
         lock_take(&st->lock);
+        o->sealed = st->state == STAGE_SEALED;
         bool done = st->synced >= o->changes || st->state == STAGE_GONE || st->data_gone; /* without its file: what is noted of it keeps nothing */
         o->fd = st->fd;
         lock_drop(&st->lock);
@@ -79,7 +81,7 @@ static void write_mark(struct one *o) {
                 return;
         uint64_t digest = 0;
         lock_take(&st->lock);
-        bool still = st->state == STAGE_SEALED && st->seq == o->seq;
+        bool still = o->sealed && st->state == STAGE_SEALED; /* whatever notes came meanwhile, that of another sync among them */
         lock_drop(&st->lock);
         if (still && sums_digest(&st->map, st->sums_fd, &digest) < 0) /* io guards map and sums */
                 digest = 0;
