@@ -3,7 +3,8 @@
  *
  * Who wants to write asks blobs_make_room first; if the account is full, free pages of the pack are punched, then blocks are evicted in batches:
  *
- *   1. take victims out of the LRU; under the blob's lock: PRESENT -> BUSY if nobody has it pinned and no waiting read covers it, else it goes back as the newest
+ *   1. take victims out of the LRU; under the blob's lock: PRESENT -> BUSY if nobody has it pinned, no waiting read covers it and no pending edit stands on it (stage_needs.c), else it goes back as the
+ *      newest. If nothing else is left and the server can be asked, those of pending edits go too
  *   2. one index transaction with every dirty row (blobs_flush): the disk's index does not name the blocks any more
  *   3. punch or free, give the room back, BUSY -> 0
  *
@@ -238,7 +239,19 @@ static bool is_kept_locked(struct blobs *b, const struct content *content) {
         return b->n_keep > 0 && bsearch(&root, b->keep, b->n_keep, sizeof root, by_value);
 }
 
-static uint64_t evict_batch(struct blobs *b, uint64_t want) {
+/* No lock held. look NULL: nobody needs anything. */
+static bool is_needed(struct blobs *b, struct blob *blob, size_t i, void *look) {
+        if (!look)
+                return false;
+        {
+                LOCK_SCOPE(&blob->lock);
+                if (!blob->list_known || i >= blob->list.n)
+                        return false;
+        }
+        return b->needs.need(look, &blob->content, blob->starts[i - MIN(i, (size_t)NEEDS_BEHIND)], blob->starts[i], blob->starts[i + 1]);
+}
+
+static uint64_t evict_batch(struct blobs *b, uint64_t want, void *look) {
         struct victim victims[VICTIMS_MAX];
         size_t n = 0, left;
         uint64_t got = 0;
@@ -256,7 +269,7 @@ static uint64_t evict_batch(struct blobs *b, uint64_t want) {
                 struct blob *blob = blob_by_id(b, key.blob);
                 if (!blob)
                         continue; /* its row is lost: the next open finds the space */
-                bool taken = false;
+                bool taken = false, needed = is_needed(b, blob, key.index, look);
                 {
                         LOCK_SCOPE(&blob->lock);
                         size_t i = key.index;
@@ -266,7 +279,7 @@ static uint64_t evict_batch(struct blobs *b, uint64_t want) {
                                         LOCK_SCOPE(&b->lru_lock);
                                         kept = is_kept_locked(b, &blob->content);
                                 }
-                                if (blob->pins[i] == 0 && !kept && !block_wanted_locked(blob, i)) {
+                                if (blob->pins[i] == 0 && !kept && !needed && !block_wanted_locked(blob, i)) {
                                         block_state_locked(blob, i, BS_PRESENT | BS_CHECKED, BS_BUSY);
                                         got += block_charge(blob, i);
                                         taken = true;
@@ -297,18 +310,33 @@ static uint64_t evict_batch(struct blobs *b, uint64_t want) {
         return got;
 }
 
+/* Until `want` bytes went or nothing can. */
+static uint64_t evict(struct blobs *b, uint64_t want) {
+        uint64_t got = 0, more = 1;
+        void *look = b->needs.look ? b->needs.look(b->needs.look_arg) : NULL;
+        bool blind = b->needs.look && !look;
+        while (got < want && more > 0 && !blind) {
+                more = evict_batch(b, want - got, look);
+                if (more == 0 && look && b->needs.may_fetch(b->needs.fetch_arg)) {
+                        b->needs.end(steal_ptr(look));
+                        more = evict_batch(b, want - got, NULL);
+                }
+                got += more;
+        }
+        if (look)
+                b->needs.end(look);
+        return got;
+}
+
+void blobs_set_needs(struct blobs *b, const struct blobs_needs *needs) {
+        b->needs = *needs;
+}
+
 uint64_t blobs_evict(struct blobs *b, uint64_t want) {
         struct room_totals totals;
         room_totals(&b->room, &totals);
-        uint64_t batch = MIN(totals.limit / 32, EVICT_BATCH_MAX), got = 0;
-        want = MAX(want, batch);
-        while (got < want) {
-                uint64_t more = evict_batch(b, want - got);
-                if (more == 0)
-                        break;
-                got += more;
-        }
-        return got;
+        uint64_t batch = MIN(totals.limit / 32, EVICT_BATCH_MAX);
+        return evict(b, MAX(want, batch));
 }
 
 int blobs_make_room(struct blobs *b, uint64_t n, bool is_dirty) {
@@ -372,8 +400,7 @@ bool blobs_shed(struct blobs *b) {
 }
 
 int blobs_evict_all(struct blobs *b) {
-        while (evict_batch(b, UINT64_MAX) > 0)
-                ;
+        (void)evict(b, UINT64_MAX);
         (void)pack_trim(b->pack, UINT64_MAX);
         blobs_measure(b);
         blobs_room_freed(b);

@@ -116,6 +116,7 @@ struct blobs {
         struct lru *lru;
         uint64_t touches;                         /* lru lock */
         uint64_t *keep; size_t n_keep;            /* lru lock; sorted: blobs_keep */
+        struct blobs_needs needs;                 /* fixed */
 
         struct room room;
         struct pack *pack;

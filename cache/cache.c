@@ -46,6 +46,10 @@ static bool open_for_write(void *arg, uint64_t ino) {
         return file_is_open_for_write(arg, ino);
 }
 
+static bool may_fetch(void *arg) {
+        return cache_online(arg);
+}
+
 static int new_boot(const char *dir, bool *ret, char now[37]) {
         _cleanup_free_ char *path = path_join(dir, "boot");
         _cleanup_buf_ struct buf b = BUF_INIT(64);
@@ -546,6 +550,7 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
                 blobs_on_room(c->blobs, files_room, c->files);
                 outbox_set_open_check(c->tree, open_for_write, c);
                 tree_on_named(c->tree, files_named, c->files);
+                blobs_set_needs(c->blobs, &(struct blobs_needs) { stages_needs_look, stages_need, stages_needs_end, may_fetch, c->stages, c });
                 struct stages_found found;
                 r = stages_recover(c->stages, fresh_boot, c->files->lost_dir, &found);
                 c->files->found = r == 0;

@@ -143,6 +143,8 @@ int stage_new(struct stages *s, const struct stage_header *head, struct stage *b
         *b = st;
         s->n++;
         s->n_open++;
+        st->based = head->base.size > 0 || head->below_gen || below;
+        s->n_based += st->based;
         *ret = st;
         return 0;
 }
@@ -191,6 +193,7 @@ static struct stage *stage_free(struct stage *st) {
                 if (*p == st) {
                         *p = st->hash_next;
                         s->n--;
+                        s->n_based -= st->based;
                         break;
                 }
         stage_unlist_locked(st);

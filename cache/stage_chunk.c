@@ -22,6 +22,7 @@
 
 #define CUT_PARAM CHUNK_PARAM_1
 #define CUT_STEP (512u << 10)
+#define CUT_STEP_MIN 4096u
 #define REFS_MAX (64u << 20)
 
 /* The entry of a list that begins at off. */
@@ -149,12 +150,17 @@ static int cut_next(struct stage *st, struct cutter *c, uint64_t size, int64_t d
         for (size_t want = CUT_STEP;; want *= 2) {
                 size_t max = (size_t)MIN((uint64_t)MIN(want, (size_t)p->max_bytes), size - c->off);
                 if (c->n < max) {
-                        ssize_t n = stage_pread(st, c->off + c->n, c->buf + c->n, max - c->n, deadline_ms);
+                        size_t ask = max - c->n;
+                        ssize_t n = stage_pread(st, c->off + c->n, c->buf + c->n, ask, deadline_ms);
+                        while (n == -EHOSTDOWN && ask > CUT_STEP_MIN) { /* what lies behind the cut need not be here */
+                                ask /= 2;
+                                n = stage_pread(st, c->off + c->n, c->buf + c->n, ask, deadline_ms);
+                        }
                         if (n < 0)
                                 return (int)n;
-                        if ((size_t)n != max - c->n)
+                        if ((size_t)n != ask)
                                 return -EIO;
-                        c->n = max;
+                        c->n += ask;
                 }
                 size_t cut = chunk_next(p, c->buf, c->n, c->off + c->n == size);
                 if (!cut) {

@@ -42,6 +42,7 @@ struct stage {
         struct stage *hash_next;      /* owner's lock */
         struct stage *dirty_next, *dirty_prev; /* owner's lock */
         bool in_dirty;                /* owner's lock */
+        bool based;                   /* owner's lock: stands on a base, or did once (stage_needs.c) */
         uint64_t gen;
         _Atomic uint64_t ino;         /* changes by file_reassign */
         _Atomic bool damage_told;     /* logged once */
@@ -107,7 +108,7 @@ struct stages {
         char *dir;
         struct segments *segs;
         struct lock lock;             /* RANK_QUEUE */
-        struct stage **bucket; size_t n_buckets, n;
+        struct stage **bucket; size_t n_buckets, n, n_based;
         struct stage *dirty;          /* changed since their last sync; no reference: a freed stage leaves the list */
         uint64_t n_open, n_sealed, dirty_bytes;
         uint64_t next_gen;
@@ -184,6 +185,11 @@ void piece_end(struct piece *p);
 struct blob *stage_base_blob(struct stage *st, int *ret_err); /* reference, or NULL */
 /* Reads what this layer holds on this disk, each byte once, beside everybody else. -EIO: some of it is damaged; -ENOENT: it has gone meanwhile; -ECANCELED: *stop. No lock held. */
 int stage_verify(struct stage *st, _Atomic bool *stop) _must_check_;
+/* ---- stage_needs.c: struct blobs_needs (blob.h) ---- */
+void *stages_needs_look(void *stages);
+bool stages_need(void *look, const struct content *content, uint64_t before, uint64_t start, uint64_t end);
+void stages_needs_end(void *look);
+void stage_set_based(struct stage *st);                /* it has a base now, or a stage below */
 /* ---- stage_sums.c ---- */
 /* DISK: the bytes, checked; -ESTALE: they moved meanwhile, find again; -EIO: damaged. No lock held, or (small home) io. */
 int piece_read(const struct piece *p, void *buf, size_t n) _must_check_;

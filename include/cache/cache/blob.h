@@ -94,6 +94,18 @@ int blobs_flush(struct blobs *b) _must_check_;                            /* eve
 int blobs_sync(struct blobs *b) _must_check_;                             /* index (LRU order) to disk, at close and every minute */
 /* Blocks of contents whose root begins with one of these (the first 8 bytes, little endian) are not evicted from now on; replaces the set of the call before. -ENOMEM: as it was. */
 int blobs_keep(struct blobs *b, const uint64_t *roots, size_t n) _must_check_;
+/* Blocks that pending edits stand on are not evicted while they could not be fetched again (may_fetch false), and after all others while they could. Set once; called with no lock held. look: a moment's
+ * state, or NULL (no memory: nothing is evicted then); need: is block [start, end) of that content among them? `before`: where the one that lies
+ * NEEDS_BEHIND blocks before it begins. */
+#define NEEDS_BEHIND 2u
+struct blobs_needs {
+        void *(*look)(void *arg);
+        bool (*need)(void *look, const struct content *content, uint64_t before, uint64_t start, uint64_t end);
+        void (*end)(void *look);
+        bool (*may_fetch)(void *arg);
+        void *look_arg, *fetch_arg;
+};
+void blobs_set_needs(struct blobs *b, const struct blobs_needs *needs);
 /* Everything present against SHA-256. A bad block is dropped, so that a read fetches it again; with heal_ms it is fetched here, each for that long at most. -ECANCELED: *stop was set. */
 struct blobs_scrub {
         int64_t heal_ms;              /* 0: drop only */
