@@ -635,6 +635,8 @@ static int finish(struct step *s, const struct cursor *upto) {
         if (r == 0)
                 r = held_refresh(t);
         if (r == 0)
+                r = held_send_wanted(t);
+        if (r == 0)
                 r = meta_set(t->w, "complete", 1);
         if (r == 0)
                 r = meta_set(t->w, "snap_phase", PHASE_SHRINK);

@@ -18,6 +18,13 @@
  * sequence number 1, so that whatever the server says about it later is newer, and ends the hold. `tarn status` names them; `tarn accept` lets them go, in steps. Sync goes on meanwhile. Another
  * snapshot neither removes nor counts them.
  *
+ * What becomes of it is for people to decide (`tarn held`): the server may have gone back on purpose.
+ *
+ *   drop          removed here, as if the server had said so (tree_held_drop); an unlink by a program is the same, for there is nothing that the server could be told (held_forget)
+ *   send          a directory, a symlink, an empty file: CREATE, under the id that it has; its directories first (tree_held_send). A file with bytes: written anew and renamed over the held one, by
+ *                 who decides; a held file that is saved over is gone, and the new one is a new file for the server
+ *   made in it    who makes something in a held directory, or moves something into it, sends that directory; and so does what was pending in it when the server went back
+ *
  * Local deletions, and deletions that events tell, one by one, never come here: they are somebody's explicit act, and the server keeps what they deleted.
  *
  * t->n_held (t->lock) mirrors the table's size, so that nothing is asked where nothing is held. */
@@ -182,4 +189,156 @@ int tree_held_drop(struct tree *t, size_t max, bool (*is_open)(void *arg, uint64
         bool more = list.n == max;
         cleanup_open_set_p(&list);
         return r < 0 ? r : more;
+}
+
+/* ---- decisions ---- */
+
+int held_has(struct tree *t, uint64_t ino) {
+        int64_t v;
+        if (t->n_held == 0)
+                return 0;
+        int r = db_int(t->w, &v, "SELECT EXISTS(SELECT 1 FROM held WHERE ino=?)", "i", (int64_t)ino);
+        return r < 0 ? r : (int)v;
+}
+
+/* The node is one that no server knows, from now on: 1. 0: it is not held, or something of it is on its way. */
+int held_forget(struct tree *t, struct nrow *row) {
+        struct orow *list;
+        size_t n = 0;
+        int r = held_has(t, row->ino);
+        if (r <= 0)
+                return r;
+        r = row->pend ? outbox_of_node(t, row->ino, &list, &n) : 0;
+        for (size_t i = 0; i < n && r == 0; i++)
+                if (!outbox_soft(&list[i]) || list[i].ino != row->ino || list[i].ino2)
+                        return 0;
+        for (size_t i = 0; i < n && r == 0; i++)
+                r = outbox_remove(t, &list[i]);
+        if (r == 0)
+                r = held_end(t, row->ino);
+        if (r == 0)
+                r = shadow_drop(t, row);
+        row->seq = row->nseq = 0;
+        if (r == 0)
+                r = row_write(t, row);
+        return r < 0 ? r : 1;
+}
+
+/* What is pending in the directory, and what depends on that, comes behind the directory's CREATE. */
+static int move_behind(struct tree *t, uint64_t dir) {
+        struct open_set ords = { 0 };
+        struct db_stmt *s;
+        int r = db_query(t->w, &s, "WITH RECURSIVE late(ord) AS (SELECT ord FROM outbox WHERE p1=?1 AND p1 > 0 UNION SELECT ord FROM outbox WHERE p2=?1 AND p2 > 0"
+                                   " UNION SELECT d.succ FROM dep d JOIN late ON d.pred=late.ord) SELECT o.ord FROM late JOIN outbox o ON o.ord=late.ord ORDER BY o.ord", "i", (int64_t)dir);
+        while (r > 0) {
+                r = open_set_add(&ords, (uint64_t)db_col_int(s, 0));
+                if (r < 0)
+                        db_reset(s);
+                else
+                        r = db_step(s);
+        }
+        for (size_t i = 0; i < ords.n && r == 0; i++) {
+                struct orow o;
+                r = db_query(t->w, &s, "SELECT " OUT_COLS " FROM outbox o WHERE o.ord=?", "i", (int64_t)ords.ino[i]);
+                if (r > 0) {
+                        r = outbox_row_read(s, 0, t->scratch, &o);
+                        db_reset(s);
+                }
+                if (r == 0 && o.state == OUT_SENT)
+                        r = -EAGAIN;
+                if (r == 0)
+                        r = outbox_to_end(t, &o);
+                if (r == 0) { /* also what was refused before: it is another request now */
+                        o.op.flags &= ~(uint32_t)OPF_REVIVE;
+                        r = outbox_reidentify(t, &o);
+                }
+        }
+        cleanup_open_set_p(&ords);
+        return r;
+}
+
+static int send_one(struct tree *t, struct nrow *row) {
+        struct nrow parent;
+        struct vnames names;
+        int r = row_get(t, t->w, row->parent, &parent);
+        if (r == 0)
+                r = row_extra(t, row);
+        if (r == 0)
+                r = entries_of(t, row, &names);
+        if (r < 0)
+                return r;
+        if (names.n != 1)
+                return names.n ? -EMLINK : -EEXIST; /* something of the server has its name by now */
+        if (row->v.kind == NODE_FILE && row->v.size > 0)
+                return -ENODATA;
+        r = held_forget(t, row);
+        if (r <= 0)
+                return r < 0 ? r : -EAGAIN;
+        struct orow o = { .ino = row->ino, .p1 = parent.ino, .op = { .kind = OP_CREATE, .id = rng_id(t->rng), .node = row->id, .parent = parent.id, .name = names.v[0].name, .name_bytes = names.v[0].n } };
+        local_attrs_to_op(row, &o);
+        o.op.content = row->v.content;
+        if (row->v.kind == NODE_FILE)
+                row->v.version = o.op.id;
+        names.v[0].placement = o.op.id;
+        names.v[0].local = true;
+        r = entry_update(t, &names.v[0]);
+        if (r == 0)
+                r = row_write(t, row);
+        if (r == 0)
+                r = outbox_add(t, &o);
+        return r == 0 && row->v.kind == NODE_DIR ? move_behind(t, row->ino) : r;
+}
+
+int held_send(struct tree *t, uint64_t ino) {
+        uint64_t chain[256];
+        size_t n = 0;
+        struct nrow row;
+        int r;
+        for (uint64_t at = ino; (r = held_has(t, at)) > 0; at = row.parent) {
+                r = row_get(t, t->w, at, &row);
+                if (r == 0 && n == ARRAY_SIZE(chain))
+                        r = -ELOOP;
+                if (r < 0)
+                        return r;
+                chain[n++] = at;
+        }
+        while (n-- > 0 && r == 0) {
+                r = row_get(t, t->w, chain[n], &row);
+                if (r == 0)
+                        r = send_one(t, &row);
+        }
+        return r;
+}
+
+int tree_held_send(struct tree *t, uint64_t ino) {
+        int r = tree_begin(t);
+        if (r == 0)
+                r = held_has(t, ino);
+        if (r == 0)
+                r = -ENOENT;
+        if (r > 0)
+                r = held_send(t, ino);
+        return tree_end(t, r);
+}
+
+int held_send_wanted(struct tree *t) {
+        struct open_set list = { 0 };
+        struct db_stmt *s;
+        if (t->n_held == 0)
+                return 0;
+        int r = db_query(t->w, &s, "SELECT h.ino FROM held h WHERE EXISTS(SELECT 1 FROM outbox WHERE p1=h.ino AND p1 > 0) OR EXISTS(SELECT 1 FROM outbox WHERE p2=h.ino AND p2 > 0) ORDER BY h.ino", "");
+        while (r > 0) {
+                r = open_set_add(&list, (uint64_t)db_col_int(s, 0));
+                if (r < 0)
+                        db_reset(s);
+                else
+                        r = db_step(s);
+        }
+        for (size_t i = 0; i < list.n && r == 0; i++) {
+                r = held_send(t, list.ino[i]);
+                if (r == -EEXIST || r == -EAGAIN || r == -ENODATA || r == -EMLINK || r == -ELOOP) /* what is in it waits for people */
+                        r = 0;
+        }
+        cleanup_open_set_p(&list);
+        return r;
 }

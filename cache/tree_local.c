@@ -74,6 +74,9 @@ void local_attrs_to_op(const struct nrow *row, struct orow *o) {
 
 /* The node's first name: CREATE with everything that the row says. */
 int local_new_create(struct tree *t, struct nrow *row, const struct nrow *dir, const char *name, size_t n) {
+        int r = held_send(t, dir->ino);
+        if (r < 0 && r != -EEXIST && r != -EAGAIN && r != -EMLINK && r != -ELOOP)
+                return r;
         struct orow o = { .ino = row->ino, .p1 = dir->ino, .gen = row->v.gen,
                           .op = { .kind = OP_CREATE, .id = rng_id(t->rng), .node = row->id, .parent = dir->id, .name = name, .name_bytes = n } };
         local_attrs_to_op(row, &o);
@@ -82,7 +85,7 @@ int local_new_create(struct tree *t, struct nrow *row, const struct nrow *dir, c
         if (row->v.kind == NODE_FILE)
                 row->v.version = o.op.id;
         int64_t since_ms = outbox_place_taken(t, dir->ino, name, n);
-        int r = entry_add(t, row, &v);
+        r = entry_add(t, row, &v);
         if (r == 0)
                 r = row_write(t, row);
         if (r == 0)
@@ -345,6 +348,8 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
                 return r < 0 ? r : -ENOTEMPTY;
         struct vname v = { .parent = dir, .cookie = at.cookie, .name = name, .n = n, .placement = at.placement };
         const bool replaced = !is_dir && (r = local_unlink_replaced(t, &row, dir, name, n, &at)) > 0;
+        if (r == 0)
+                r = last ? held_forget(t, &row) : row.pend == 0 ? held_has(t, row.ino) : 0;
         if (r == 0)
                 r = last ? local_cancel(t, &row, NULL) : cancel_link(t, &row, &at.placement);
         if (r == 0 && last)

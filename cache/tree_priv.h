@@ -267,6 +267,10 @@ int held_refresh(struct tree *t) _must_check_;            /* rows of nodes that 
 int held_add(struct tree *t, uint64_t ino) _must_check_;
 int held_swap(struct tree *t, uint64_t a, uint64_t b) _must_check_; /* their identities change hands */
 int held_end(struct tree *t, uint64_t ino) _must_check_;  /* the server has spoken of it again */
+int held_has(struct tree *t, uint64_t ino) _must_check_;  /* 1: it is held */
+int held_forget(struct tree *t, struct nrow *row) _must_check_; /* 1: it was held, and counts as never sent from now on; row is written */
+int held_send(struct tree *t, uint64_t ino) _must_check_; /* it and the directories that it is in; as tree_held_send. Nothing if it is not held */
+int held_send_wanted(struct tree *t) _must_check_;        /* the held directories in which something is pending */
 int held_weigh(struct tree *t, uint64_t seen, uint64_t absent, bool end) _must_check_; /* adds up over the steps; at the end: does the brake hold? */
 int held_rule(struct tree *t, bool same_epoch, bool *ret_all, uint64_t *ret_above_seq) _must_check_; /* what is absent is held: all, or what is newer */
 

@@ -458,7 +458,10 @@ int local_unlink_replaced(struct tree *t, struct nrow *old, uint64_t dir, const 
         int64_t since_ms = 0;
         if (old->v.kind != NODE_FILE || old->nlink != 1 || !old->pend)
                 return 0;
-        int r = outbox_of_node(t, old->ino, &ops, &n_ops);
+        int r = held_has(t, old->ino);
+        if (r != 0)
+                return MIN(r, 0);
+        r = outbox_of_node(t, old->ino, &ops, &n_ops);
         if (r < 0 || n_ops == 0)
                 return r;
         const struct orow *away = &ops[n_ops - 1];
@@ -520,7 +523,13 @@ static int rename_in(struct tree *t, struct rename *m, struct node *ret_moved, s
                 return 0;
         }
         bool is_exchange = m->flags & RENAME_EXCHANGE, replaced = m->over && !is_exchange;
-        if (replaced && (m->d.v.kind == NODE_DIR || m->d.nlink == 1) && (r = local_cancel(t, &m->d, &since_ms)) > 0) {
+        const bool last = replaced && (m->d.v.kind == NODE_DIR || m->d.nlink == 1);
+        if (m->dir2 != m->dir && (r = held_send(t, m->dir2)) < 0 && r != -EEXIST && r != -EAGAIN && r != -EMLINK && r != -ELOOP)
+                return r;
+        r = last ? held_forget(t, &m->d) : replaced && m->d.pend == 0 ? held_has(t, m->d.ino) : 0;
+        if (last && r == 0)
+                r = local_cancel(t, &m->d, &since_ms);
+        if (r > 0) {
                 struct vname two = name_two(m);
                 r = entry_remove(t, &m->d, &two);
                 m->d.v.ctime_ns = t->now_ns;

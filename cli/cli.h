@@ -31,6 +31,7 @@ int cmd_undelete(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_wait(int argc, char **argv);
 int cmd_accept(int argc, char **argv);
+int cmd_held(int argc, char **argv);
 int cmd_retry(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 int cmd_scrub(int argc, char **argv);

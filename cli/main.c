@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* main.c: the `tarn` program: one word chooses the subcommand, one file per subcommand. Called as mount.tarn it is mount(8)'s helper.
  *
- *   login.c   mount.c (options, fork) -> daemon.c (wires a mount together) + control.c (answers the others)   umount.c   status.c   wait.c   accept.c   retry.c   conflicts.c   doctor.c   scrub.c
+ *   login.c   mount.c (options, fork) -> daemon.c (wires a mount together) + control.c (answers the others)   umount.c   status.c   wait.c   accept.c   held.c   retry.c   conflicts.c   doctor.c   scrub.c
  *
  * Each command ends with a code of enum exit_code; each failure says one line on stderr that tells what to do. */
 #include <stdarg.h>
@@ -19,6 +19,7 @@ static const struct command { const char *name; int (*run)(int argc, char **argv
         { "undelete", cmd_undelete, "undelete [PATH] [--since TIME]                  bring back what was deleted, from the server's trash" },
         { "status", cmd_status, "status [DIR] [--json]                           is it online, what is pending, what is in the cache" },
         { "wait", cmd_wait, "wait [DIR] [--timeout S]                        until all local changes are on the server" },
+        { "held", cmd_held, "held [PATH] [--send | --drop]                   what only this client has after the server went back: list it, send it again, let it go" },
         { "accept", cmd_accept, "accept DIR                                      remove here what the server lost or deleted in bulk (see status: held)" },
         { "retry", cmd_retry, "retry [PATH]                                    try what is parked again now (see status: parked)" },
         { "conflicts", cmd_conflicts, "conflicts [DIR] [--json]                        conflict copies and what they are copies of; resolve PATH --keep mine|theirs|both" },

@@ -361,11 +361,6 @@ static void test_fork(void **state) {
         compare(&w, &m);
 }
 
-static int last_ino(void *arg, const struct node *node) {
-        *(uint64_t *)arg = node->ino;
-        return 0;
-}
-
 /* A copy of the server's files was put back: the epoch is the same, the numbers are lower, and say nothing. */
 static void test_gone_back(void **state) {
         populate(2, 10);
@@ -375,11 +370,29 @@ static void test_gone_back(void **state) {
         for (unsigned i = 0; i < 20; i++)
                 (void)model_write(&m, &f, 100 + i);
         (void)model_make(&m, &d0, "after", NODE_FILE, 5);
+        (void)model_make(&m, &d0, "after2", NODE_FILE, 5);
+        const struct id nd = model_make(&m, &id_root, "nd", NODE_DIR, 0), ne = model_make(&m, &nd, "ne", NODE_DIR, 0);
+        (void)model_make(&m, &id_root, "nf", NODE_DIR, 0);
         sync_down(&w, &m);
+        /* pending in what will be forgotten, and refused once already */
+        const uint64_t in = look(&w, look(&w, INO_ROOT, "nd").ino, "ne").ino;
+        (void)put_content(&w, make(&w, in, "mine", NODE_FILE).ino, 8001, 7);
+        struct outbox_item item[8];
+        assert_int_equal(outbox_all(&w, item, 8), 1);
+        const struct id refused = item[0].op.id;
+        MUST(outbox_mark_sent(w.tree, &refused, 1));
+        MUST(outbox_park(w.tree, &refused, ENOENT, "its directory is gone", w.clock.real_ns + INT64_C(3600000000000)));
         struct cursor old;
         MUST(tree_cursor(w.tree, &old));
         assert_int_equal(look(&w, look(&w, INO_ROOT, "dir1").ino, "file3").size, 119);
-        assert_int_equal(model_unlink(&m, &d0, "after"), 0); /* as if it had never been */
+        assert_int_equal(model_unlink(&m, &d0, "after"), 0); /* as if they had never been */
+        assert_int_equal(model_unlink(&m, &d0, "after2"), 0);
+        assert_int_equal(model_unlink(&m, &nd, "ne"), 0);
+        assert_int_equal(model_unlink(&m, &id_root, "nd"), 0);
+        assert_int_equal(model_unlink(&m, &id_root, "nf"), 0);
+        for (size_t i = 0; i < m.n_nodes; i++)
+                if (m.nodes[i].row.deleted)
+                        m.nodes[i].row.id = rng_id(&w.rng.rng);
         (void)model_write(&m, &f, size);
         for (size_t i = 0; i < m.n_nodes; i++)
                 m.nodes[i].row.seq = 1 + i % 3;
@@ -390,17 +403,36 @@ static void test_gone_back(void **state) {
         MUST(tree_snapshot_fork(w.tree, &old.epoch, 0));
         load_snapshot(&w, &m, 1000, 10);
         assert_int_equal(look(&w, look(&w, INO_ROOT, "dir1").ino, "file3").size, size);
-        assert_int_equal(tree_held(w.tree), 1); /* only we have it */
-        /* saved by rename: it is still what is held */
-        const uint64_t dir = look(&w, INO_ROOT, "dir0").ino, held = look(&w, dir, "after").ino, temp = make(&w, dir, "after.tmp", NODE_FILE).ino;
+        assert_int_equal(tree_held(w.tree), 3); /* only we have them; the directories of what is pending go up again before it */
+        size_t pending = outbox_all(&w, item, 8);
+        assert_int_equal(pending, 3);
+        assert_string_equal(item[0].op.name, "nd");
+        assert_string_equal(item[1].op.name, "ne");
+        assert_string_equal(item[2].op.name, "mine");
+        assert_false(id_equal(&item[2].op.id, &refused));
+        world_check(&w);
+        sync_all(&w, &m);
+        assert_non_null(model_at(&m, &ne, "mine"));
+        /* deleted here: nobody else has to know */
+        const uint64_t dir = look(&w, INO_ROOT, "dir0").ino;
+        MUST(rm(&w, dir, "after2"));
+        assert_int_equal(outbox_all(&w, item, 8), 0);
+        assert_int_equal(tree_held(w.tree), 2);
+        /* sent on demand, but for bytes */
+        assert_int_equal(tree_held_send(w.tree, look(&w, dir, "after").ino), -ENODATA);
+        MUST(tree_held_send(w.tree, look(&w, INO_ROOT, "nf").ino));
+        assert_int_equal(tree_held(w.tree), 1);
+        assert_int_equal(tree_held_send(w.tree, look(&w, INO_ROOT, "nf").ino), -ENOENT);
+        sync_all(&w, &m);
+        /* saved by rename: a new file */
+        const uint64_t held = look(&w, dir, "after").ino, temp = make(&w, dir, "after.tmp", NODE_FILE).ino;
         (void)put_content(&w, temp, 9001, 6);
         MUST(mv(&w, dir, "after.tmp", dir, "after", 0));
         assert_int_equal(look(&w, dir, "after").ino, temp);
-        uint64_t listed = 0;
-        MUST(tree_held_list(w.tree, 0, last_ino, &listed));
-        assert_int_equal(tree_held(w.tree), 1);
-        assert_int_equal(listed, temp);
-        assert_int_not_equal(listed, held);
+        assert_int_not_equal(held, temp);
+        assert_int_equal(tree_held(w.tree), 0);
+        assert_int_equal(outbox_all(&w, item, 8), 1);
+        assert_int_equal(item[0].op.kind, OP_CREATE);
         sync_all(&w, &m);
         assert_int_equal(tree_held_drop(w.tree, 100, NULL, NULL), 0);
         compare(&w, &m);

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server goes back in time: restored from a backup, or rolled back by hand without saying so. What only a client still has is kept there, told, and readable."""
+import os
 import shutil
 import sqlite3
 
-from support import SERVER, run, until
+from support import SERVER, facts, run, until
 
 
 def before_and_after(world, a, b, backup):
@@ -100,3 +101,69 @@ def test_rolled_back_without_saying_so(world, tmp_path):
     a.wait()
     until(lambda: sum(1 for i in range(12) if (b.dir / f"more{i}").exists()) == 12, 30)
     assert (a.dir / "new").exists() and (b.dir / "new").exists()
+
+
+def test_what_is_held_is_sent_again_or_dropped(world, tmp_path):
+    """People decide, with one command, path by path; what others have is never doubled."""
+    a, b = world.client(), world.client()
+    before_and_after(world, a, b, lambda: world.server.admin("backup", "--to", tmp_path / "backup"))
+    (a.dir / "nd" / "deep").mkdir()
+    (a.dir / "nd" / "deep" / "big").write_bytes(bytes(range(256)) * 12000)
+    os.chmod(a.dir / "nd" / "deep" / "big", 0o444)
+    os.utime(a.dir / "nd" / "deep" / "big", ns=(10**18, 10**18))
+    (a.dir / "nd" / "empty").touch()
+    os.symlink("x", a.dir / "nd" / "link")
+    os.setxattr(a.dir / "nd" / "x", "user.what", b"kept")
+    a.wait()
+    until(lambda: a.status()["cursor"] == b.status()["cursor"] == world.server.cursor(), what="both have seen all events")
+    world.server.kill()
+    shutil.rmtree(world.server.data)
+    run(SERVER, "restore", "--from", tmp_path / "backup", "--data", world.server.data)
+    world.server.start()
+    until(lambda: a.status()["held_nodes"] == 7 and b.status()["held_nodes"] == 7, 60, "what the server lost is held")
+    listed = a.tarn("held", a.dir).stdout
+    assert all(str(a.dir / p) in listed for p in ("new", "nd", "nd/x", "nd/deep/big", "nd/empty", "nd/link")) and listed.count("only here") == 7
+    assert "tarn held" in a.tarn("status").stdout
+    # one thing goes, nobody is told
+    a.tarn("held", a.dir / "new", "--drop")
+    assert not (a.dir / "new").exists() and a.status()["held_nodes"] == 6 and a.status()["pending_items"] == 0
+    assert "tarn held" in a.tarn("held", "--send", "--drop", check=False).stderr
+    # the rest goes up again, in two parts
+    a.tarn("held", a.dir / "nd" / "deep", "--send")
+    assert a.status()["held_nodes"] == 3  # the directories on the way went with it
+    a.tarn("held", "--send")
+    assert a.status()["held_nodes"] == 0 and "nothing is held" in a.tarn("held", a.dir).stdout
+    a.wait()
+    world.server.known_token = None  # the backup does not know it
+    until(lambda: b.status()["cursor"]["seq"] == a.status()["cursor"]["seq"] == world.server.cursor()["seq"], 30, "the other client follows")
+    c = world.client()
+    want = facts(a.dir, False)
+    assert set(want) == {"old", "d", "d/old", "nd", "nd/x", "nd/deep", "nd/deep/big", "nd/empty", "nd/link"}
+    assert facts(c.dir, False) == want
+    st = os.stat(c.dir / "nd" / "deep" / "big")
+    assert (c.dir / "nd" / "deep" / "big").read_bytes() == bytes(range(256)) * 12000 and st.st_mode & 0o777 == 0o444 and st.st_mtime_ns == 10**18
+    assert os.getxattr(c.dir / "nd" / "x", "user.what") == b"kept"
+    # the other client had the same: its directories are the server's again, the rest is its people's to decide
+    assert (b.dir / "new").read_text() == "after the backup"
+    b.tarn("held", "--drop")
+    until(lambda: b.status()["held_nodes"] == 0, 30, "nothing is held there")
+    assert facts(b.dir, False) == want and (b.dir / "nd" / "deep" / "big").read_bytes() == bytes(range(256)) * 12000
+
+
+def test_what_is_made_in_a_directory_that_the_server_forgot(world, tmp_path):
+    """Made before the client has heard of it, while it is offline, and after: the directories come back."""
+    a, b = world.client(), world.client()
+    before_and_after(world, a, b, lambda: world.server.admin("backup", "--to", tmp_path / "backup"))
+    world.server.kill()
+    (a.dir / "nd" / "offline").write_text("made while it was away")
+    (a.dir / "nd" / "sub").mkdir()
+    shutil.rmtree(world.server.data)
+    run(SERVER, "restore", "--from", tmp_path / "backup", "--data", world.server.data)
+    world.server.start()
+    until(lambda: a.status()["state"] == "online" and a.status()["held_nodes"] == 2, 60, "the file that only clients have is held")
+    a.wait()
+    assert not a.status()["parked"]
+    c = world.client()
+    assert set(facts(c.dir)) == {"old", "d", "d/old", "nd", "nd/offline", "nd/sub"}
+    until(lambda: (b.dir / "nd" / "offline").exists(), 30, "the other client")
+    assert (b.dir / "nd" / "offline").read_text() == "made while it was away" and (b.dir / "nd" / "x").exists()

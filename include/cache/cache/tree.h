@@ -203,6 +203,10 @@ uint64_t tree_held(struct tree *t);
 int tree_held_list(struct tree *t, uint64_t after_ino, int (*each)(void *arg, const struct node *node), void *arg) _must_check_; /* as tree_list, in order of ino */
 int tree_held_drop(struct tree *t, size_t max, bool (*is_open)(void *arg, uint64_t ino), void *arg) _must_check_; /* removes up to max of them; 1: more to do */
 
+/* A held directory, symlink or empty file, and the held directories that it is in, go to the server as new ones. -ENOENT: it is not held. -ENODATA: a file with bytes (save it over). -EEXIST: something of
+ * the server has its name by now. -EMLINK: it has several names. -EAGAIN: something of it is on its way. */
+int tree_held_send(struct tree *t, uint64_t ino) _must_check_;
+
 /* Everything that was queued about ino so far is durable. May say no for some ms longer than needed, never yes too early. 0 SQL */
 bool tree_synced(struct tree *t, uint64_t ino);
 /* Files with a name that pending operations name; each until it returns non-zero, as tree_list. 1 SELECT */
