@@ -7,10 +7,12 @@ when all are connected: within 30 s nothing is pending or parked, all mounts sta
 somebody wrote; every content that was closed is one of the server's versions, unless its own writer wrote other bytes to the same inode later, or took its last name away. At the end of
 all a client with an empty cache shows the same in every example's directory.
 
-100 examples of 50 steps here; TARN_TEST_SCALE multiplies the examples, TARN_TEST_SEED repeats the choices (the timing differs, of course), TARN_TEST_STEPS sets the steps, and
+100 examples of 50 steps here (hypothesis begins with a few that are nearly empty, which do not count); TARN_TEST_SCALE multiplies the examples, TARN_TEST_SEED repeats the choices (the timing differs, of course), TARN_TEST_STEPS sets the steps, and
 TARN_TEST_SHRINK=1 looks for a shorter sequence (each attempt takes its time). A failure prints the steps and the blob for @reproduce_failure."""
+import ctypes
 import errno
 import hashlib
+import mmap
 import os
 import random
 import stat
@@ -21,6 +23,7 @@ from hypothesis import HealthCheck, Phase, seed as with_seed, settings, strategi
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from support import PATIENCE, SCALE, facts, until
+from closed import Closed, links
 from test_network import Behind
 from test_storm import versions
 
@@ -28,16 +31,24 @@ EXAMPLES = max(1, int(100 * SCALE / (10 if PATIENCE > 1 else 1)))  # slow machin
 STEPS = int(os.environ.get("TARN_TEST_STEPS", 50))
 HEALED_S = 30
 EXPECTED = {errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.ESTALE, errno.ENODATA, errno.EPERM, errno.ELOOP}
+PATHS = ("a", "b.txt", "d/a", "d/b.txt", "e/a", "d/e/a", "d", "e", "d/e", "f")  # few, so that the mounts meet
 AWAY = {errno.EHOSTDOWN, errno.ETIMEDOUT, errno.EIO}  # of a read of what is not in the cache
 
 mounts = st.integers(0, 2)
-paths = st.sampled_from(("a", "b.txt", "d/a", "d/b.txt", "e/a", "d/e/a", "d", "e", "d/e", "f"))  # few, so that the mounts meet
-sizes = st.sampled_from((0, 10, 3000, 60000))
+paths = st.sampled_from(PATHS)
+sizes = st.sampled_from((0, 10, 3000, 60000, 200000))  # the last one is sent as a block, not inline; all are one block
 world_of_this_run = None
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def digest(b):
     return hashlib.sha256(b).hexdigest() if b else "0" * 64
+
+
+def call(f, *args):
+    """A system call that Python does not have."""
+    if f(*args) < 0:
+        raise OSError(ctypes.get_errno(), f.__name__)
 
 
 class Scene:
@@ -46,7 +57,7 @@ class Scene:
     def __init__(self, world, seed):
         self.world = world
         self.clients = [Behind(world, name, seed + i) for i, name in enumerate("abc")]
-        self.examples = self.steps = self.kills = self.away = self.closed = self.handles = self.failed = 0
+        self.examples = self.full = self.steps = self.kills = self.away = self.closed = self.handles = self.failed = 0
         self.must, self.slowest, self.errors = [], 0.0, 0
 
     def last_seq(self):
@@ -56,7 +67,7 @@ class Scene:
         return {row[0].hex() for t in ("node", "revision") for row in self.world.server.rows(f"SELECT root FROM {t} WHERE kind = 1 AND root IS NOT NULL")} | {digest(b"")}
 
     def calm(self):
-        self.at = [{k: v for k, v in c.status().items() if k in ("state", "reason", "pending_items", "pending_files", "parked", "cursor")} for c in self.clients]
+        self.at = [{k: v for k, v in c.ask(cmd="status").items() if k in ("state", "reason", "pending_items", "pending_files", "parked", "cursor")} for c in self.clients]
         return all(s["pending_items"] == 0 and s["pending_files"] == 0 and not s["parked"] and s["cursor"]["seq"] == self.last_seq() for s in self.at)
 
     def converge(self):
@@ -93,10 +104,9 @@ class Machine(RuleBasedStateMachine):
         self.s = world_of_this_run
         self.n = self.s.examples
         self.s.examples += 1
-        self.name, self.log, self.count = f"e{self.n}", [], 0
+        self.name, self.log, self.count, self.made = f"e{self.n}", [], 0, 0
         self.online = [True] * 3
-        self.last = [{} for _ in range(3)]   # per client: inode -> (digest, what) of the newest bytes closed on it
-        self.unsure = [set() for _ in range(3)]
+        self.last = [Closed() for _ in range(3)]  # per client: (digest, what) of the newest bytes closed on each inode
         self.known = {digest(b"")}           # every content that somebody wrote, at any moment
         self.blind = False                   # something was changed whose other bytes could not be read
         self.kept = {}                       # (client, number) -> [handle, bytes written through it]
@@ -131,11 +141,11 @@ class Machine(RuleBasedStateMachine):
     def note(self, m, fd, data, closes=True):
         """The file of this handle holds these bytes now. closes: they will be a version."""
         self.known.add(digest(data))
-        ino = os.fstat(fd).st_ino
-        self.last[m].pop(ino, None)
-        if closes and os.fstat(fd).st_nlink:
+        if closes and links(fd):
             self.s.closed += 1
-            self.last[m][ino] = (digest(data), f"example {self.n}: {self.log[-1]}")
+            self.last[m].note(fd, (digest(data), f"example {self.n}: {self.log[-1]}"))
+        else:
+            self.last[m].forget(fd)
 
     def whole(self, m, fd):
         """All bytes behind a handle, or None if they are elsewhere."""
@@ -151,35 +161,33 @@ class Machine(RuleBasedStateMachine):
         """Opens, changes, reads it all back through the same handle, closes."""
         fd = os.open(self.at(m, path), flags | os.O_CLOEXEC | os.O_RDWR, 0o644)
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "a pipe")
             act(fd)
             data = self.whole(m, fd)
             if data is None:
-                self.last[m].pop(os.fstat(fd).st_ino, None)
+                self.last[m].forget(fd)
             else:
                 self.note(m, fd, data, closes=not any(k[0] == m and os.fstat(h[0]).st_ino == os.fstat(fd).st_ino for k, h in self.kept.items()))
         finally:
             os.close(fd)
 
-    def take_away(self, m, path, act):
-        """act() takes this name from its file: if it was the last one, the file's bytes need not be sent."""
-        try:
-            fd = os.open(self.at(m, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            return act()
-        try:
-            act()
-            s = os.fstat(fd)
-            if s.st_nlink == 0:
-                self.last[m].pop(s.st_ino, None)
-        finally:
-            os.close(fd)
+    def replace(self, m, path, to, flags=0):
+        self.last[m].take_away(lambda: call(libc.renameat2, -100, os.fsencode(self.at(m, path)), -100, os.fsencode(self.at(m, to)), flags))
 
     @initialize()
     def begin(self):
-        os.makedirs(self.at(0, "d/e"))
-        os.mkdir(self.at(0, "e"))
-        for m in (1, 2):
-            until(lambda: os.path.isdir(self.at(m, "e")), 30, "the directories of the example")
+        """Files for the steps to meet, everywhere."""
+        for path in ("d/e", "e"):
+            os.makedirs(self.at(0, path))
+        for path in ("a", "b.txt", "d/a", "d/b.txt", "e/a", "d/e/a"):
+            self.log.append(f"a: made {path}")
+            self.change(0, path, os.O_CREAT, lambda fd: os.write(fd, self.text(100)))
+        self.made = len(self.log)
+        try:
+            self.s.converge()
+        except AssertionError as e:
+            self.fail(str(e))
 
     # ---- files ----
     @rule(m=mounts, path=paths, size=sizes)
@@ -200,13 +208,34 @@ class Machine(RuleBasedStateMachine):
     def truncate(self, m, path, size):
         self.do(m, f"truncate {path} {size}", lambda: self.change(m, path, 0, lambda fd: os.ftruncate(fd, size)))
 
+    @rule(m=mounts, path=paths, at=st.sampled_from((0, 5, 4096, 70000)), size=sizes)
+    def patch(self, m, path, at, size):
+        data = self.text(size)
+        self.do(m, f"write {path} {at}+{size}", lambda: self.change(m, path, 0, lambda fd: os.pwrite(fd, data, at)))
+
+    @rule(m=mounts, path=paths, size=sizes)
+    def mapped(self, m, path, size):
+        """A new content, written in part through a mapping."""
+        data, over = self.text(size), self.text(0)
+
+        def act(fd):
+            os.write(fd, data)
+            with mmap.mmap(fd, 0) as pages:
+                pages[len(data) - min(len(over), len(data)):] = over[:len(data)]
+                pages.flush()
+        self.do(m, f"map {path} {size}", lambda: self.change(m, path, os.O_CREAT | os.O_TRUNC, act))
+
+    @rule(m=mounts, path=paths, how=st.sampled_from((0, 1, 3, 0x10)), at=st.sampled_from((0, 10, 5000)))
+    def allocate(self, m, path, how, at):
+        self.do(m, f"fallocate {how:#x} {path} {at}", lambda: self.change(m, path, 0, lambda fd: call(libc.fallocate, fd, how, ctypes.c_long(at), ctypes.c_long(3000))))
+
     @rule(m=mounts, path=paths, size=sizes)
     def save(self, m, path, size):
         data, temp = self.text(size), os.path.join(os.path.dirname(path), f".{'abc'[m]}.tmp")
 
         def act():
             self.change(m, temp, os.O_CREAT | os.O_TRUNC, lambda fd: os.write(fd, data))
-            self.take_away(m, path, lambda: os.rename(self.at(m, temp), self.at(m, path)))
+            self.replace(m, temp, path)
         self.do(m, f"save {path} {size}", act)
 
     @rule(m=mounts, path=paths, size=sizes, number=st.integers(0, 1))
@@ -217,6 +246,9 @@ class Machine(RuleBasedStateMachine):
 
         def act():
             fd = os.open(self.at(m, path), os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                os.close(fd)
+                raise OSError(errno.EINVAL, "a pipe")
             self.kept[m, number] = [fd, b""]
             self.note(m, fd, b"", closes=False)
             self.through(m, number, data)
@@ -235,31 +267,41 @@ class Machine(RuleBasedStateMachine):
             self.known.add(digest(now))
             self.kept[m, number][1] = now
 
-    @rule(m=mounts, number=st.integers(0, 1), size=sizes)
-    @precondition(lambda self: self.kept)
-    def write_kept(self, m, number, size):
-        if (m, number) in self.kept:
-            self.do(m, f"write to {number}, {size}", lambda: self.through(m, number, self.text(size)))
+    def some_kept(self, which):
+        return sorted(self.kept)[which % len(self.kept)]
 
-    @rule(m=mounts, number=st.integers(0, 1))
+    @rule(which=st.integers(0, 5), size=sizes)
     @precondition(lambda self: self.kept)
+    def write_kept(self, which, size):
+        m, number = self.some_kept(which)
+        self.do(m, f"write to {number}, {size}", lambda: self.through(m, number, self.text(size)))
+
+    @rule(which=st.integers(0, 5))
+    @precondition(lambda self: self.kept)
+    def fsync_kept(self, which):
+        m, number = self.some_kept(which)
+        self.do(m, f"fsync {number}", lambda: os.fsync(self.kept[m, number][0]))
+
+    @rule(which=st.integers(0, 5))
+    @precondition(lambda self: self.kept)
+    def close_some_kept(self, which):
+        self.close_kept(*self.some_kept(which))
+
     def close_kept(self, m, number):
-        if (m, number) in self.kept:
-            def act():
-                fd, _ = self.kept.pop((m, number))
-                try:
-                    data = self.whole(m, fd)
-                    if data is not None:
-                        self.note(m, fd, data)
-                finally:
-                    os.close(fd)
-            self.do(m, f"close {number}", act)
+        def act():
+            fd, _ = self.kept.pop((m, number))
+            try:
+                data = self.whole(m, fd)
+                if data is not None:
+                    self.note(m, fd, data)
+            finally:
+                os.close(fd)
+        self.do(m, f"close {number}", act)
 
     # ---- names ----
-    @rule(m=mounts, path=paths, to=paths)
-    def rename(self, m, path, to):
-        if path != to:
-            self.do(m, f"rename {path} {to}", lambda: self.take_away(m, to, lambda: os.rename(self.at(m, path), self.at(m, to))))
+    @rule(m=mounts, path=paths, to=paths, flags=st.sampled_from((0, 0, 0, 1, 2)))
+    def rename(self, m, path, to, flags):
+        self.do(m, f"{('rename', 'rename without replacing', 'exchange')[flags]} {path} {to}", lambda: self.replace(m, path, to, flags))
 
     @rule(m=mounts, path=paths, to=paths)
     def link(self, m, path, to):
@@ -270,8 +312,12 @@ class Machine(RuleBasedStateMachine):
         self.do(m, f"symlink {path}", lambda: os.symlink(f"nowhere {self.count}", self.at(m, path)))
 
     @rule(m=mounts, path=paths)
+    def pipe(self, m, path):
+        self.do(m, f"mkfifo {path}", lambda: os.mkfifo(self.at(m, path)))
+
+    @rule(m=mounts, path=paths)
     def unlink(self, m, path):
-        self.do(m, f"unlink {path}", lambda: self.take_away(m, path, lambda: os.unlink(self.at(m, path))))
+        self.do(m, f"unlink {path}", lambda: self.last[m].take_away(lambda: os.unlink(self.at(m, path))))
 
     @rule(m=mounts, path=paths)
     def mkdir(self, m, path):
@@ -305,28 +351,30 @@ class Machine(RuleBasedStateMachine):
             line.command("cut")
             self.s.away += 1
         self.online[m] = on
+        if on:
+            self.s.clients[m].ask(cmd="nudge")  # the network's own waiting is test_network.py's
         self.log.append(f"{'abc'[m]}: {'connected' if on else 'cut off'}")
 
     @rule(m=mounts)
     def offline(self, m):
         self.connect(m, not self.online[m])
 
-    @rule(m=mounts)
-    def online_again(self, m):
-        if not self.online[m]:
-            self.connect(m, True)
+    @rule(which=st.integers(0, 2))
+    @precondition(lambda self: not all(self.online))
+    def online_again(self, which):
+        away = [m for m in range(3) if not self.online[m]]
+        self.connect(away[which % len(away)], True)
 
-    @rule(m=mounts, luck=st.integers(0, 3))
-    def kill(self, m, luck):
+    @rule(m=mounts)
+    def kill(self, m):
         """kill -9 and a remount. What was written through open handles was accepted."""
-        if luck:
-            return
         c = self.s.clients[m]
         self.log.append(f"{'abc'[m]}{'' if self.online[m] else ' (away)'}: kill -9, remount")
         self.s.kills += 1
         away = not self.online[m]
         if away:
-            until(lambda: c.status()["state"] == "offline", 40, "offline")
+            c.ask(cmd="nudge")
+            until(lambda: c.ask(cmd="status")["state"] == "offline", 40, "offline")
             before = self.look(m)
         handles = {k: self.kept.pop(k) for k in list(self.kept) if k[0] == m}
         c.kill()
@@ -336,6 +384,7 @@ class Machine(RuleBasedStateMachine):
             except OSError:
                 pass
         c.mount()
+        self.last[m].killed(self.at(m, ""))
         if away:
             wrong = differences(before, self.look(m))
             if wrong:
@@ -355,14 +404,20 @@ class Machine(RuleBasedStateMachine):
                         raise
         return tree
 
-    @rule(m=mounts)
-    def wait(self, m):
-        if self.online[m]:
-            self.log.append(f"{'abc'[m]}: wait")
-            self.s.clients[m].wait(60)
+    def waiting(self):
+        """Who can have sent all: what is open for writing is pending until it has been quiet for long."""
+        return [m for m in range(3) if self.online[m] and not any(k[0] == m for k in self.kept)]
+
+    @rule(which=st.integers(0, 2))
+    @precondition(lambda self: self.waiting())
+    def wait(self, which):
+        m = self.waiting()[which % len(self.waiting())]
+        self.log.append(f"{'abc'[m]}: wait")
+        self.s.clients[m].wait(60)
 
     # ---- the end of an example ----
     def teardown(self):
+        self.s.full += len(self.log) - self.made >= 0.8 * STEPS
         for m, number in list(self.kept):
             if self.ok:
                 self.close_kept(m, number)
@@ -370,6 +425,7 @@ class Machine(RuleBasedStateMachine):
                 os.close(self.kept.pop((m, number))[0])
         for m in range(3):
             self.connect(m, True)
+            self.last[m].close()
         if not self.ok:
             return
         try:
@@ -385,10 +441,10 @@ class Machine(RuleBasedStateMachine):
             if strange:
                 self.fail(f"contents that nobody wrote: {[(p, trees[0][p]) for p in strange]}")
         there = self.s.roots()
-        lost = [what for last in self.last for d, what in last.values() if d not in there]
+        lost = [what for last in self.last for d, what in last.last.values() if d not in there]
         if lost:
             self.fail(f"lost: {lost}")
-        self.s.must += [x for last in self.last for x in last.values()]
+        self.s.must += [x for last in self.last for x in last.last.values()]
 
 
 def test_state_machine(world):
@@ -398,15 +454,16 @@ def test_state_machine(world):
     s = world_of_this_run = Scene(world, seed)
     began = time.monotonic()
     phases = [Phase.generate] + [Phase.shrink] * bool(os.environ.get("TARN_TEST_SHRINK"))
-    run_state_machine_as_test(with_seed(seed)(Machine), settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, database=None, print_blob=True, phases=phases,
+    run_state_machine_as_test(with_seed(seed)(Machine), settings=settings(max_examples=EXAMPLES + EXAMPLES // 4, stateful_step_count=STEPS, deadline=None, database=None, print_blob=True, phases=phases,
                                                                          suppress_health_check=list(HealthCheck), report_multiple_bugs=False))
     there = versions(world.server) | {digest(b"")}
     lost = [what for d, what in s.must if d not in there]
     fresh = world.client("fresh")
     until(lambda: fresh.status()["cursor"]["seq"] == s.last_seq(), HEALED_S, "a client with an empty cache has seen all")
     wrong = differences(shown(s.clients[0].dir), shown(fresh.dir))
-    print(f"{s.examples} examples, {s.steps} operations ({s.errors} refused), {s.handles} writes through kept handles, {s.away} periods away, {s.kills} kills, {s.closed} contents closed, {len(s.must)} last "
+    print(f"{s.full} examples (and {s.examples - s.full} that are nearly empty), {s.steps} operations ({s.errors} refused), {s.handles} writes through kept handles, {s.away} periods away, {s.kills} kills, {s.closed} contents closed, {len(s.must)} last "
           f"ones, {len(lost)} lost, converged after {s.slowest:.1f} s at most, {time.monotonic() - began:.0f} s in all")
     assert not lost, f"seed {seed}: lost: {lost[:20]}"
     assert not wrong, f"seed {seed}: a client with an empty cache shows something else: {wrong}"
     assert EXAMPLES < 50 or (s.kills and s.away and s.handles), "void: no kill, or nobody was ever away"
+    assert EXAMPLES < 50 or s.full >= EXAMPLES, "void: too many examples were nearly empty"

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one writer of a mount remembers of the contents that it closed: the last one of each inode must be a version, unless the writer itself took the file's last name away.
+
+Whether it did cannot be told from the name: another mount may have moved another file there in the moment before the call. So the links of every file in question are counted before and after,
+by the daemon (what the kernel has cached of them may be old), through handles that the daemon does not know of (O_PATH): looking does not keep a file open."""
+import ctypes
+import os
+
+AT_EMPTY_PATH, AT_STATX_FORCE_SYNC, STATX_NLINK = 0x1000, 0x2000, 0x4
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def links(fd):
+    """Names of the file, as the daemon knows them now; 0 of one that is not there any more."""
+    buf = ctypes.create_string_buffer(256)
+    if libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_NLINK, buf) < 0:
+        return 0
+    return int.from_bytes(buf[16:20], "little")
+
+
+class Closed:
+    def __init__(self):
+        self.last = {}      # inode -> what was noted of the newest bytes closed on it
+        self.watched = {}   # inode -> O_PATH handle, while it has a name
+
+    def note(self, fd, what):
+        """These bytes were written through this handle, and will be closed."""
+        ino = os.fstat(fd).st_ino
+        self.drop(ino)  # the handle of an older incarnation too
+        self.last[ino] = what
+        self.watched[ino] = os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+
+    def forget(self, fd):
+        self.drop(os.fstat(fd).st_ino)
+
+    def drop(self, ino):
+        self.last.pop(ino, None)
+        self.unwatch(ino)
+
+    def unwatch(self, ino):
+        fd = self.watched.pop(ino, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def take_away(self, act):
+        """act() may take the last name from a file. Returns the inodes of which it did."""
+        for ino in [i for i, fd in self.watched.items() if links(fd) == 0]:
+            self.unwatch(ino)  # somebody else did: that one had got it
+        act()
+        gone = [i for i, fd in self.watched.items() if links(fd) == 0]
+        for ino in gone:
+            self.drop(ino)
+        return gone
+
+    def killed(self, root):
+        """The daemon died and is there again: its inodes have the numbers that they had."""
+        for ino in list(self.watched):
+            self.unwatch(ino)
+        for at, _, files in os.walk(root):
+            for name in files:
+                path = os.path.join(at, name)
+                ino = os.lstat(path).st_ino
+                if ino in self.last and ino not in self.watched:
+                    self.watched[ino] = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def close(self):
+        """No more calls: the handles go, what must be there stays."""
+        for ino in list(self.watched):
+            self.unwatch(ino)
