@@ -44,7 +44,7 @@ def soon(assertion, seconds=10):
     while True:
         try:
             return assertion()
-        except AssertionError:
+        except (AssertionError, FileNotFoundError):  # the latter: of a walk that met a cached name
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.05)  # deadline-poll
