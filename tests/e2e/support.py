@@ -5,6 +5,7 @@ World makes a server (its own data directory, a free port on loopback that stays
 all of it down again, whatever the test did to it. Every wait is on a condition with a deadline. Programs come from TARN_BUILD (the build directory)."""
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -21,9 +22,23 @@ BUILD = Path(os.environ.get("TARN_BUILD_ROOT", TOP / "build"))
 TARN, SERVER = BUILD / "cli" / "tarn", BUILD / "server" / "tarn-server"
 SCALE = float(os.environ.get("TARN_TEST_SCALE", "1"))
 PATIENCE = float(os.environ.get("TARN_TEST_PATIENCE", "1"))  # factor for deadlines: slow machines, sanitizers
+SHARD, SHARDS = map(int, os.environ.get("TARN_TEST_SHARD", "1/1").split("/"))  # "2/3": the second third of a run that is split, so that its parts run side by side
 PASSWORD = "correct horse battery"
 
 EXIT = dict(ok=0, other=1, usage=2, server=3, sign_in=4, tls=5, workspace=6, mount_point=7, in_use=8, disk=9, timeout=10, not_mounted=11, upgrade=12)
+
+
+def share(n, slow=1):
+    """This part's share of n rounds; slow: by what they are divided on slow machines and under sanitizers."""
+    return max(1, int(n * SCALE / SHARDS / (slow if PATIENCE > 1 else 1)))
+
+
+def seed_of_run():
+    """Of TARN_TEST_SEED, or a new one; each part of a run that is split has its own."""
+    given = int(os.environ.get("TARN_TEST_SEED", 0)) or random.SystemRandom().randrange(1, 1 << 31)
+    seed = given + (SHARD - 1) * 1000003
+    print(f"seed {seed}" + (f": TARN_TEST_SEED={given} TARN_TEST_SHARD={SHARD}/{SHARDS}" if SHARDS > 1 else ""))
+    return seed
 
 
 def until(condition, seconds=30, what="condition"):

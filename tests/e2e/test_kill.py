@@ -5,21 +5,19 @@ writer.py has the writers and the oracle. After each kill and remount the mount 
 conflict copy. Some rounds kill again while the mount recovers, and some do not wait, so that work of several lives is pending. A run in which less than 80 % of the kills under writers met
 pending work proves nothing and fails.
 
-60 kills here; TARN_TEST_SCALE multiplies, TARN_TEST_SEED repeats."""
-import os
+200 kills here; TARN_TEST_SCALE multiplies, TARN_TEST_SEED repeats."""
 import random
 import subprocess
 import threading
 
-from support import PATIENCE, SCALE, TARN
+from support import TARN, seed_of_run, share
 from writer import Scene, end_daemons
 
-KILLS = int(60 * SCALE / (3 if PATIENCE > 1 else 1))  # slow machines and sanitizers: a third
+KILLS = share(200, slow=10)
 
 
 def test_kill_9_under_writers(world):
-    seed = int(os.environ.get("TARN_TEST_SEED", 0)) or random.SystemRandom().randrange(1, 1 << 32)
-    print(f"seed {seed}")
+    seed = seed_of_run()
     r = random.Random(seed)
     s = Scene(world, seed, options="cache_size=256M")
     a, again = s.client, 0

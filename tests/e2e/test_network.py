@@ -18,11 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "proxy"))
 from proxy import Proxy  # noqa: E402
-from support import PATIENCE, SCALE, Client, assert_same_tree, soon, until  # noqa: E402
+from support import PATIENCE, Client, assert_same_tree, seed_of_run, share, soon, until  # noqa: E402
 from test_storm import Writer as Storm, versions  # noqa: E402
 from writer import Writer as Alone, differences, seen  # noqa: E402
 
-SCHEDULES = max(1, int(50 * SCALE / (4 if PATIENCE > 1 else 1)))  # slow machines and sanitizers: a quarter
+SCHEDULES = share(50, slow=4)
 FAULTS_S = 1.5        # of one schedule
 HEALED_S = 30
 PAUSE_S = 0.02        # between two changes of a writer
@@ -196,9 +196,8 @@ class Run:
 
 
 def test_random_schedules(world):
-    seed = int(os.environ.get("TARN_TEST_SEED", 0)) or random.SystemRandom().randrange(1, 1 << 32)
+    seed = seed_of_run()
     only = os.environ.get("TARN_TEST_RUN")
-    print(f"seed {seed}")
     run = Run(world, seed)
     began = time.monotonic()
     for n in [int(only)] if only else range(SCHEDULES):

@@ -269,39 +269,52 @@ def test_directory_mtime(mount):
 
 
 def test_nothing_old_is_seen_after_something_new(mount):
-    """Readers hammer while events come: no reader sees an older state after a newer one, and after the last event all see it. This is where a reply that overtakes an
-    invalidation would leave a stale cache."""
+    """Readers hammer while events come. Now and then they rest until the kernel shows what is there; from then on nobody sees anything older, whatever was cached or in flight before, nor misses
+    what is there. This is where a reply that overtakes an invalidation would leave a stale cache."""
     seed = int(os.environ.get("TARN_TEST_SEED", "0"), 0) or random.randrange(1 << 32)
     print(f"TARN_TEST_SEED={seed}")
     rng = random.Random(seed)
     mount.do("mkdir", "d", "/", "d")
     for i in range(4):
         mount.do("create", f"f{i}", "d", f"f{i}-0", "0")
-    stop, problems = threading.Event(), []
-    numbers = [0] * 4
+    stop, problems, looks = threading.Event(), [], [0] * 3
+    numbers, settled = [0] * 4, [0] * 4  # what was begun, and what the kernel has shown
+    steps = [threading.Lock() for _ in range(4)]  # a reader holds its own while it looks
+
+    def listed(i):
+        return [int(n.split("-")[1]) for n in os.listdir(mount / "d") if n.startswith(f"f{i}-")]
+
+    def look(r):
+        i, how = r.randrange(4), r.randrange(3)
+        least = settled[i]
+        if how == 0:
+            seen = listed(i)
+            wrong = any(n < least for n in seen) or (not seen and numbers[i] == least)
+        elif how == 1:
+            seen = exists(mount / f"d/f{i}-{least}")
+            wrong = not seen and numbers[i] == least
+        else:
+            old, new = r.randrange(max(0, least - 3), least + 1) - 1, numbers[i] + 1
+            exists(mount / f"d/f{i}-{new}")  # absences are cached and must go
+            seen = exists(mount / f"d/f{i}-{old}")
+            wrong = seen and old < least
+        looks[how] += 1
+        if wrong:
+            problems.append(f"f{i}: {('listed', 'there', 'an older one there')[how]}: {seen}, although {least} had been shown")
 
     def reader(me):
         r = random.Random(seed + me)
-        seen = [0] * 4
-        while not stop.is_set():
-            i = r.randrange(4)
-            try:
-                how = r.randrange(3)
-                if how == 0:
-                    now = [int(n.split("-")[1]) for n in os.listdir(mount / "d") if n.startswith(f"f{i}-")]
-                    now = now[0] if now else seen[i]
-                elif how == 1:
-                    n = seen[i]
-                    while not exists(mount / f"d/f{i}-{n}") and n < numbers[i]:
-                        n += 1
-                    now = n
-                else:
-                    n = numbers[i]
-                    exists(mount / f"d/f{i}-{n + 1}")  # absences are cached and must go
-                    now = seen[i]
-            except FileNotFoundError:
-                continue
-            seen[i] = max(seen[i], now)
+        try:
+            while not stop.is_set():
+                with steps[me]:
+                    look(r)
+        except BaseException as e:
+            problems.append(repr(e))
+            raise
+
+    def shows(i):
+        seen, n = listed(i), numbers[i]
+        return seen == [n] and exists(mount / f"d/f{i}-{n}") and not any(exists(mount / f"d/f{i}-{k}") for k in range(settled[i], n))
     threads = [threading.Thread(target=reader, args=(k,)) for k in range(4)]
     for t in threads:
         t.start()
@@ -311,12 +324,23 @@ def test_nothing_old_is_seen_after_something_new(mount):
             numbers[i] += 1
             mount.do("rename", f"f{i}", "d", f"f{i}-{numbers[i]}")
             if rng.randrange(8) == 0:
-                shown(mount, lambda: exists(mount / f"d/f{i}-{numbers[i]}") and not exists(mount / f"d/f{i}-{numbers[i] - 1}"))
+                for lock in steps:
+                    lock.acquire()
+                try:
+                    for k in range(4):
+                        shown(mount, lambda: shows(k))
+                        settled[k] = numbers[k]
+                finally:
+                    for lock in steps:
+                        lock.release()
+    except AssertionError as e:
+        problems.append(str(e))
     finally:
         stop.set()
         for t in threads:
             t.join()
-    assert not problems
+    assert not problems, f"{len(problems)} problems: {problems[:10]}"
+    assert min(looks) > 20, f"void: {looks}"
     want = sorted(f"f{i}-{numbers[i]}" for i in range(4))
     shown(mount, lambda: sorted(os.listdir(mount / "d")) == want)
     for i in range(4):
