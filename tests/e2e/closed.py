@@ -43,11 +43,10 @@ class Closed:
             os.close(fd)
 
     def take_away(self, act):
-        """act() may take the last name from a file. Returns the inodes of which it did."""
-        for ino in [i for i, fd in self.watched.items() if links(fd) == 0]:
-            self.unwatch(ino)  # somebody else did: that one had got it
+        """act() may take the last name from a file. Returns the inodes of which it did. One that has none now may get one again: who wants the same name is not decided yet."""
+        named = [ino for ino, fd in self.watched.items() if links(fd)]
         act()
-        gone = [i for i, fd in self.watched.items() if links(fd) == 0]
+        gone = [ino for ino in named if not links(self.watched[ino])]
         for ino in gone:
             self.drop(ino)
         return gone
@@ -58,10 +57,15 @@ class Closed:
             self.unwatch(ino)
         for at, _, files in os.walk(root):
             for name in files:
-                path = os.path.join(at, name)
-                ino = os.lstat(path).st_ino
+                try:
+                    fd = os.open(os.path.join(at, name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+                except FileNotFoundError:  # others take names away meanwhile
+                    continue
+                ino = os.fstat(fd).st_ino
                 if ino in self.last and ino not in self.watched:
-                    self.watched[ino] = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+                    self.watched[ino] = fd
+                else:
+                    os.close(fd)
 
     def close(self):
         """No more calls: the handles go, what must be there stays."""
