@@ -8,8 +8,8 @@
  *   tarn-server fsck --data DIR [--repair] [--json]
  *   tarn-server scrub --data DIR [--rate BYTES] [--json]
  *   tarn-server gc --data DIR [--dry-run] [--min-age DURATION] [--trash-age DURATION] [--keep-events N] [--json]
- *   tarn-server backup --to DIR --data DIR [--json]
- *   tarn-server restore --from DIR --data DIR
+ *   tarn-server backup FILE|-|--to DIR --data DIR [--json]
+ *   tarn-server restore --from DIR|FILE|- --data DIR
  *   tarn-server serve --data DIR [--listen HOST:PORT] [--tls-cert F --tls-key F] [--gc-every DURATION] [--trash-age DURATION] [--keep-events N]
  *
  * Administration opens the data directory itself; if a server has it (-EBUSY) the same command goes to that server through its socket. A password
@@ -59,8 +59,9 @@ static const char help_text[] =
         "  fsck                            check the database and that all objects are there; --repair repairs what can be (needs a stopped server)\n"
         "  scrub                           read and check every stored byte\n"
         "  gc                              give back the space of what nobody needs\n"
-        "  backup --to DIR                 copy everything as of one moment; again into the same DIR: what is new\n"
-        "  restore --from DIR              make a new data directory from a backup\n"
+        "  backup FILE|-                   copy everything as of one moment into one file, or to standard output\n"
+        "  backup --to DIR                 the same into a directory; again into the same DIR: what is new\n"
+        "  restore --from DIR|FILE|-       make a new data directory from a backup\n"
         "\n"
         "While a server runs, the other commands (but restore) go through it.\n"
         "\n"
@@ -292,8 +293,69 @@ static int absolute(const char *path, char **ret) {
         return *ret ? 0 : -ENOMEM;
 }
 
+/* All of `from` to `to`. */
+static int pour(int from, int to) {
+        _cleanup_free_ uint8_t *piece = malloc(1u << 20);
+
+        if (!piece)
+                return -ENOMEM;
+        for (;;) {
+                ssize_t n = read(from, piece, 1u << 20);
+
+                if (n < 0 && errno == EINTR)
+                        continue;
+                if (n <= 0)
+                        return n < 0 ? -errno : 0;
+                int r = write_full(to, piece, (size_t)n);
+                if (r < 0)
+                        return r;
+        }
+}
+
+/* Through a file beside the data: what cannot be read whole must not be on its way already. The report goes to standard error. */
+static int backup_to_stdout(const char *data, const char **words, size_t k) {
+        _cleanup_free_ char *path = NULL, *full = NULL;
+        _cleanup_close_ int fd = -1, out = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
+        int code, r;
+
+        if (asprintf(&path, "%s/backup-%d.tmp", data, (int)getpid()) < 0 || absolute(path, &full) < 0)
+                return fail(EXIT_FAILED, "no memory");
+        if (out < 0 || dup2(STDERR_FILENO, STDOUT_FILENO) < 0)
+                return fail(EXIT_FAILED, "standard output is closed: %s", strerror(errno));
+        words[k++] = "--file";
+        words[k++] = full;
+        code = administrate(data, words, k, NULL);
+        fd = open(full, O_RDONLY | O_CLOEXEC);
+        if (fd >= 0 && unlink(full) < 0)
+                return fail(EXIT_FAILED, "%s: %s", full, strerror(errno));
+        if (fd < 0)
+                return code ? code : fail(EXIT_FAILED, "%s: %s", full, strerror(errno));
+        r = pour(fd, out);
+        return r < 0 ? fail(EXIT_FAILED, "cannot write the backup: %s", strerror(-r)) : code;
+}
+
+/* Standard input as a file beside the new data directory, which goes by itself. */
+static int stdin_as_file(const char *data, char **ret) {
+        _cleanup_free_ char *path = NULL;
+        _cleanup_close_ int fd = -1;
+        int r;
+
+        if (asprintf(&path, "%s.restore-%d.tmp", data, (int)getpid()) < 0)
+                return -ENOMEM;
+        fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (fd < 0)
+                return -errno;
+        r = pour(STDIN_FILENO, fd);
+        if (r < 0) {
+                (void)unlink(path);
+                return r;
+        }
+        *ret = steal_ptr(path);
+        return 0;
+}
+
 static int cmd_maintain(int argc, char **argv) {
-        const char *data = NULL, *to = NULL, *min_age = NULL, *trash_age = NULL, *keep_events = NULL, *rate = NULL, *word = argv[0], *words[16];
+        const char *data = NULL, *to = NULL, *file = NULL, *min_age = NULL, *trash_age = NULL, *keep_events = NULL, *rate = NULL, *word = argv[0], *words[16];
         bool json = false, repair = false, dry_run = false;
         const struct arg common[] = {{"data", 'd', ARG_STR, &data, "the server's data directory"}, {"json", 0, ARG_FLAG, &json, "report as JSON"}};
         const struct arg more[] = {{"repair", 0, ARG_FLAG, &repair, "repair what can be repaired (the server must be stopped)"},
@@ -303,8 +365,9 @@ static int cmd_maintain(int argc, char **argv) {
                                    {"trash-age", 0, ARG_STR, &trash_age, "forget what was deleted so long ago (never)"},
                                    {"keep-events", 0, ARG_STR, &keep_events, "forget all but so many events of each workspace (all are kept)"},
                                    {"to", 0, ARG_STR, &to, "the directory of the backup"},
-                                   {"rate", 0, ARG_STR, &rate, "copy at most so many bytes per second (no limit)"}};
-        static const struct { const char *word; size_t from, to; } own[] = {{"fsck", 0, 1}, {"scrub", 1, 2}, {"gc", 2, 6}, {"backup", 6, 8}};
+                                   {"rate", 0, ARG_STR, &rate, "copy at most so many bytes per second (no limit)"},
+                                   {"FILE", 0, ARG_POSITIONAL_OPTIONAL, &file, "the file of the backup; -: standard output"}};
+        static const struct { const char *word; size_t from, to; } own[] = {{"fsck", 0, 1}, {"scrub", 1, 2}, {"gc", 2, 6}, {"backup", 6, 9}};
         struct arg table[8] = {common[0], common[1]};
         _cleanup_free_ char *to_absolute = NULL;
         char program[40];
@@ -341,8 +404,16 @@ static int cmd_maintain(int argc, char **argv) {
                 words[k++] = "--rate";
                 words[k++] = rate;
         }
-        if (strcmp(word, "backup") == 0 && !to)
-                return fail(EXIT_USAGE, "--to DIR is missing: where the backup goes");
+        if (strcmp(word, "backup") == 0 && !to == !file)
+                return fail(EXIT_USAGE, "a FILE or --to DIR: where the backup goes");
+        if (file && strcmp(file, "-") == 0)
+                return backup_to_stdout(data, words, k);
+        if (file) {
+                if (absolute(file, &to_absolute) < 0)
+                        return fail(EXIT_FAILED, "no memory");
+                words[k++] = "--file";
+                words[k++] = to_absolute;
+        }
         if (to) {
                 if (absolute(to, &to_absolute) < 0)
                         return fail(EXIT_FAILED, "no memory");
@@ -354,15 +425,24 @@ static int cmd_maintain(int argc, char **argv) {
 
 static int cmd_restore(int argc, char **argv) {
         const char *data = NULL, *from = NULL;
-        const struct arg table[] = {{"data", 'd', ARG_STR, &data, "the data directory to make"}, {"from", 0, ARG_STR, &from, "the directory of the backup"}, {NULL, 0, ARG_FLAG, NULL, NULL}};
+        const struct arg table[] = {{"data", 'd', ARG_STR, &data, "the data directory to make"}, {"from", 0, ARG_STR, &from, "the backup: a directory, a file, or - for standard input"}, {NULL, 0, ARG_FLAG, NULL, NULL}};
+        _cleanup_free_ char *read_in = NULL;
         _cleanup_buf_ struct buf text = BUF_INIT(TEXT_BYTES_MAX);
         int r, code;
 
         if (parse("tarn-server restore", table, argc, argv, &data, &code) < 0)
                 return code;
         if (!from)
-                return fail(EXIT_USAGE, "--from DIR is missing: the directory of the backup");
+                return fail(EXIT_USAGE, "--from DIR, FILE or - is missing: the backup");
+        if (strcmp(from, "-") == 0) {
+                r = stdin_as_file(data, &read_in);
+                if (r < 0)
+                        return fail(exit_code(r), "cannot read the backup: %s", strerror(-r));
+                from = read_in;
+        }
         r = maintain_restore(from, data, &text);
+        if (read_in && unlink(read_in) < 0)
+                log_warn("event=left_over path=%s error=%s", read_in, err_name(errno));
         if (!buf_text(&text))
                 return fail(EXIT_FAILED, "no memory");
         if (r < 0 && r != -EUCLEAN)

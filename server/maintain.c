@@ -77,6 +77,8 @@ static int options(struct maintain *m, const char *const *words, size_t n) {
                         return -EINVAL;
                 if (strcmp(w, "--to") == 0)
                         m->to = value;
+                else if (strcmp(w, "--file") == 0)
+                        m->file = value;
                 else if (strcmp(w, "--min-age") == 0)
                         r = parse_duration_s(value, &m->min_age_s);
                 else if (strcmp(w, "--trash-age") == 0)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* maintain_backup.c: `tarn-server backup --to DIR` and `tarn-server restore --from DIR --data DIR`.
+/* maintain_backup.c: `tarn-server backup --to DIR` and `tarn-server restore --from DIR --data DIR`. A backup in one file: maintain_file.c.
  *
  * A backup is a directory like a data directory: objects/ and meta.db, and backup.json, which says what it is. It is taken while the server serves:
  *
@@ -109,9 +109,8 @@ static int surplus_remove(struct store *store, struct meta *db) {
         return r;
 }
 
-static int manifest_write(const char *path, struct meta *db) {
+int backup_manifest(struct meta *db, struct buf *ret) {
         _cleanup_arena_ struct arena *a = NULL;
-        _cleanup_buf_ struct buf text = BUF_INIT(4u << 20);
         _cleanup_json_ json_t *list = json_array(), *j = NULL;
         struct meta_workspace *w;
         size_t n;
@@ -123,8 +122,13 @@ static int manifest_write(const char *path, struct meta *db) {
                 r = json_array_append_new(list, json_pack("{s:s, s:o, s:I}", "name", w[i].name, "epoch", json_hex(w[i].at.epoch.b, ID_BYTES), "seq", (json_int_t)w[i].at.seq)) < 0 ? -ENOMEM : 0;
         if (r == 0)
                 j = json_pack("{s:s, s:s, s:I, s:O}", "format", BACKUP_TEXT, "version", TARN_VERSION, "time_s", (json_int_t)(clock_real_ns(clock_system()) / 1000000000), "workspaces", list);
-        if (r == 0)
-                r = j ? json_to_buf(j, &text) : -ENOMEM;
+        return r < 0 ? r : j ? json_to_buf(j, ret) : -ENOMEM;
+}
+
+static int manifest_write(const char *path, struct meta *db) {
+        _cleanup_buf_ struct buf text = BUF_INIT(4u << 20);
+        int r = backup_manifest(db, &text);
+
         return r < 0 ? r : file_replace(path, text.data, text.bytes, 0600);
 }
 
@@ -173,7 +177,7 @@ static int log_remove(const char *db) {
         return 0;
 }
 
-static int db_remove(const char *db) {
+int backup_db_remove(const char *db) {
         return unlink(db) < 0 && errno != ENOENT ? -errno : log_remove(db);
 }
 
@@ -183,7 +187,7 @@ static int backup_into(struct maintain *m, const struct paths *p, struct copy *c
         char why[300];
         int r;
 
-        r = db_remove(p->db_new);
+        r = backup_db_remove(p->db_new);
         if (r < 0)
                 return r;
         r = meta_copy(m->s->meta, p->db_new);
@@ -227,8 +231,10 @@ int maintain_backup(struct maintain *m) {
         struct copy c = {.bytes = bytes};
         int r;
 
+        if (m->file)
+                return maintain_backup_file(m);
         if (!m->to)
-                return buf_add_str(m->out, "--to DIR is missing: where the backup goes") < 0 ? -ENOMEM : -EBUSY;
+                return buf_add_str(m->out, "a FILE or --to DIR is missing: where the backup goes") < 0 ? -ENOMEM : -EBUSY;
         r = bytes ? paths_in(m->to, &p) : -ENOMEM;
         if (r == 0 && exists(p.format))
                 return buf_printf(m->out, "%s is a server's data directory; a backup needs a directory of its own", m->to) < 0 ? -ENOMEM : -EBUSY;
@@ -305,22 +311,23 @@ static int epochs_new(struct meta *db, struct buf *text) {
         return r;
 }
 
-static int restore_into(const struct paths *from, const struct paths *to, struct buf *text) {
+/* file: the backup is one, or NULL: it is a directory. */
+static int restore_into(const char *file, const struct paths *from, const struct paths *to, struct buf *text) {
         _cleanup_(cleanup_store_p) struct store *in = NULL, *out = NULL;
         _cleanup_free_ uint8_t *bytes = malloc(STORE_OBJECT_BYTES_MAX);
         struct meta_config mc = {.path = to->db, .clock = clock_system(), .rng = rng_system(), .readers = 1};
         struct copy c = {.bytes = bytes};
         struct meta *db = NULL;
         char why[300] = "";
-        int r = bytes ? store_dir_open(from->dir_objects, &in) : -ENOMEM;
+        int r = !bytes ? -ENOMEM : file ? 0 : store_dir_open(from->dir_objects, &in);
 
         if (r == 0)
                 r = store_dir_open(to->dir_objects, &out);
         if (r == 0)
-                r = file_copy(from->db, to->db);
+                r = file ? backup_file_unpack(file, out, to->db) : file_copy(from->db, to->db);
         if (r == 0)
                 r = meta_open(&mc, &db, why, sizeof why);
-        c.from = in;
+        c.from = file ? out : in; /* unpacked already: the objects are counted, and what is missing is found */
         c.to = out;
         if (r == 0)
                 r = copy_objects(&c, db);
@@ -331,7 +338,7 @@ static int restore_into(const struct paths *from, const struct paths *to, struct
         if (r < 0 && *why)
                 return buf_add_str(text, why) < 0 ? -ENOMEM : r;
         if (r == 0)
-                r = buf_printf(text, "%llu objects, %llu bytes%s", (unsigned long long)c.objects, (unsigned long long)c.bytes_copied,
+                r = buf_printf(text, "%llu objects, %llu bytes%s", (unsigned long long)(c.objects + c.kept), (unsigned long long)c.bytes_copied,
                                c.lost ? "; some objects could not be read: run tarn-server fsck" : "");
         if (r == 0)
                 r = fsync_parent(to->db);
@@ -348,13 +355,17 @@ int maintain_restore(const char *from, const char *data_dir, struct buf *ret_tex
                 r = paths_in(data_dir, &out);
         if (r < 0)
                 return r;
-        if (!exists(in.manifest) || !exists(in.db))
+        const char *file = backup_is_file(from) ? from : NULL;
+        if (!file && (!exists(in.manifest) || !exists(in.db)))
                 return buf_printf(ret_text, "%s is not a backup: it has no backup.json and meta.db (the first backup into a directory is none before it has ended)", from) < 0 ? -ENOMEM : -ENOENT;
         if (exists(out.format) || exists(out.db))
                 return buf_printf(ret_text, "%s is a server's data directory already; restore into a new one", data_dir) < 0 ? -ENOMEM : -EEXIST;
+        r = file ? backup_file_check(file) : 0;
+        if (r < 0)
+                return buf_printf(ret_text, r == -EBADMSG ? "%s is no backup, or it was cut or damaged; nothing was touched" : "%s cannot be read; nothing was touched", file) < 0 ? -ENOMEM : r;
         r = mkdir_p(data_dir, 0700);
         if (r == 0 || r == -EEXIST)
-                r = restore_into(&in, &out, ret_text);
+                r = restore_into(file, &in, &out, ret_text);
         if (r < 0 && r != -EUCLEAN) {
                 if (unlink(out.db) < 0) /* so that a second try is not taken for a data directory */
                         k = -errno;

@@ -457,6 +457,64 @@ def test_backup_killed_in_the_middle_leaves_the_former_one(tmp_path):
         same(s, made)
 
 
+def test_backup_in_one_file(tmp_path):
+    """Online, into a file and to a pipe; killed in the middle; every way in which a file can be cut or damaged is refused before anything is made."""
+    with Server() as s:
+        made = fill(s)
+        file = str(tmp_path / "one")
+        first = report("backup", file, data=s.data)
+        assert first["objects_copied"] > 0 and first["objects_not_readable"] == 0 and os.listdir(tmp_path) == ["one"]
+        whole = open(file, "rb").read()
+        # the next one dies: the former is whole
+        for i in range(6):
+            s.put(f"new{i}", random.Random(i).randbytes(1_000_000))
+        copy = subprocess.Popen([SERVER, "backup", file, "--rate", "100K", "--data", s.data], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in deadline(30):
+            if os.path.exists(file + ".part"):
+                break
+        s.kill()
+        copy.communicate(timeout=30)
+        assert open(file, "rb").read() == whole and os.path.exists(file + ".part")
+        # cut, damaged, something else, longer
+        bad, rng = str(tmp_path / "bad"), random.Random(5)
+        assert run("restore", "--from", file + ".part", data=str(tmp_path / "x"), check=False).returncode != 0
+        flipped = bytearray(whole)
+        for cut in [0, 5, 19, 60, len(whole) - 1, len(whole) - 40] + [rng.randrange(len(whole)) for _ in range(10)]:
+            open(bad, "wb").write(whole[:cut])
+            assert run("restore", "--from", bad, data=str(tmp_path / "x"), check=False).returncode != 0, cut
+        for at in [0, 30, 65, len(whole) - 1] + [rng.randrange(len(whole)) for _ in range(20)]:
+            flipped[at] ^= 1 << rng.randrange(8)
+            open(bad, "wb").write(flipped)
+            flipped[at] = whole[at]
+            done = run("restore", "--from", bad, data=str(tmp_path / "x"), check=False)
+            assert done.returncode != 0 and "nothing was touched" in done.stderr, at
+        open(bad, "wb").write(whole + b"x")
+        assert run("restore", "--from", bad, data=str(tmp_path / "x"), check=False).returncode != 0 and not (tmp_path / "x").exists()
+        restored = str(tmp_path / "new")
+        run("restore", "--from", file, data=restored)
+        assert report("fsck", data=restored)["problems"] == [] and report("scrub", data=restored)["blocks_damaged"] == 0
+        shutil.rmtree(s.data)
+        shutil.copytree(restored, s.data)
+        s.start()
+        same(s, made)
+        # over what the killed one left; and through a pipe, while it serves
+        report("backup", file, data=s.data)
+        assert sorted(os.listdir(tmp_path)) == ["bad", "new", "one"]
+        piped = str(tmp_path / "piped")
+        stream = subprocess.run([SERVER, "backup", "-", "--data", s.data], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+        assert stream.returncode == 0 and b"objects_copied" in stream.stderr and not [n for n in os.listdir(s.data) if n.startswith("backup-")]
+        done = subprocess.run([SERVER, "restore", "--from", "-", "--data", piped], input=stream.stdout[:-1], capture_output=True, timeout=120)
+        assert done.returncode != 0 and not os.path.exists(piped)
+        done = subprocess.run([SERVER, "restore", "--from", "-", "--data", piped], input=stream.stdout, capture_output=True, timeout=120)
+        assert done.returncode == 0 and sorted(os.listdir(tmp_path)) == ["bad", "new", "one", "piped"], done.stderr
+        assert report("fsck", data=piped)["problems"] == []
+        s.kill()
+        shutil.rmtree(s.data)
+        shutil.copytree(piped, s.data)
+        s.start()
+        same(s, made)
+
+
 def test_killed_at_each_step_of_gc_backup_and_restore(tmp_path):
     """At every named point, offline: what is left is whole, and the same command run again completes it."""
     def killed(point, *words, data):
