@@ -481,7 +481,7 @@ void sync_down(struct world *w, struct model *m) {
 }
 
 /* What the engine does about a refusal: the planner's decision. A parked operation is tried again by the next round. */
-static void refused(struct world *w, const struct outbox_item *item, const struct op *op, const struct op_result *r) {
+void sync_refused(struct world *w, const struct outbox_item *item, const struct op *op, const struct op_result *r) {
         struct plan_facts facts = { 0 };
         struct tree_applied applied;
         struct plan plan;
@@ -554,7 +554,7 @@ size_t sync_up(struct world *w, struct model *m) {
                                 sync_down(w, m); /* the event is faster */
                         MUST(tree_accepted(w->tree, &results[i], world_is_open, w, w->arena, &applied));
                 } else {
-                        refused(w, &items[i], &ops[i], &results[i]);
+                        sync_refused(w, &items[i], &ops[i], &results[i]);
                 }
         }
         return n;

@@ -517,6 +517,20 @@ static void test_clone_sent_the_temporary(void **state) {
         assert_true(id_equal(&n.id, &op.node));
 }
 
+/* A name that was made and taken away again before it was sent leaves nothing. */
+static void test_link_and_unlink(void **state) {
+        struct node n;
+        MUST(tree_link(w.tree, f.ino, INO_ROOT, "second", 6, &n));
+        clock_manual_advance(&w.clock, 1000);
+        MUST(rm(&w, INO_ROOT, "second"));
+        struct outbox_item items[2];
+        assert_int_equal(outbox_all(&w, items, 2), 0);
+        world_check(&w); /* it is settled */
+        MUST(tree_get(w.tree, f.ino, &n));
+        assert_false(n.pending);
+        assert_int_equal(n.nlink, 1);
+}
+
 static void test_replays(void **state) {
         struct id ids[4];
         for (unsigned i = 0; i < 4; i++) {
@@ -814,6 +828,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_refused_before_its_directory, setup, teardown), cmocka_unit_test_setup_teardown(test_lost_content, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_answered_stays, setup, teardown), cmocka_unit_test_setup_teardown(test_written_after_save_over, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_written_after_unlink, setup, teardown), cmocka_unit_test_setup_teardown(test_clone_sent_the_temporary, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_link_and_unlink, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -105,6 +105,7 @@ void sync_events(struct world *w, struct model *m, uint64_t from, uint64_t to);
 void sync_down(struct world *w, struct model *m);
 /* One round of what the engine does: what may go is sent, judged, and its answers handled as the planner does it. Returns the number of operations handled. */
 size_t sync_up(struct world *w, struct model *m);
+void sync_refused(struct world *w, const struct outbox_item *item, const struct op *op /* as it was sent */, const struct op_result *r);
 /* Until nothing is left; fails the test if it does not end. */
 void sync_all(struct world *w, struct model *m);
 struct content model_content(uint64_t gen, uint64_t size);

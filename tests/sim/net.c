@@ -226,17 +226,26 @@ void net_cut(struct client *c) {
                 }
 }
 
-int net_server_seq(struct world *w, uint64_t *ret) {
+int net_server_at(struct world *w, struct cursor *ret) {
         struct service_request r = { .method = "GET", .target = "/v1/workspaces/w", .authorization = w->authorization, .accept = "application/json", .content_length = -1 };
         struct service_answer a = { 0 };
         _cleanup_json_ json_t *j = NULL;
+        const char *epoch, *mark;
         int64_t seq = 0;
         int k = service_handle(w->server, &r, &a);
         if (k >= 0)
                 k = a.status == 200 ? json_parse(a.body.data, a.body.bytes, &j) : -EIO;
         if (k >= 0)
                 k = json_get_int(j, "seq", 0, INT64_MAX, &seq);
+        if (k >= 0)
+                k = json_get_str(j, "epoch", &epoch);
+        if (k >= 0)
+                k = json_get_str(j, "mark", &mark);
+        if (k >= 0)
+                k = hex_decode(epoch, ret->epoch.b, ID_BYTES);
+        if (k >= 0)
+                k = hex_decode(mark, ret->mark, sizeof ret->mark);
         service_answer_free(&a);
-        *ret = (uint64_t)seq;
+        ret->seq = (uint64_t)seq;
         return k;
 }

@@ -9,9 +9,14 @@
 
 #include "sim.h"
 
+/* Not the number alone: another epoch, or another life of the server, has reached it too. */
+static bool cursor_equal(const struct cursor *a, const struct cursor *b) {
+        return a->seq == b->seq && id_equal(&a->epoch, &b->epoch) && memcmp(a->mark, b->mark, sizeof a->mark) == 0;
+}
+
 int oracle_quiet(struct world *w, bool *ret) {
-        uint64_t seq;
-        int r = net_server_seq(w, &seq);
+        struct cursor at;
+        int r = net_server_at(w, &at);
         *ret = false;
         if (r < 0)
                 return wrong(w, "the server does not tell its seq: %s", err_name(r));
@@ -28,7 +33,7 @@ int oracle_quiet(struct world *w, bool *ret) {
                         return wrong(w, "%s: %s", c->name, status.reason);
                 if (!status.loaded || status.state != CONN_ONLINE || c->n_jobs || !readings_none(c))
                         return 0;
-                if (tree_cursor(c->cache->tree, &cursor) < 0 || cursor.seq != seq)
+                if (tree_cursor(c->cache->tree, &cursor) < 0 || !cursor_equal(&cursor, &at))
                         return 0;
                 const bool back = w->count[SIM_SERVER_ROLLBACKS]; /* then what was made in a directory that the server has forgotten waits for people */
                 if (outbox_totals(c->cache->tree, &totals) < 0 || totals.items > (back ? totals.parked + 8 : 0))
@@ -174,8 +179,7 @@ static int wait_quiet(struct world *w, const char *what) {
                 struct engine_status status;
                 struct outbox_totals totals = { 0 };
                 struct cache_totals ct = { 0 };
-                struct cursor cursor = { 0 };
-                uint64_t seq = 0;
+                struct cursor cursor = { 0 }, at = { 0 };
                 bool alone = false;
                 if (!c->up)
                         continue;
@@ -183,8 +187,8 @@ static int wait_quiet(struct world *w, const char *what) {
                 (void)!outbox_totals(c->cache->tree, &totals);
                 (void)!cache_totals(c->cache, &ct);
                 (void)!tree_cursor(c->cache->tree, &cursor);
-                (void)!net_server_seq(w, &seq);
-                alone = status.loaded && status.state == CONN_ONLINE && !totals.items && !ct.pending_files && cursor.seq == seq;
+                (void)!net_server_at(w, &at);
+                alone = status.loaded && status.state == CONN_ONLINE && !totals.items && !ct.pending_files && cursor_equal(&cursor, &at);
                 if (alone)
                         continue;
                 char reason[300] = "";
@@ -196,7 +200,7 @@ static int wait_quiet(struct world *w, const char *what) {
                                  item.op.name ? item.op.name : "", (unsigned long long)item.gen, item.attempts, item.error, item.reason);
                 wrong(w, "%s: %s not quiet after 10 min: state=%d (%s) loaded=%d outbox=%llu parked=%llu pending_files=%llu cursor=%llu server=%llu %s", what, c->name, (int)status.state,
                       status.reason, status.loaded, (unsigned long long)totals.items, (unsigned long long)totals.parked, (unsigned long long)ct.pending_files,
-                      (unsigned long long)cursor.seq, (unsigned long long)seq, reason);
+                      (unsigned long long)cursor.seq, (unsigned long long)at.seq, reason);
                 arena_free(a);
         }
         return w->why[0] ? -EIO : wrong(w, "%s: not quiet after 10 min", what);

@@ -134,7 +134,7 @@ bool net_due(const struct world *w, const struct message *m);
 int64_t net_time(const struct world *w, const struct message *m);
 void net_run(struct world *w, struct message *m);
 void net_cut(struct client *c);
-int net_server_seq(struct world *w, uint64_t *ret);
+int net_server_at(struct world *w, struct cursor *ret);
 
 /* world.c */
 int world_open(struct world *w, uint64_t seed, const char *base /* directory */, bool verbose) _must_check_;

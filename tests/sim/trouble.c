@@ -32,12 +32,12 @@ static void goes_down(struct world *w, struct client *c, enum down how) {
 
 /* The server forgets the older half of what it remembers of the past. */
 static void horizon_moves(struct world *w) {
-        uint64_t seq;
-        if (net_server_seq(w, &seq) < 0 || seq < 2)
+        struct cursor at;
+        if (net_server_at(w, &at) < 0 || at.seq < 2)
                 return;
-        uint64_t to = 1 + pick(w, seq);
+        uint64_t to = 1 + pick(w, at.seq);
         int r = meta_horizon_set(w->server->meta, WORKSPACE, to);
-        trace(w, "horizon=%llu of %llu: %d", (unsigned long long)to, (unsigned long long)seq, r);
+        trace(w, "horizon=%llu of %llu: %d", (unsigned long long)to, (unsigned long long)at.seq, r);
         w->count[SIM_HORIZONS] += r == 0;
 }
 
