@@ -109,9 +109,11 @@ static const char *op_col_text(struct sql_stmt *s, int at) { return (const char 
 static int op_begin(struct sql *db, bool write) { return write ? sql_run(db, "BEGIN IMMEDIATE", "") : sql_run(db, "BEGIN", ""); }
 static int op_commit(struct sql *db) { return sql_run(db, "COMMIT", ""); }
 
+/* Prepared when the connection is opened: a transaction that could not be ended for want of memory would stay open for ever, and each later one would fail. */
+static const char rollback[] = "ROLLBACK";
 static void op_rollback(struct sql *db) {
-        if (!sqlite3_get_autocommit(up(db)->db))
-                (void)sql_run(db, "ROLLBACK", "");
+        if (!sqlite3_get_autocommit(up(db)->db) && sql_run(db, rollback, "") < 0 && !sqlite3_get_autocommit(up(db)->db))
+                (void)op_exec(db, rollback);
 }
 
 static int op_now_ns(struct sql *db, int64_t *ret) {
@@ -212,6 +214,9 @@ int sql_sqlite_open(const char *path, const char *vfs, bool writer, struct clock
         }
         if (r == 0)
                 r = fail(q, sqlite3_db_config(q->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL));
+        struct sql_stmt *st;
+        if (r == 0)
+                r = sql_stmt(&q->sql, &st, rollback, "");
         if (r < 0) {
                 (void)sqlite3_close(q->db);
                 free(q);

@@ -7,11 +7,11 @@
  *   DIR/tmp/NAME            an object being written; what a crash left there is removed at the next open
  *
  * put: write the temporary, fsync it, link it to its name (link, not rename: a taken name is refused, never replaced), unlink the temporary, fsync the
- * leaf directory. A fan-out directory that had to be made is fsynced into its parent first, so that an acknowledged object
- * never hangs below a directory that a power cut takes away. Only then 0 is returned.
+ * leaf directory. A fan-out directory is fsynced into its parent before the first put of this process goes below it, whoever made it: another thread that has just done so, or a put whose
+ * fsync failed, proves nothing. So an acknowledged object never hangs below a directory that a power cut takes away. Only then 0 is returned.
  *
  * No lock: names are unique, every step is one system call on a path of its own; two writers of one name are decided by link(2). Two
- * threads that make the same fan-out directory both see it (EEXIST) and both fsync.
+ * threads that want the same fan-out directory may both fsync.
  *
  * Order of list: the fan-out is the name's prefix, so sorted directories in sorted directories give sorted names. A listing keeps one
  * leaf directory's names in memory at a time.
@@ -22,6 +22,7 @@
 #include <assert.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -31,12 +32,14 @@
 #include "base/io.h"
 #include "base/log.h"
 
+#define FAN_OUT 4096u
 #define DIR_NAMES_MAX 1000000u /* of one leaf directory */
 
 struct store_dir {
         struct store store;
         int dir_fd;
         int tmp_fd;
+        atomic_bool durable[2][FAN_OUT]; /* the name of this top, this leaf directory was fsynced */
 };
 
 void store_name_new(struct rng *r, char ret[STORE_NAME_BYTES + 1]) {
@@ -61,9 +64,10 @@ static void object_path(const char *object, char ret[STORE_NAME_BYTES + 8]) {
         (void)n;
 }
 
-/* Opens the leaf directory of an object, making what is missing durably. */
+/* Opens the leaf directory of an object; what is missing is made, and durable. */
 static int leaf_open(struct store_dir *d, const char *object, int *ret_fd) {
-        char top[2] = {object[0], 0}, leaf[3] = {object[1], object[2], 0};
+        char top[2] = {object[0], 0}, leaf[3] = {object[1], object[2], 0}, digits[4] = {object[0], object[1], object[2], 0};
+        unsigned number = (unsigned)strtoul(digits, NULL, 16);
         _cleanup_close_ int top_fd = -1;
         int fd, r;
 
@@ -71,12 +75,15 @@ static int leaf_open(struct store_dir *d, const char *object, int *ret_fd) {
                 int base = pass == 0 ? d->dir_fd : top_fd;
                 const char *name = pass == 0 ? top : leaf;
 
-                if (mkdirat(base, name, 0700) == 0) {
+                atomic_bool *durable = &d->durable[pass][pass == 0 ? number >> 8 : number];
+
+                if (!atomic_load(durable)) {
+                        if (mkdirat(base, name, 0700) < 0 && errno != EEXIST)
+                                return -errno;
                         r = fsync_dir(base);
                         if (r < 0)
                                 return r;
-                } else if (errno != EEXIST) {
-                        return -errno;
+                        atomic_store(durable, true);
                 }
                 fd = openat(base, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
                 if (fd < 0)
