@@ -145,7 +145,7 @@ static int attach(struct files *fs, struct stage *st) {
                         bottom = bottom->below;
                 if (bottom->base_limit == 0)
                         bottom->below = steal_ptr(old);
-                else
+                else if (outbox_carries(fs->c->tree, old->gen) == 0) /* else the newer one was based on what becomes of it, and the row of that went with a power cut: it is sent first */
                         r = stage_salvage(old, fs->lost_dir);
         }
         f->top = stage_ref(st);
@@ -154,7 +154,8 @@ static int attach(struct files *fs, struct stage *st) {
         f->loaded = true;
         file_update_flags(f);
         lock_drop(&f->lock);
-        stage_put(old);
+        if (old)
+                files_discard(fs, old);
         file_put(f);
         return r;
 }

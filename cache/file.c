@@ -16,7 +16,7 @@
  * written before) moves this file, with all its handles, to a conflict copy: a new node beside the old one. A handle is counted before the row is read (file_open), and the tree
  * asks file_is_open inside the transaction that changes the content: nobody opens old bytes under a new row.
  *
- * A generation with a failed write is not sealed; it stays the open stage and is shown, until it is healed, truncated or unlinked.
+ * A generation with a failed write is not sealed; it stays the open stage and is shown, until it is healed, truncated or unlinked. If nothing ever reached it, it just goes.
  * Locks: f->lock (RANK_FILE) guards the stack and is held over tree calls, never over fsync or waits for room. The table's lock (fs->lock, RANK_QUEUE) is a leaf: the tree asks
  * file_is_open from inside its transactions. */
 #include <assert.h>
@@ -525,6 +525,10 @@ int file_seal(struct file *f, uint64_t *ret_gen) {
         lock_take(&st->lock);
         bool open = st->state == STAGE_OPEN, failed = st->error != 0;
         lock_drop(&st->lock);
+        if (open && failed) {
+                LOCK_SCOPE(&st->io);
+                failed = st->logged; /* else there is nothing to be kept back, and it goes */
+        }
         if (!open || failed)
                 return 0;
         struct node node;
@@ -688,6 +692,11 @@ int file_freeze(struct cache *c, uint64_t ino, uint64_t *ret_gen) {
                 return 0;
         lock_take(&f->lock);
         int r = file_seal(f, ret_gen);
+        if (r == 0 && f->top) {
+                LOCK_SCOPE(&f->top->lock);
+                if (f->top->state == STAGE_OPEN)
+                        r = f->top->error;
+        }
         lock_drop(&f->lock);
         file_put(f);
         return r;

@@ -197,12 +197,13 @@ static int change(struct file *f, const struct change_args *a, bool *ret_full) {
 static void fail_write(struct file *f, int err, uint64_t off, uint64_t n) {
         struct stage *st;
         LOCK_SCOPE(&f->lock);
+        if (!f->error)
+                f->error = err;
         if (file_open_stage(f, &st) < 0)
-                return;
+                return; /* no generation, nothing to spoil */
         lock_take(&st->io);
         stage_fail(st, err, off, n);
         lock_drop(&st->io);
-        f->error = err;
         stage_put(st);
 }
 
@@ -232,9 +233,7 @@ ssize_t file_write(struct file_write *w) {
         if (full)
                 return file_wait_room(w, true);
         if (r < 0) {
-                LOCK_SCOPE(&f->lock);
-                if (!f->error)
-                        f->error = r;
+                file_write_failed(w, r);
                 return r;
         }
         if (fs->c->counters)
@@ -362,8 +361,8 @@ int file_take_error(struct file *f) {
         int r = f->error;
         if (!r && f->top) {
                 LOCK_SCOPE(&f->top->lock);
-                if (f->top->state == STAGE_OPEN && f->top->untrusted)
-                        r = f->top->error;
+                if (f->top->state == STAGE_OPEN)
+                        r = f->top->error; /* also of a call that was no write: this generation is not committed as it is */
         }
         f->error = 0;
         return r;

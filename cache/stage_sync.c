@@ -186,15 +186,25 @@ int stage_sync(struct stage *st) {
         return sync_all(st->owner, &o, 1);
 }
 
+static bool is_untrusted(struct stage *st) {
+        LOCK_SCOPE(&st->io);
+        return st->untrusted;
+}
+
 int stages_sync_some(struct stages *s, const uint64_t *gens, size_t n) {
         lock_assert_none();
         _cleanup_free_ struct one *v = calloc(n + 1, sizeof *v);
         size_t k = 0;
         if (!v)
                 return -ENOMEM;
-        for (size_t i = 0; i < n; i++)
-                if (gens[i] && stage_get(s, gens[i], &v[k].stage) == 0)
+        for (size_t i = 0; i < n; i++) {
+                if (!gens[i] || stage_get(s, gens[i], &v[k].stage) < 0)
+                        continue;
+                if (is_untrusted(v[k].stage)) /* told when its sync failed. The server is a better place for it than this disk, and others in the batch wait */
+                        stage_put(v[k].stage);
+                else
                         k++;
+        }
         int result = sync_all(s, v, k);
         while (k > 0)
                 stage_put(v[--k].stage);

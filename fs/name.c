@@ -188,21 +188,23 @@ void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name) {
         call_with_room(req, &(struct held){ .op = remove_op, .dir = parent, .name = name, .flags = true });
 }
 
-static void freeze(struct mount *m, uint64_t ino) {
+static int freeze(struct mount *m, uint64_t ino) {
         uint64_t gen;
         int r = file_freeze(m->cfg.cache, ino, &gen);
         if (r < 0)
                 log_debug("event=freeze ino=%llu error=%s", (unsigned long long)ino, err_name(r));
+        return r;
 }
 
-static int freeze_named(struct mount *m, uint64_t parent, const char *name, size_t n) {
+/* over: it is about to take the place of another file. Then what it has must be what was written to it: else the other one would be replaced by less. */
+static int freeze_named(struct mount *m, uint64_t parent, const char *name, size_t n, bool over) {
         struct node node;
         int r = tree_lookup(m->cfg.cache->tree, nodeid_ino(parent), name, n, &node);
-        if (r < 0)
-                return r;
-        if (node.kind == NODE_FILE)
-                freeze(m, node.ino);
-        return 0;
+        if (r == 0 && node.kind == NODE_FILE) {
+                int k = freeze(m, node.ino);
+                r = over ? k : 0;
+        }
+        return r;
 }
 
 static int rename_op(struct call *c, const struct held *h) {
@@ -212,10 +214,12 @@ static int rename_op(struct call *c, const struct held *h) {
         int r = h->flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE) ? -EINVAL : name_length(h->name, &n);
         if (r == 0)
                 r = name_length(h->text, &n2);
+        struct node there;
+        bool over = r == 0 && tree_lookup(c->m->cfg.cache->tree, nodeid_ino(h->other), h->text, n2, &there) == 0 && !(h->flags & (RENAME_NOREPLACE | RENAME_EXCHANGE));
         if (r == 0)
-                r = freeze_named(c->m, h->dir, h->name, n);
+                r = freeze_named(c->m, h->dir, h->name, n, over);
         if (r == 0 && (h->flags & RENAME_EXCHANGE))
-                r = freeze_named(c->m, h->other, h->text, n2);
+                r = freeze_named(c->m, h->other, h->text, n2, false);
         if (r == 0)
                 r = tree_rename(c->m->cfg.cache->tree, nodeid_ino(h->dir), h->name, n, nodeid_ino(h->other), h->text, n2, h->flags, keep, &k, &moved, &replaced);
         if (r < 0)
@@ -235,7 +239,7 @@ static int link_op(struct call *c, const struct held *h) {
         size_t bytes;
         int r = name_length(h->name, &bytes);
         if (r == 0)
-                freeze(c->m, nodeid_ino(h->other));
+                (void)!freeze(c->m, nodeid_ino(h->other));
         uint64_t seals = file_seals(c->m->cfg.cache);
         if (r == 0)
                 r = tree_link(c->m->cfg.cache->tree, nodeid_ino(h->other), nodeid_ino(h->dir), h->name, bytes, &node);

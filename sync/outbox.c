@@ -61,16 +61,29 @@ void outbox_park_item(struct engine *e, const struct id *op, int error, const ch
         outbox_look(e);
 }
 
-/* Rows that an earlier run of the program had sent, or whose answer was lost: queued again, same ids. */
+static bool in_flight(const struct outbox *o, const struct id *op) {
+        if (!o->in_flight)
+                return false;
+        for (size_t i = 0; i < o->batch.n; i++)
+                if (id_equal(&o->batch.ops[i], op))
+                        return true;
+        return false;
+}
+
+/* Rows that an earlier run of the program had sent, or whose answer was lost: queued again, same ids. If the disk refuses that they would count as sent for ever, and what depends on them would
+ * overtake them: nothing is looked at until recover has done it. */
 static void unsend_all(struct engine *e, const struct id *ops, size_t n) {
         for (size_t i = 0; i < n; i++) {
                 int r = outbox_unsend(e->c.cache->tree, &ops[i]);
-                if (r < 0 && r != -ENOENT)
+                if (r < 0 && r != -ENOENT) {
                         log_warn("sync unsend err=%s", err_name(r));
+                        e->outbox.recovered = false;
+                }
         }
 }
 
 static int recover(struct engine *e) {
+        e->outbox.recovered = true;
         struct arena *a = NULL;
         size_t n = 0, max = 1 << 16;
         int r = arena_new(512u << 20, &a);
@@ -80,10 +93,14 @@ static int recover(struct engine *e) {
         if (r >= 0)
                 r = outbox_list(e->c.cache->tree, a, false, items, max, &n);
         for (size_t i = 0; r >= 0 && i < n; i++)
-                if (items[i].state == OUT_SENT)
+                if (items[i].state == OUT_SENT && !in_flight(&e->outbox, &items[i].op.id))
                         unsend_all(e, &items[i].op.id, 1);
         free(items);
         arena_free(a);
+        if (r < 0)
+                e->outbox.recovered = false;
+        else if (!e->outbox.recovered)
+                r = -EIO; /* told already */
         return r;
 }
 
@@ -230,15 +247,6 @@ static void send_batch(struct engine *e, const struct outbox_item *const *looked
         engine_set_sending(e, n_sent);
         r->finished = outbox_batch_done;
         request_send(r, request_deadline(e, r->call->body.bytes));
-}
-
-static bool in_flight(const struct outbox *o, const struct id *op) {
-        if (!o->in_flight)
-                return false;
-        for (size_t i = 0; i < o->batch.n; i++)
-                if (id_equal(&o->batch.ops[i], op))
-                        return true;
-        return false;
 }
 
 /* Goes through what may go now: gets uploads going, and (when no commit is in flight) sends what is ready. */
@@ -409,7 +417,7 @@ int64_t outbox_step(struct engine *e, int64_t now) {
                         log_warn("sync outbox=recover err=%s", err_name(r));
                         return now + 1000;
                 }
-                o->recovered = true;
+                o->look = true;
         }
         if (load_active(e) || !connect_online(e))
                 return NEVER;

@@ -131,7 +131,7 @@ struct outbox {
         struct batch batch; bool in_flight;
         unsigned limit;            /* operations in the next batch: 1 while a refused body is being narrowed down */
         struct backoff backoff; int64_t retry_at_ms;
-        bool recovered;            /* rows that an earlier run had sent are queued again */
+        bool recovered;            /* rows that an earlier run had sent, or that could not be queued again when their answer was lost, are queued again */
 };
 void outbox_init(struct engine *e);
 void outbox_free(struct engine *e);

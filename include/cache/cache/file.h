@@ -34,7 +34,7 @@ void cache_close(struct cache *c);
 int cache_loaded(struct cache *c) _must_check_;
 /* The set of held nodes (tree_held) has changed: the cached bytes of those are not evicted. Cost: one pass over them. */
 int cache_keep_held(struct cache *c) _must_check_;
-int cache_sync(struct cache *c) _must_check_;   /* everything accepted is durable (local) on return */
+int cache_sync(struct cache *c) _must_check_;   /* everything accepted is durable (local) on return. A file whose sync fails is an error once here, and in each file_sync of it */
 int cache_turn(struct cache *c) _must_check_;   /* by_hand: a round of the flusher; as cache_sync, and what the flusher does after that */
 
 struct file;
@@ -86,7 +86,8 @@ int file_set_mtime(struct cache *c, uint64_t ino, int64_t mtime_ns) _must_check_
 int file_sync(struct file *f) _must_check_;
 /* ino has another name, or (save over a file) another id: what is on disk of it says so, in case that the tree file is lost. replaced: the node whose id it took, ino 0: none. */
 void file_renamed(struct cache *c, const struct node *node, const struct node *replaced);
-/* A commit point now, if there is anything: rename, link, quiet point. ret_gen: the generation that carries it, 0: nothing was dirty. */
+/* A commit point now, if there is anything: rename, link, quiet point. ret_gen: the generation that carries it, 0: nothing was dirty. The error of a generation that is spoiled: what was
+ * written is not committed. */
 int file_freeze(struct cache *c, uint64_t ino, uint64_t *ret_gen) _must_check_;
 /* The ladder of durability, and where a node stands on it at this moment (semantics.md, 1). -ENOENT. 2 SELECTs */
 enum level { LEVEL_ACCEPTED = 0, LEVEL_LOCAL = 1, LEVEL_SERVER = 2 };
@@ -95,7 +96,7 @@ int file_level(struct cache *c, uint64_t ino, enum level *ret) _must_check_;
 /* Files that are not on the server, by level. Costs by what is pending: 1 SELECT, and 2 per file with an open stage. */
 struct cache_levels { uint64_t accepted, local; };
 int cache_levels(struct cache *c, struct cache_levels *ret) _must_check_;
-/* The error that close must report (a write of this generation failed); cleared by reporting it once. */
+/* The error that close must report: a call of this handle's file failed (cleared by reporting it once), or its generation is spoiled and not committed as it is (reported until that is healed). */
 int file_take_error(struct file *f) _must_check_;
 /* ---- engine ---- */
 /* Fates of generations, as tree_apply, tree_accepted and tree_resolve tell them. Committed: stages become blobs, open handles go on with the same bytes. Moved: as file_reassign.

@@ -22,7 +22,7 @@ struct stages_config {
 /* Reference to the stage of a generation. -ENOENT. */
 int stage_get(struct stages *s, uint64_t gen, struct stage **ret) _must_check_;
 /* The bytes of these generations (0 and unknown ones are passed over) survive a power cut on return: before their operation is marked as sent, which is durable too. No lock held; one fdatasync
- * for all small ones and one or two for each large one, none for what is synced already. */
+ * for all small ones and one or two for each large one, none for what is synced already. One whose sync failed is an error once; later it is passed over, because it will never be better than that here. */
 int stages_sync_some(struct stages *s, const uint64_t *gens, size_t n) _must_check_;
 void stage_put(struct stage *stage);
 uint64_t stage_ino(const struct stage *stage);
