@@ -45,7 +45,8 @@ static inline void tmpdir_reap(int fd) {
 /* Makes a directory from a template as mkdtemp's. NULL: as there. */
 static inline char *tmpdir_new(char *path) {
         static int to_reaper = -1;
-        if (to_reaper < 0) {
+        static pid_t owner; /* a process that was forked off has its own */
+        if (to_reaper < 0 || owner != getpid()) {
                 int fds[2];
                 if (pipe2(fds, O_CLOEXEC) < 0)
                         return NULL;
@@ -60,6 +61,7 @@ static inline char *tmpdir_new(char *path) {
                         return NULL;
                 (void)close(fds[0]);
                 to_reaper = fds[1];
+                owner = getpid();
         }
         if (strlen(path) >= sizeof ((struct tmpdir_path *)0)->path || !mkdtemp(path))
                 return NULL;

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "../tmpdir.h"
 
 /* TARN_TEST_SEED, or a fresh one; printed, so that a failure can be repeated. */
 static inline uint64_t test_seed(struct rng_seeded *r) {
@@ -34,7 +35,7 @@ static inline int test_remove_one(const char *path, const struct stat *st, int k
 static inline char *test_dir(void) {
         static char path[64];
         (void)snprintf(path, sizeof path, "/tmp/tarn-base-test.%s", "XXXXXX");
-        assert_non_null(mkdtemp(path));
+        assert_non_null(tmpdir_new(path));
         return path;
 }
 static inline void test_dir_remove(const char *path) {

@@ -2,6 +2,7 @@
 /* test_limit.c: the hard limit, with du running all the time: a stream through a small cache, turnover of small contents, a random walk compared with a model, a file
  * system that is really full. TARN_TEST_SCALE multiplies limit and stream (4: 256 MiB, 2 GiB). */
 #include "world.h"
+#include "../tmpdir.h"
 
 #include <dirent.h>
 #include <poll.h>
@@ -235,7 +236,7 @@ static void test_random_walk(void **state) {
 /* The limit is larger than the file system: ENOSPC from the kernel at any write. Reads are right all the same. */
 static void test_full_file_system(void **state) {
         char dir[] = "/tmp/tarn-full-XXXXXX";
-        assert_non_null(mkdtemp(dir));
+        assert_non_null(tmpdir_new(dir));
         if (mount("tarn-test", dir, "tmpfs", 0, "size=20m") < 0) {
                 (void)rmdir(dir);
                 print_message("no tmpfs here: %s\n", strerror(errno));

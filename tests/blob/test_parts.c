@@ -5,6 +5,7 @@
 #include "lru.h"
 #include "pack.h"
 #include "room.h"
+#include "../tmpdir.h"
 
 static void test_lru_order(void **state) {
         struct lru *l;
@@ -125,7 +126,7 @@ static void test_pack_random(void **state) {
         struct rng_seeded rng;
         rng_seed(&rng, test_seed());
         char dir[] = "/tmp/tarn-pack-XXXXXX";
-        assert_non_null(mkdtemp(dir));
+        assert_non_null(tmpdir_new(dir));
         struct room room;
         struct pack *p;
         room_init(&room, 1024ull * MIB, 0);

@@ -24,6 +24,7 @@
 #include "base/lock.h"
 #include "base/log.h"
 #include "cache/blob.h"
+#include "../tmpdir.h"
 
 #define KIB 1024u
 #define MIB (1024u * 1024u)
@@ -267,7 +268,7 @@ static inline struct world *world_new_floor(const char *parent, uint64_t limit, 
         struct world *w = calloc(1, sizeof *w);
         w->floor = floor;
         (void)snprintf(w->dir, sizeof w->dir, "%s/tarn-blob-XXXXXX", parent);
-        assert_non_null(mkdtemp(w->dir));
+        assert_non_null(tmpdir_new(w->dir));
         w->source = (struct source){ world_fetch, world_cancel };
         lock_init(&w->lock, "world", RANK_QUEUE);
         cond_init(&w->more);

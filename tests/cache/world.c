@@ -7,6 +7,7 @@
 
 #include "db.h"
 #include "tree_priv.h"
+#include "../tmpdir.h"
 
 const char *world_at = "/tmp", *world_vfs;
 
@@ -64,7 +65,7 @@ void world_reopen(struct world *w, unsigned readers) {
 void world_open_bare(struct world *w, uint64_t seed, unsigned readers) {
         memset(w, 0, sizeof(*w));
         (void)snprintf(w->dir, sizeof(w->dir), "%s/tarn-tree-test.XXXXXX", world_at);
-        assert_non_null(mkdtemp(w->dir));
+        assert_non_null(tmpdir_new(w->dir));
         (void)snprintf(w->path, sizeof(w->path), "%s/tree.db", w->dir);
         rng_seed(&w->rng, seed);
         clock_manual_init(&w->clock, 1000, 1700000000000000000);

@@ -11,6 +11,7 @@
 
 #include "base/io.h"
 #include "cli.h"
+#include "../tmpdir.h"
 
 static char base[64];
 
@@ -129,7 +130,7 @@ static void test_infos(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = { cmocka_unit_test(test_state_dir), cmocka_unit_test(test_places_differ), cmocka_unit_test(test_mountpoint_path), cmocka_unit_test(test_infos) };
         snprintf(base, sizeof base, "/tmp/tarn-cli-XXXXXX");
-        if (!mkdtemp(base))
+        if (!tmpdir_new(base))
                 return 1;
         int failed = cmocka_run_group_tests(tests, NULL, NULL);
         char command[128];

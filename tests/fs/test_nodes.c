@@ -19,6 +19,7 @@
 #include <linux/fuse.h>
 
 #include "fs.h"
+#include "../tmpdir.h"
 
 #define SENT_MAX 256
 
@@ -93,7 +94,7 @@ static int start(void **state) {
         lock_init(&w->lock, "world", RANK_LOG);
         cond_init(&w->changed);
         (void)snprintf(w->dir, sizeof w->dir, "/tmp/tarn-nodes-test.%s", "XXXXXX");
-        assert_non_null(mkdtemp(w->dir));
+        assert_non_null(tmpdir_new(w->dir));
         char path[96];
         (void)snprintf(path, sizeof path, "%s/tree.db", w->dir);
         struct tree_config tc = { .path = path, .readers = 2, .clock = clock_system(), .rng = rng_system(), .counters = &w->counters };

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_meta_kit.c: see test_meta_kit.h. */
 #include "test_meta_kit.h"
+#include "../tmpdir.h"
 
 #include <dirent.h>
 #include <stdlib.h>
@@ -25,7 +26,7 @@ static void make(struct kit *k, bool threaded) {
         clock_manual_init(&k->clock, 1000, 1700000000ll * 1000000000ll);
         if (kit_on_disk) {
                 (void)snprintf(k->dir, sizeof k->dir, "%s/tarn-meta-XXXXXX", access("/tmp", W_OK) == 0 ? "/tmp" : ".");
-                assert_non_null(mkdtemp(k->dir));
+                assert_non_null(tmpdir_new(k->dir));
                 (void)snprintf(k->path, sizeof k->path, "%s/meta.db", k->dir);
         }
         assert_int_equal(arena_new(256u << 20, &k->a), 0);

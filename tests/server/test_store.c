@@ -15,6 +15,7 @@
 
 #include "base/thread.h"
 #include "store.h"
+#include "../tmpdir.h"
 
 struct home { char dir[64]; struct store *store; };
 
@@ -40,7 +41,7 @@ static int home_dir(void **state) {
 
         assert_non_null(h);
         (void)snprintf(h->dir, sizeof h->dir, "/tmp/tarn-store-XXXXXX");
-        assert_non_null(mkdtemp(h->dir));
+        assert_non_null(tmpdir_new(h->dir));
         assert_int_equal(store_dir_open(h->dir, &h->store), 0);
         *state = h;
         return 0;

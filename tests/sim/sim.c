@@ -23,6 +23,7 @@
 #include "base/log.h"
 #include "disk.h"
 #include "sim.h"
+#include "../tmpdir.h"
 
 #define TURNS_MAX 200000u
 #define FAILURES_MAX 30u
@@ -166,7 +167,7 @@ static int make_base(void) {
         struct stat st;
         if (!base)
                 base = stat("/dev/shm", &st) == 0 ? "/dev/shm" : "/tmp";
-        return (size_t)snprintf(base_dir, sizeof base_dir, "%s/tarn-sim-XXXXXX", base) >= sizeof base_dir ? -ENAMETOOLONG : mkdtemp(base_dir) ? 0 : -errno;
+        return (size_t)snprintf(base_dir, sizeof base_dir, "%s/tarn-sim-XXXXXX", base) >= sizeof base_dir ? -ENAMETOOLONG : tmpdir_new(base_dir) ? 0 : -errno;
 }
 
 static unsigned long number(const char *text) {

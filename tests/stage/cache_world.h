@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 
 #include "file_priv.h"
+#include "../tmpdir.h"
 
 struct server_node { struct id id; struct node_row row; struct entry_row entry; char name[NAME_BYTES_MAX + 1]; };
 struct cw {
@@ -77,7 +78,7 @@ static inline struct cw *cw_new(uint64_t limit, uint64_t seed) {
         w->source = world_new(256 * MIB);
         rng_seed(&w->source->rng, seed);
         (void)snprintf(w->dir, sizeof w->dir, "/tmp/tarn-stage-XXXXXX");
-        assert_non_null(mkdtemp(w->dir));
+        assert_non_null(tmpdir_new(w->dir));
         assert_int_equal(pool_new("worker", 2, &w->pool), 0);
         return w;
 }

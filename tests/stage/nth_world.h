@@ -15,7 +15,6 @@
 
 #include "base/digest.h"
 #include "base/err.h"
-#include "tmpdir.h"
 
 #define NAMES 12
 #define STATES 64
@@ -36,6 +35,7 @@ struct nw {
         struct cw *w;
         struct entry e[NAMES];
         size_t n_e;
+        char home[128];
         unsigned told;
         uint32_t fill;
         struct id ops[200]; size_t n_ops; /* that the server has taken */
@@ -717,6 +717,8 @@ static inline void nw_new(struct nw *x, uint64_t limit) {
         rng_seed(&s->rng, 1);
         (void)snprintf(w->dir, sizeof w->dir, "%s/tarn-nth-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
         assert_non_null(tmpdir_new(w->dir));
+        (void)snprintf(x->home, sizeof x->home, "%s", w->dir);
+        (void)snprintf(w->dir, sizeof w->dir, "%.100s/cache", x->home);
 }
 static inline void nw_free(struct nw *x) {
         struct cw *w = x->w;
@@ -728,7 +730,7 @@ static inline void nw_free(struct nw *x) {
         free(s->known);
         cond_destroy(&s->more);
         lock_destroy(&s->lock);
-        remove_tree(w->dir);
+        remove_tree(x->home);
         free(s);
         free(w->nodes);
         free(w);

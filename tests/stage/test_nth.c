@@ -140,8 +140,8 @@ static bool one(enum nth_kind kind, unsigned n, bool ever) {
         nth_phase("now");
         tells += x.told > 0;
         char killed[200], cut[200];
-        (void)snprintf(killed, sizeof killed, "%s.killed", x.w->dir);
-        (void)snprintf(cut, sizeof cut, "%s.cut", x.w->dir);
+        (void)snprintf(killed, sizeof killed, "%s/killed", x.home);
+        (void)snprintf(cut, sizeof cut, "%s/cut", x.home);
         bool all = only_n || getenv("TARN_TEST_SCALE"), kills = all || n % 3 == 0, cuts = all || n % 3 == 1;
         if (kind == NTH_SYNC && ever) { /* a disk that makes nothing durable any more, and then loses its power: nothing was promised (docs/sync.md) */
                 kills |= cuts;

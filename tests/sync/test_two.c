@@ -26,6 +26,7 @@
 #include "base/lock.h"
 #include "base/log.h"
 #include "sync/engine.h"
+#include "../tmpdir.h"
 
 static const char *server_program;
 static char top[200], url[64];
@@ -414,7 +415,7 @@ static int setup(void **state) {
         char data[300];
         const char *base = getenv("TMPDIR");
         snprintf(top, sizeof top, "%s/tarn-two-XXXXXX", base ? base : "/tmp");
-        assert_non_null(mkdtemp(top));
+        assert_non_null(tmpdir_new(top));
         snprintf(data, sizeof data, "%s/server", top);
         pick_port();
         run((const char *const[]){ server_program, "init", "--data", data, NULL }, NULL);
