@@ -17,11 +17,12 @@
  *   a write of it had failed         shown again as it was, not committed, until it is healed or truncated
  *   tree: already in the outbox      KNOWN: kept with its layers
  *   tree: newer than its rows        QUEUED or LOST_FOUND (node made again): sealed, kept
+ *   tree: taken back by a power cut  a plain file in lost+found/: its node was made after the last mark, and it was not fsynced
  *   tree: committed or replaced      COMMITTED: becomes a blob if its bytes are those of the row, else discarded
  *   tree: new, its predecessor lost  kept aside (files.late) until the tree is loaded from the server (cache_loaded), then as above: tree_recover.c
  *
- * An outbox row without its stage can only come from damage, a failed sync, or a power cut under a program that had no marks yet: it goes back to what is here of the file, or is dropped, so
- * that the file shows its last version again. One thread until the flusher starts. */
+ * An outbox row without its stage, or with one that is not whole (no seal), can only come from damage, a sync that failed, or a power cut under a program that had no marks yet: it goes back to what is here
+ * of the file (the stage as far as it was synced, if it is the file's own; else an older generation), or is dropped, so that the file shows its last version again. One thread until the flusher starts. */
 #include <assert.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -161,7 +162,7 @@ static int attach(struct files *fs, struct stage *st) {
 }
 
 /* Seals what was open, asks the tree, keeps or drops. ret_keep: somebody shows it. */
-static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool *ret_recovered) {
+static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool *ret_recovered, unsigned *ret_lost) {
         struct stage *st = fo->stage;
         *ret_keep = false;
         if (stage_error(st)) {
@@ -189,6 +190,15 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
                 log_debug("cache recover gen=%" PRIu64 " ino=%" PRIu64 " known", st->gen, id.ino);
         else
                 log_info("cache recover gen=%" PRIu64 " ino=%" PRIu64 " result=%d", st->gen, id.ino, (int)how);
+        if (how == RECOVER_BEHIND) {
+                for (struct stage *x = id.size ? st : NULL; r == 0 && x; x = x->below)
+                        r = stage_salvage(x, fs->lost_dir);
+                if (r < 0)
+                        log_error("cache recover gen=%" PRIu64 " salvage error=%s", st->gen, err_name(r));
+                *ret_lost += id.size && r == 0;
+                *ret_keep = r < 0; /* stays where it is */
+                return 0;
+        }
         if (how == RECOVER_COMMITTED) {
                 /* the server has it: if these are the bytes that the row shows, they need not come from there again */
                 struct node node;
@@ -326,7 +336,7 @@ static int match_found(struct files *fs, struct stages_found *found, unsigned *r
                 bool recovered = false;
                 if (!fo->top)
                         continue;
-                int r = match(fs, fo, &fo->keep, &recovered);
+                int r = match(fs, fo, &fo->keep, &recovered, ret_lost);
                 if (r < 0)
                         return r;
                 *ret_recovered += recovered;
@@ -359,14 +369,34 @@ static bool same_base(const struct stage *st, const struct op *op) {
         return id_equal(base, &op->version) || id_equal(base, &op->id) || (op->kind == OP_CREATE && id_is_zero(base));
 }
 
-/* In the boot in which it was queued, a generation whose log has no seal, and that is not as long as its row says, has lost records: a log that cannot be read any more, while an older home of the
- * stage (before it grew) still can. After a power cut that is not known: the row may be younger than what was synced of the stage. */
-static void doubt_unsealed(struct stages_found *found, const struct outbox_item *item) {
+/* What a new file was saved over before the server had either: it had this name, and its node is gone. */
+static bool was_saved_over(struct files *fs, const struct stage *st, const struct op *op) {
+        struct node node;
+        return op->kind == OP_CREATE && id_equal(&st->head.parent, &op->parent) && strlen(st->head.name) == op->name_bytes &&
+               memcmp(st->head.name, op->name, op->name_bytes) == 0 && tree_get(fs->c->tree, stage_ino(st), &node) == -ENOENT;
+}
+
+/* A row is queued with a sealed generation. In the boot in which it was, one whose log has no seal, and that is not as long as its row says, has lost records: a log that cannot be read any more, while an
+ * older home of the stage (before it grew) still can. After a power cut its last sync failed, or there was none (no marks yet): as far as it was synced it is a state that its own file had, and the row
+ * becomes that of this state. A save over another file has no such state: the name shows all of it or nothing. 1: settled. */
+static int doubt_unsealed(struct files *fs, struct stages_found *found, const struct outbox_item *item, bool new_boot) {
         struct found_stage *fo = found_of(found, item->gen);
-        if (!fo || fo->damaged || fo->done || fo->sealed || fo->stage->error || stage_size(fo->stage) == item->op.content.size)
-                return;
+        if (!fo || fo->damaged || fo->done || fo->sealed || fo->stage->error)
+                return 0;
+        if (!new_boot && stage_size(fo->stage) == item->op.content.size)
+                return 0;
+        bool over = item->op.kind == OP_REPLACE;
+        for (size_t k = 0; !over && k < found->n && found->v[k].stage->gen < item->gen; k++)
+                over = !found->v[k].done && was_saved_over(fs, found->v[k].stage, &item->op);
+        if (new_boot && !over) {
+                struct stage_identity id = { .gen = item->gen, .size = stage_size(fo->stage), .mtime_ns = fo->stage->mtime_ns };
+                int r = tree_content_lost(fs->c->tree, item->gen, &id);
+                if (r != -EINVAL)
+                        return r < 0 ? r : 1;
+        }
         log_warn("cache recover gen=%" PRIu64 " ino=%" PRIu64 " bytes=%" PRIu64 " of=%" PRIu64 " records_lost", item->gen, item->ino, stage_size(fo->stage), item->op.content.size);
         fo->damaged = true;
+        return 0;
 }
 
 /* Rows whose bytes a power cut took: they go back to what is here of the file. Its stage may be marked as a layer of the one that is lost. */
@@ -384,13 +414,18 @@ static int rows_go_back(struct files *fs, struct stages_found *found, bool new_b
                 qsort(found->v, found->n, sizeof *found->v, by_gen);
         for (size_t i = 0; r == 0 && i < n; i++) {
                 struct found_stage *older = NULL;
-                if (items[i].gen && !new_boot)
-                        doubt_unsealed(found, &items[i]);
+                if (items[i].gen && (r = doubt_unsealed(fs, found, &items[i], new_boot)) != 0) {
+                        r = MIN(r, 0);
+                        continue;
+                }
                 if (!items[i].gen || is_here(found, items[i].gen))
                         continue;
                 for (size_t k = 0; k < found->n && found->v[k].stage->gen < items[i].gen; k++) {
                         struct found_stage *fo = &found->v[k];
-                        if (!fo->damaged && !fo->done && (stage_ino(fo->stage) == items[i].ino || id_equal(&fo->stage->head.node, &items[i].op.node)) && same_base(fo->stage, &items[i].op))
+                        if (fo->damaged || fo->done)
+                                continue;
+                        if (((stage_ino(fo->stage) == items[i].ino || id_equal(&fo->stage->head.node, &items[i].op.node)) && same_base(fo->stage, &items[i].op)) ||
+                            was_saved_over(fs, fo->stage, &items[i].op))
                                 older = fo; /* the newest */
                 }
                 struct stage_identity id = { 0 };
@@ -406,11 +441,15 @@ static int rows_go_back(struct files *fs, struct stages_found *found, bool new_b
 }
 
 int files_recover(struct files *fs, struct stages_found *found, bool new_boot, unsigned *ret_recovered, unsigned *ret_lost) {
-        uint64_t newest = 0;
+        uint64_t newest = 0, ino = 0;
         bool later = false;
-        for (size_t i = 0; i < found->n; i++)
+        for (size_t i = 0; i < found->n; i++) {
                 newest = MAX(newest, found->v[i].stage->gen);
+                ino = MAX(ino, stage_ino(found->v[i].stage));
+        }
         int r = tree_birth(fs->c->tree, newest);
+        if (r == 0)
+                r = tree_inos_above(fs->c->tree, ino);
         if (r == 0)
                 r = rows_go_back(fs, found, new_boot);
         if (r == 0)

@@ -4,7 +4,7 @@
  * "cache-flush" waits on one condition with a deadline and does, in this order:
  *
  *   1. a second after something became dirty, or at once when asked or when the tree's log is long: sync stages (stage_sync.c), then the tree (tree_sync.c)
- *   2. what may only go after that sync: stages that nobody needs; committed stages are handed to the workers (file_commit.c)
+ *   2. what may only go after that sync, if nothing in it failed: stages that nobody needs; committed stages are handed to the workers (file_commit.c)
  *   3. outbox rows that could not be written before are tried again
  *   4. writers that wait for room, in order of arrival
  *   5. once a minute the blobs' index, so that a kill costs the order of a minute and not of the whole day
@@ -199,6 +199,10 @@ static int64_t serve_waiters(struct files *fs) {
         }
 }
 
+static int row_names(void *arg, uint64_t gen) {
+        return outbox_carries(((struct files *)arg)->c->tree, gen);
+}
+
 int files_flush(struct files *fs) {
         lock_assert_none();
         lock_take(&fs->lock);
@@ -216,13 +220,15 @@ int files_flush(struct files *fs) {
         int t = tree_sync(fs->c->tree); /* costs nothing if nothing was committed since */
         if (t < 0)
                 log_error("cache tree_sync error=%s", err_name(t));
-        if (t == 0)
+        /* what was replaced by a generation that did not reach the platter is all that a power cut would leave of the file */
+        const bool whole = r == 0 && t == 0 && !stages_spoilt(fs->c->stages, row_names, fs);
+        if (whole)
                 files_loose_go(fs);
         lock_take(&fs->lock);
         fs->flushing = false;
         cond_broadcast(&fs->idle);
         lock_drop(&fs->lock);
-        if (t == 0)
+        if (whole)
                 files_retire(fs, upto);
         stages_relocate(fs->c->stages);
         segments_tidy(fs->c->stages->segs);

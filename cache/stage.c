@@ -126,6 +126,7 @@ int stage_new(struct stages *s, const struct stage_header *head, struct stage *b
         st->session = head->session;
         st->head = *head;
         lock_init(&st->io, "stage io", RANK_STAGE_IO);
+        lock_init(&st->sync, "stage sync", RANK_STAGE_IO);
         lock_init(&st->lock, "stage", RANK_STAGE);
         st->state = STAGE_OPEN;
         st->log.fd = st->fd = st->sums_fd = -1;
@@ -225,6 +226,7 @@ static struct stage *stage_free(struct stage *st) {
         free(st->sent_bits);
         free(st->reused_bits);
         lock_destroy(&st->io);
+        lock_destroy(&st->sync);
         lock_destroy(&st->lock);
         free(st);
         return below;

@@ -15,6 +15,7 @@
 #define SMALL_STAGE_RECORDS 256u
 #define STAGE_SEGS_MAX 8u
 #define LOG_POOL_MAX 64u
+#define SPOILT_MAX 64u
 #define LOG_CHARGE (64u << 10)          /* room for an own log is taken in steps */
 #define CHUNK_PARAM_SENT 1                /* a single block is its own content under every parameter id */
 
@@ -62,6 +63,8 @@ struct stage {
         struct segment *segs[STAGE_SEGS_MAX]; unsigned n_segs; /* io: references */
         bool data_gone;               /* its data file is another one's or not there: fixed by recovery. Nothing of it is synced or given back */
         bool untrusted;               /* io: an fsync failed: nothing of it is believed */
+        struct lock sync;             /* RANK_STAGE_IO, with nothing else: who asks the disk about its own files. The kernel tells a failure once, to whoever comes first */
+        bool sync_failed;             /* sync: it was told; for good */
 
         struct lock lock;             /* RANK_STAGE: everything below */
         enum stage_state state;
@@ -113,6 +116,7 @@ struct stages {
         uint64_t n_open, n_sealed, dirty_bytes;
         uint64_t next_gen;
         uint32_t log_pool[LOG_POOL_MAX]; size_t n_log_pool;
+        uint64_t spoilt[SPOILT_MAX]; size_t n_spoilt; /* generations whose sync failed and that may still be needed; more: all are, for good */
         _Atomic bool waiting;         /* writers wait for room */
         struct listener *listener;
         void (*kick)(void *arg); void *kick_arg; /* the flusher: something became dirty */
@@ -156,6 +160,8 @@ int stage_note(struct stage *st, enum slog_kind kind, uint64_t off, uint64_t byt
 int stage_sync(struct stage *st) _must_check_;         /* No lock held. -ENOSPC: not now; -EIO: never */
 int stages_sync_dirty(struct stages *s) _must_check_;  /* No lock held */
 int stages_sync_sealed(struct stages *s) _must_check_; /* locks below RANK_STAGE_IO may be held */
+/* Has the sync of a generation failed that is still needed? named: as outbox_carries. No lock held. */
+bool stages_spoilt(struct stages *s, int (*named)(void *arg, uint64_t gen), void *arg);
 /* ---- stage_own.c: the large home ---- */
 int own_log_begin(struct stage *st) _must_check_;
 int own_log_append(struct stage *st, const struct slog_entry *e, const void *payload) _must_check_;

@@ -17,7 +17,9 @@
  * place answers -EAGAIN. Control records (seal, done, reassign, ...) end things and must not wait: they may run into a slack behind the nominal end, and where that is full too, or
  * nothing was ever written, a segment is made for them on the spot, beyond the limit if need be (one segment at most: what they end gives room back).
  *
- * One lock (RANK_SEGMENT), a leaf but for nothing; no I/O under it. */
+ * A sync that failed spoils the segment: nobody knows which of its bytes arrived. It takes no more, whoever has bytes in it that were not synced before hears of it (stage_sync.c), and it is not used again.
+ *
+ * One lock (RANK_SEGMENT), a leaf but for nothing; no I/O under it. The lock `sync` of a segment is held while the disk is asked. */
 #include "stage_seg.h"
 
 #include <assert.h>
@@ -58,6 +60,7 @@ int segments_new(const struct segments_config *c, struct segments **ret) {
 }
 
 static void segment_close(struct segment *seg) {
+        lock_destroy(&seg->sync);
         if (seg->fd >= 0)
                 (void)close(seg->fd);
         free(seg);
@@ -117,6 +120,7 @@ static int segment_create(struct segments *s, struct segment **ret) {
         if (!seg)
                 return -ENOMEM;
         *seg = (struct segment) { .owner = s, .fd = -1 };
+        lock_init(&seg->sync, "segment sync", RANK_STAGE_IO);
         char name[STAGE_DATA_NAME];
         int r;
         uint64_t order;
@@ -191,7 +195,7 @@ static struct segment *reserve_locked(struct segments *s, uint64_t bytes, bool c
         }
         if (fits_locked(s, s->current, bytes))
                 return s->current;
-        if (control && s->current && s->current->end + bytes <= (uint64_t)s->cfg.segment_bytes + SEGMENT_SLACK)
+        if (control && s->current && !s->current->failed && s->current->end + bytes <= (uint64_t)s->cfg.segment_bytes + SEGMENT_SLACK)
                 return s->current;
         return NULL;
 }
@@ -257,11 +261,30 @@ bool segment_is_synced(struct segment *seg, uint64_t pos) {
         return pos < seg->synced;
 }
 
+bool segment_failed(struct segment *seg) {
+        LOCK_SCOPE(&seg->owner->lock);
+        return seg->failed;
+}
+
+/* The kernel tells a failure to one caller only, and it is told to all who have bytes here: one asks at a time, and notes it before the next one does. */
+static int ask_disk(struct segments *s, struct segment *g) {
+        LOCK_SCOPE(&g->sync);
+        int r = FAILPOINT("segment.sync");
+        if (r == 0 && fdatasync(g->fd) < 0)
+                r = -errno;
+        LOCK_SCOPE(&s->lock);
+        if (r < 0) {
+                log_error("segment number=%" PRIu32 " sync error=%s", g->number, err_name(r));
+                g->failed = g->full = true;
+        }
+        return g->failed ? -EIO : 0;
+}
+
 /* The newest one before below_order that has records behind its last mark. */
 static struct segment *unsynced_locked(struct segments *s, uint64_t below_order) {
         struct segment *best = NULL;
         for (struct segment *g = s->all; g; g = g->next)
-                if (g->end > g->marked && g->order < below_order && (!best || g->order > best->order))
+                if (g->end > g->marked && !g->failed && g->order < below_order && (!best || g->order > best->order))
                         best = g;
         return best;
 }
@@ -283,9 +306,7 @@ int segments_sync(struct segments *s) {
                         done = MIN(done, w->pos);
                 lock_drop(&s->lock);
 
-                int r = FAILPOINT("segment.sync");
-                if (r == 0 && fdatasync(g->fd) < 0)
-                        r = -errno;
+                int r = ask_disk(s, g);
                 if (r == 0)
                         FAILPOINT_HERE("segment.synced");
 
@@ -351,7 +372,7 @@ void segments_tidy(struct segments *s) {
                 if (g) {
                         *p = g->next;
                         s->n--;
-                        keep = !s->spare;
+                        keep = !s->spare && !g->failed;
                         order = s->order++;
                 }
                 lock_drop(&s->lock);
@@ -381,6 +402,7 @@ int segments_found(struct segments *s, uint32_t number, int fd, const struct slo
         if (!seg)
                 return -ENOMEM;
         *seg = (struct segment) { .owner = s, .fd = fd, .number = number, .salt = f->salt, .order = f->order, .end = end, .synced = end, .marked = end, .refs = 1, .full = true };
+        lock_init(&seg->sync, "segment sync", RANK_STAGE_IO);
         LOCK_SCOPE(&s->lock);
         seg->next = s->all;
         s->all = seg;

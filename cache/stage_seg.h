@@ -23,6 +23,8 @@ struct segment {
         struct seg_writing *writing; /* owner's lock: reservations that are being written */
         unsigned refs;             /* owner's lock: stages with records here, and readers */
         bool full;                 /* owner's lock: takes no more */
+        bool failed;               /* owner's lock, set under sync too: a sync of it failed; what was not synced before never is */
+        struct lock sync;          /* RANK_STAGE_IO, with nothing else: who asks the disk */
 };
 struct segments;
 struct segments_config { int dir_fd; struct blobs *blobs; struct rng *rng; uint32_t segment_bytes; uint64_t order; /* first free */ };
@@ -38,7 +40,8 @@ int segments_append(struct segments *s, const struct slog_entry *e, const void *
 struct segment *segment_ref(struct segment *seg);
 void segment_put(struct segment *seg);
 bool segment_is_synced(struct segment *seg, uint64_t pos);
-/* Everything appended before the call is on the platter. No lock held. */
+bool segment_failed(struct segment *seg);
+/* Everything appended before the call is on the platter, but for what lies in segments that have failed (segment_failed); those take no more records. Returns the first failure. No lock held. */
 int segments_sync(struct segments *s) _must_check_;
 /* Emptied segments become spare or go. May fsync; no lock held. */
 void segments_tidy(struct segments *s);

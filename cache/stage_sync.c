@@ -13,13 +13,15 @@
  *   stages_sync_sealed    all sealed ones: before each sync of the tree, whose rows name these
  *   stages_sync_dirty     all: once a second
  *
- * An fsync that failed spoils the stage for good (stage_write.c). No room for the mark: nothing is spoilt, and the stage stays in the list.
+ * An fsync that failed spoils the stage for good (stage_write.c), for everybody: the kernel tells it once, to whoever asks first, so one asks at a time (st->sync, and the segments' own) and the answer is
+ * kept. What a spoilt generation replaced is not let go while a row names it (stages_spoilt). No room for the mark: nothing is spoilt, and the stage stays in the list.
  * Locks below RANK_STAGE_IO may be held: a transaction that finds the tree's log full comes here with its file's lock (tree_sync.c). */
 #include "stage_core.h"
 
 #include <assert.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/failpoint.h"
@@ -65,10 +67,18 @@ static void failed(struct one *o, int r) {
         o->busy = false;
 }
 
-static void sync_data(struct one *o) {
-        int r = FAILPOINT("stage.sync");
-        if (r == 0 && fdatasync(o->fd) < 0)
+/* The kernel tells a failure to one caller only: so one asks at a time, and it is noted before the next one does. */
+static int ask_disk(struct stage *st, int fd, int r) {
+        lock_assert_held(&st->sync);
+        if (r == 0 && fdatasync(fd) < 0)
                 r = -errno;
+        st->sync_failed |= r < 0;
+        return r == 0 && st->sync_failed ? -EIO : r;
+}
+
+static void sync_data(struct one *o) {
+        LOCK_SCOPE(&o->stage->sync);
+        int r = ask_disk(o->stage, o->fd, FAILPOINT("stage.sync"));
         if (r < 0)
                 failed(o, r);
 }
@@ -85,7 +95,9 @@ static void write_mark(struct one *o) {
         lock_drop(&st->lock);
         if (still && sums_digest(&st->map, st->sums_fd, &digest) < 0) /* io guards map and sums */
                 digest = 0;
-        int r = own_log_open(st);
+        int r = FAILPOINT("stage.mark");
+        if (r == 0)
+                r = own_log_open(st);
         if (r == 0)
                 r = stage_note(st, LOG_SYNC, o->seq, digest, 0, 0, NULL, 0);
         if (r == -ENOSPC)
@@ -99,11 +111,18 @@ static void write_mark(struct one *o) {
 }
 
 static void sync_log(struct one *o) {
-        int r = FAILPOINT("stage.sync.log");
-        if (r == 0 && fdatasync(o->log_fd) < 0)
-                r = -errno;
+        LOCK_SCOPE(&o->stage->sync);
+        int r = ask_disk(o->stage, o->log_fd, FAILPOINT("stage.sync.log"));
         if (r < 0)
                 failed(o, r);
+}
+
+/* Small: do all of its records lie where a sync did not fail? io held */
+static int segments_state(struct stage *st) {
+        for (unsigned i = 0; i < st->n_segs; i++)
+                if (segment_failed(st->segs[i]))
+                        return -EIO;
+        return 0;
 }
 
 /* io held */
@@ -120,6 +139,37 @@ static void set_synced(struct stage *st, uint64_t changes, bool large) {
                         segment_put(st->segs[--st->n_segs]);
 }
 
+/* A row may name it, and what it replaced is still needed then. */
+static void note_spoilt(struct stage *st) {
+        struct stages *s = st->owner;
+        LOCK_SCOPE(&s->lock);
+        if (!st->untrusted && s->n_spoilt < SPOILT_MAX)
+                s->spoilt[s->n_spoilt++] = st->gen;
+}
+
+bool stages_spoilt(struct stages *s, int (*named)(void *arg, uint64_t gen), void *arg) {
+        uint64_t v[SPOILT_MAX];
+        lock_assert_none();
+        lock_take(&s->lock);
+        size_t n = s->n_spoilt, kept = 0;
+        memcpy(v, s->spoilt, n * sizeof *v);
+        lock_drop(&s->lock);
+        for (size_t i = 0; i < n; i++)
+                if (n == SPOILT_MAX || named(arg, v[i]) != 0) /* if it cannot be told: needed */
+                        kept++;
+                else
+                        v[i] = 0;
+        if (kept == n)
+                return n > 0;
+        LOCK_SCOPE(&s->lock);
+        size_t left = 0;
+        for (size_t i = 0; i < s->n_spoilt; i++)
+                if (i >= n || v[i])
+                        s->spoilt[left++] = s->spoilt[i];
+        s->n_spoilt = left;
+        return left > 0;
+}
+
 static void end(struct one *o, bool did) {
         struct stage *st = o->stage;
         if (o->log_fd >= 0)
@@ -131,7 +181,10 @@ static void end(struct one *o, bool did) {
                 return;
         }
         LOCK_SCOPE(&st->io);
+        if (o->result == 0 && !o->large && !st->large)
+                o->result = segments_state(st);
         if (o->result < 0) {
+                note_spoilt(st);
                 log_error("stage gen=%llu sync error=%s", (unsigned long long)st->gen, err_name(o->result));
                 st->untrusted = true;
                 stage_fail(st, -EIO, 0, UINT64_MAX);
@@ -160,12 +213,11 @@ static int sync_all(struct stages *s, struct one *v, size_t n) {
                 return -ENOMEM;
         for (size_t i = 0; i < n; i++)
                 did[i] = v[i].busy;
-        int seg = small ? segments_sync(s->segs) : 0;
+        if (small)
+                (void)!segments_sync(s->segs); /* each of them hears of its own segments */
         for (size_t i = 0; i < n; i++)
                 if (v[i].busy && v[i].large)
                         sync_data(&v[i]);
-                else if (v[i].busy && seg < 0)
-                        failed(&v[i], seg);
         for (size_t i = 0; i < n; i++)
                 if (v[i].busy && v[i].large)
                         write_mark(&v[i]);

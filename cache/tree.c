@@ -181,6 +181,10 @@ static int open_state(struct tree *t, const struct tree_config *config) {
                 return r;
         if (db_log_torn(t->w) && version > 0 && (r = check_tree_rules(t->w)) != 0)
                 return r < 0 ? r : -EBADMSG;
+        int64_t newest = 0;
+        if (version > 0 && (r = db_int(t->w, &newest, "SELECT max(ino) FROM node", "")) < 0)
+                return r;
+        t->ino_newest = (uint64_t)newest;
         r = db_begin(t->w);
         if (r == 0 && version == 0)
                 r = create_schema(t, config);

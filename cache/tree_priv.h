@@ -87,6 +87,7 @@ struct tree {
         struct arena *scratch;
         struct { uint64_t next, limit, limit_before; } numbers[N_NUMBERS];
         uint64_t inos_known;            /* those below were given before this process */
+        uint64_t ino_newest;            /* of the nodes that this process found */
         bool power_cut;                 /* this process found the file after one, and took it back to its mark */
         bool raise;                     /* who makes a round: the file is still an older program's, for which marks mean nothing */
         uint64_t born_us;               /* when this file was made: generations of files lost before it are lower */

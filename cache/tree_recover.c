@@ -10,7 +10,8 @@
  *   deleted here on purpose (tombstone)                        COMMITTED
  *   its ino is another id's by now                             as the node that has the ino says (atomic saves hand ids on, and a power cut takes them back)
  *   ino and id are gone, and this file has known the ino       COMMITTED: deleted here, or replaced by an atomic save of an atomic save
- *   no such ino was given yet                                  COMMITTED: made, and never fsynced, after the moment to which a power cut took the tree back
+ *   after a power cut: its ino is newer than all nodes here    BEHIND: made, and never fsynced, after the moment to which the tree went back: a plain file in lost+found/ (or removed just before
+ *                                                              that moment, and nothing was made since: nobody knows any more)
  *   deleted by the server while it was open here               the node is made again: QUEUED, or LOST_FOUND
  *   nothing (the file was lost and is new)                     likewise
  *
@@ -18,6 +19,8 @@
  * loaded from the server (tree_recovers_later), because only then there is something to compare with. Then a stage whose node lives is an edit of it, with the base that its header
  * names: the server says whether it has these bytes already, takes them, or calls it a conflict. A stage whose node the server does not have is made again. What else was in the lost
  * outbox (directories, renames, deletions, attributes that were not sent) is gone with it; a directory's files come back in lost+found/.
+ *
+ * Inos that stages name are never given again, also if a power cut took back that they were given: before anything is made in recovery the next one is raised above them (tree_inos_above), for good.
  *
  * Before that, rows whose generation is not on disk (a row may be durable before its bytes are) go back to the newest older generation of their file that is: what was fsynced under
  * it has not been let go before the newer one was synced too.
@@ -43,6 +46,24 @@ int tree_birth(struct tree *t, uint64_t gen) {
         r = tree_end(t, r);
         if (r == 0 && newborn)
                 t->born_us = MAX(t->born_us, gen);
+        return r;
+}
+
+int tree_inos_above(struct tree *t, uint64_t ino) {
+        struct { uint64_t next, limit; } before;
+        int r = tree_begin(t);
+        before.next = t->numbers[NUMBER_INO].next;
+        before.limit = t->numbers[NUMBER_INO].limit;
+        if (r == 0 && ino >= before.next && ino < INT64_MAX) {
+                r = meta_set(t->w, "next_ino", (int64_t)ino + 1);
+                t->numbers[NUMBER_INO].next = t->numbers[NUMBER_INO].limit = ino + 1; /* inos_known stays: those below were not given by what this file knows */
+        }
+        r = tree_end(t, r);
+        if (r < 0) {
+                LOCK_SCOPE(&t->lock);
+                t->numbers[NUMBER_INO].next = before.next;
+                t->numbers[NUMBER_INO].limit = before.limit;
+        }
         return r;
 }
 
@@ -134,9 +155,10 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
         int64_t local;
         int r;
         bool known = s->ino < t->inos_known && s->gen > t->born_us; /* inos are never used again */
-        if (t->power_cut && s->gen > t->born_us && !known) { /* made behind the mark to which a power cut took this file back */
-                *ret = RECOVER_COMMITTED;
-                return 0;
+        if (t->power_cut && s->gen > t->born_us && s->ino > t->ino_newest) {
+                r = tomb_get(t, &s->node, &seq, &local);
+                *ret = local == TOMB_DELETED ? RECOVER_COMMITTED : RECOVER_BEHIND;
+                return r;
         }
         /* The ino first: what the stage says of its node may be of a save over a file that a power cut took back. */
         ino = s->ino;

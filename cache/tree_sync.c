@@ -15,7 +15,8 @@
  * Commits go on meanwhile. What is in the log behind the mark may or may not reach the platter, by itself or by 3; it does not count after a power cut, because the log is cut at the mark
  * (power_cut). So the tree then shows the state at the end of one transaction, complete, not older than any tree_sync that has returned. Generations that were let go since then
  * are still there (file_commit.c lets them go after a round that began after their row had gone), newer ones are found by themselves (tree_recover.c).
- * If sync_first fails (a disk that refuses one file) the round goes on: the rest is worth it, and recovery knows rows without bytes.
+ * If sync_first fails (a disk that refuses one file) the round goes on: the rest is worth it. Recovery sees that the bytes of that row are not whole (its stage has no seal that was synced), and what they
+ * replaced is still there, because nothing is let go while it may be needed for that (files_flush).
  *
  * Checkpoint. Only what is marked may be moved into the database. When the log has log_pages, the owner is told (log_full) and makes a round soon; a round that finds it so closes the
  * *gate*: no transaction begins, steps 1 to 4 once more for the few commits since, checkpoint, gate open. Should nobody come, the transaction that finds twice as many does it itself. A thread at the

@@ -184,12 +184,13 @@ class Client:
         o = f"cache_dir={self.cache}" + ("," + options if options else "")
         return self.tarn("mount", f"{self.world.server.url}/{workspace}", self.dir, "-o", o, check=check, timeout=120)
 
-    def mount_in_foreground(self, failpoints=None):
+    def mount_in_foreground(self, failpoints=None, options="", signed_in=False):
         """The daemon as a child of the test; its log is foreground_log. It may still be starting."""
-        self.login()
+        if not signed_in:
+            self.login()
         env = dict(self.env, TARN_FAILPOINTS=failpoints) if failpoints else self.env
         with open(self.foreground_log, "ab") as log:
-            self.foreground = subprocess.Popen([str(TARN), "mount", f"{self.world.server.url}/work", str(self.dir), "-f", "-o", f"cache_dir={self.cache}"], env=env, stdin=subprocess.DEVNULL, stderr=log)
+            self.foreground = subprocess.Popen([str(TARN), "mount", f"{self.world.server.url}/work", str(self.dir), "-f", "-o", ",".join(filter(None, [f"cache_dir={self.cache}", options]))], env=env, stdin=subprocess.DEVNULL, stderr=log)
         return self.foreground
 
     def status(self):

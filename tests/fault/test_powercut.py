@@ -12,6 +12,9 @@ last durable one:
 
 A name shows the file that it was at some moment, and a file one of its states: it may have had another name then, as with any file system that does not sync a rename.
 
+A third of the cuts hits a start: the daemon is killed (-9) first, and the power goes while the next one opens the cache, held at some named place of its start or at a random moment of it, or just after.
+Nothing is promised then that was not at the moment of the kill.
+
 The server is away in two of three rounds; at the end everything is sent, and a client with an empty cache shows the same. A run in which most cuts lost nothing at all would not show that the
 cut works: it is void if fewer than a fifth of the cuts took something away.
 
@@ -32,6 +35,9 @@ from writer import differences, overlay, seen
 CUTS = max(2, int(25 * SCALE / (4 if PATIENCE > 1 else 1)))
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 NO_LOG_FLUSH = 2
+# where a start may be held: what it reads, brings back and makes durable before it serves, and the first moments after that
+PLACES = ["tree.opened", "recover.found", "recover.match", "recover.flush", "segment.sync", "segment.synced", "stage.sync", "stage.sync.log", "tree.commit", "tree.committed", "tree.sync", "tree.synced", "tree.marked",
+          "mount.visible"]
 NAMES = [f"f{i}" for i in range(12)]
 
 
@@ -232,6 +238,17 @@ class Disk:
         until(lambda: subprocess.run(["umount", str(self.dir)], stderr=subprocess.DEVNULL).returncode == 0, 20, "the disk is let go")
 
 
+def start_again(a, r, options):
+    """kill -9 and a start, which has come to some point when this returns: (moment of the kill, the daemon, was it still starting)."""
+    killed = time.monotonic()
+    a.kill()
+    place = r.choice(PLACES) if r.random() < 0.7 else None
+    daemon = a.mount_in_foreground(f"{place}=hold@{r.choice((1, 1, 2, 3))}" if place else None, options, signed_in=True)
+    threading.Event().wait(PATIENCE * (0.3 + 0.3 * r.random() if place else 0.5 * r.random()))
+    assert daemon.poll() is None, f"the start failed: {a.log_text()[-2000:]}"
+    return killed, daemon, a.pid() != daemon.pid
+
+
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
 def test_power_cut_of_the_client(world, kind):
     seed = int(os.environ.get("TARN_TEST_SEED", 0)) or random.SystemRandom().randrange(1, 1 << 32)
@@ -244,7 +261,7 @@ def test_power_cut_of_the_client(world, kind):
     a.cache = disk.dir / "cache"
     options = "cache_size=200M,free_floor=1,drain_timeout=0"
     count = {"lost after fsync": 0, "lost after 1 s": 0, "torn": 0, "conflict copies": 0, "given up": 0, "oldest given up ms": 0}
-    cuts = felt = acknowledged = synced = 0
+    cuts = felt = acknowledged = synced = starts = unfinished = 0
     states = {"w0": {}, "w1": {}}
     try:
         a.mount(options=options)
@@ -258,10 +275,18 @@ def test_power_cut_of_the_client(world, kind):
             for w in writers:
                 w.start()
             threading.Event().wait(r.choice((0.1, 0.5, 1.5, 3)) * r.random())
-            cut = time.monotonic()
-            os.kill(a.pid(), signal.SIGSTOP)  # nothing computes on a machine without power
-            disk.cut()
-            a.kill()
+            if cuts % 3 == 2:
+                cut, daemon, early = start_again(a, r, options)
+                daemon.send_signal(signal.SIGSTOP)
+                disk.cut()
+                daemon.kill()
+                daemon.wait()
+                starts, unfinished = starts + 1, unfinished + early
+            else:
+                cut = time.monotonic()
+                os.kill(a.pid(), signal.SIGSTOP)  # nothing computes on a machine without power
+                disk.cut()
+                a.kill()
             cuts += 1
             for w in writers:
                 w.stop.set()
@@ -290,7 +315,7 @@ def test_power_cut_of_the_client(world, kind):
                     assert not wrong, f"{kind}, cut {cuts}, through another client: {wrong[:10]}"
                 b.umount()
                 world.clients.remove(b)
-        print(f"{kind}: {cuts} cuts, {felt} took something, {acknowledged} acknowledged calls, {synced} syncs, {count}")
+        print(f"{kind}: {cuts} cuts, {starts} of them in a start ({unfinished} before it served), {felt} took something, {acknowledged} acknowledged calls, {synced} syncs, {count}")
         assert felt >= cuts / 5, f"void: only {felt} of {cuts} cuts took anything away"
     finally:
         a.close()

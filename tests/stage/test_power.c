@@ -3,6 +3,15 @@
  * must not count, so that a name shows the old or the new content and nothing else. Nothing is synced but by the test. */
 #include "cache_world.h"
 
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include "base/failpoint.h"
+#include "tree_priv.h"
+
 static void open_by_hand(struct cw *w) {
         char note[200];
         struct cache_config c = { .dir = w->dir, .limit_bytes = w->limit, .uid = 1000, .gid = 1000, .clock = clock_system(), .rng = rng_system(), .counters = &w->counters,
@@ -209,7 +218,219 @@ static void test_the_log_is_back(void **state) {
         log_is_back(true);
 }
 
+/* The sync of a new generation fails: its row is marked all the same, so it is not believed after a power cut, and what it replaced is still there. half: the first half of it was synced. */
+static void sync_fails(const char *how, bool again, bool over, bool half, size_t n) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        open_by_hand(w);
+        save(w, "f", 'o', n, false);
+        assert_int_equal(cache_sync(w->cache), 0);
+        const char *name = over ? ".f.tmp" : "f";
+        if (half) {
+                if (over)
+                        (void)cw_create(w, INO_ROOT, name);
+                struct node node;
+                assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, name, strlen(name), &node), 0);
+                static uint8_t p[400000];
+                memset(p, 'n', sizeof p);
+                assert_true(n <= sizeof p);
+                struct file *f = cw_file(w, node.ino, true, true);
+                assert_int_equal(write_at(f, 0, p, n / 2, false, WAIT_MS), n / 2);
+                assert_int_equal(file_sync(f), 0);
+                assert_int_equal(write_at(f, n / 2, p, n - n / 2, false, WAIT_MS), n - n / 2);
+                file_release(f, true);
+        } else {
+                save(w, name, 'n', n, false);
+        }
+        if (over)
+                mv(w, name, "f");
+        assert_int_equal(failpoint_arm(how), 0);
+        assert_true(cache_sync(w->cache) < 0);
+        if (again) /* for ever */
+                assert_true(cache_sync(w->cache) < 0);
+        else
+                assert_int_equal(failpoint_arm("stage.sync=off;stage.sync.log=off"), 0);
+        for (int i = 0; i < 3; i++)
+                (void)!cache_sync(w->cache); /* what was spoilt is not tried again */
+        assert_int_equal(failpoint_arm("stage.sync=off;stage.sync.log=off;stage.mark=off;segment.sync=off"), 0);
+        die(w, true);
+        if (strstr(how, "log")) /* the bytes are there, and the record that says so, too: here all that was written is */
+                expect(w, "f", 'n', n);
+        else if (over)
+                expect(w, "f", 'o', n); /* all of it or nothing */
+        else
+                expect(w, "f", 'n', half ? n / 2 : 0); /* a state that it had: when it was opened it was emptied */
+        cw_free(w);
+}
+
+static void test_a_sync_that_failed(void **state) {
+        for (int i = 0; i < 4; i++) {
+                sync_fails("stage.sync=fail:EIO", false, i & 1, i & 2, 300000);
+                sync_fails("stage.sync.log=fail:EIO", false, i & 1, i & 2, 300000);
+                sync_fails("stage.mark=fail:ENOSPC", true, i & 1, i & 2, 300000);
+        }
+}
+
+/* ---- two who sync at once: the kernel tells a failure to one of them ---- */
+
+static uint64_t hits_of;
+static const char *hits_name;
+static void count_hits(void *arg, const char *name, uint64_t hits) {
+        if (strcmp(name, hits_name) == 0)
+                hits_of = MAX(hits_of, hits);
+}
+static void wait_hits(const char *name, uint64_t n) {
+        for (int64_t end = now_ms() + WAIT_MS;;) {
+                hits_name = name;
+                hits_of = 0;
+                failpoint_each(count_hits, NULL);
+                if (hits_of >= n)
+                        return;
+                assert_true(now_ms() < end);
+                (void)sched_yield();
+        }
+}
+
+struct syncer { pthread_t thread; struct cw *w; struct stage *st; int result; };
+static void *sync_it(void *arg) {
+        struct syncer *s = arg;
+        s->result = s->st ? stage_sync(s->st) : stages_sync_dirty(s->w->cache->stages);
+        return NULL;
+}
+static void begin_sync(struct syncer *s, struct cw *w, struct stage *st) {
+        s->w = w;
+        s->st = st;
+        assert_int_equal(pthread_create(&s->thread, NULL, sync_it, s), 0);
+}
+static int end_sync(struct syncer *s) {
+        assert_int_equal(pthread_join(s->thread, NULL), 0);
+        return s->result;
+}
+static struct stage *stage_of(struct cw *w, const char *name) {
+        struct node node;
+        struct stage *st;
+        assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, name, strlen(name), &node), 0);
+        assert_int_equal(stage_get(w->cache->stages, node.gen, &st), 0);
+        return st;
+}
+
+static void test_two_who_sync(void **state) {
+        struct syncer all, one, two;
+        struct cw *w = cw_new(256 * MIB, 1);
+        open_by_hand(w);
+        save(w, "small", 's', 3000, false);
+        save(w, "large", 'l', 300000, false);
+        struct stage *small = stage_of(w, "small");
+        assert_int_equal(failpoint_arm("segment.sync=error:EIO;stage.sync=hold"), 0);
+        begin_sync(&all, w, NULL); /* has heard of the segment, and is held before it can say so */
+        wait_hits("stage.sync", 1);
+        begin_sync(&one, w, small);
+        assert_int_equal(end_sync(&one), -EIO);
+        assert_int_equal(failpoint_arm("segment.sync=off;stage.sync=off"), 0);
+        assert_int_equal(end_sync(&all), -EIO);
+        save(w, "next", 'x', 3000, false); /* not in a segment that failed */
+        struct stage *next = stage_of(w, "next");
+        assert_int_equal(stage_sync(next), 0);
+        assert_int_equal(stage_sync(small), -EIO);
+        stage_put(next);
+        stage_put(small);
+
+        save(w, "a", 'a', 300000, false);
+        save(w, "b", 'b', 300000, false);
+        struct stage *a = stage_of(w, "a"), *b = stage_of(w, "b");
+        assert_int_equal(failpoint_arm("stage.sync=error:EIO;stage.sync.log=hold"), 0);
+        begin_sync(&all, w, NULL); /* one of the two failed, it is held with the other one's log */
+        wait_hits("stage.sync.log", 1);
+        begin_sync(&one, w, a);
+        begin_sync(&two, w, b);
+        wait_hits("stage.sync", 3); /* the one that failed: the other one waits for its turn */
+        assert_int_equal(failpoint_arm("stage.sync=off;stage.sync.log=off"), 0);
+        assert_int_equal(end_sync(&all), -EIO);
+        int ra = end_sync(&one), rb = end_sync(&two);
+        assert_true((ra == -EIO && rb == 0) || (ra == 0 && rb == -EIO));
+        assert_int_equal(stage_sync(a), ra);
+        assert_int_equal(stage_sync(b), rb);
+        stage_put(a);
+        stage_put(b);
+        cw_free(w);
+}
+
+/* ---- made behind the mark ---- */
+
+static bool in_lost_found(struct cw *w, const char *name, char c, size_t n) {
+        char path[200];
+        (void)snprintf(path, sizeof path, "%s/lost+found", w->dir);
+        DIR *d = opendir(path);
+        bool found = false;
+        for (struct dirent *e; d && !found && (e = readdir(d));) {
+                const char *at = strrchr(e->d_name, '-');
+                if (!at || strcmp(at + 1, name) != 0)
+                        continue;
+                _cleanup_buf_ struct buf b = BUF_INIT(1u << 20);
+                char full[500];
+                (void)snprintf(full, sizeof full, "%s/%s", path, e->d_name);
+                assert_int_equal(file_load(full, 1u << 20, &b), 0);
+                found = b.bytes == n;
+                for (size_t i = 0; found && i < n; i++)
+                        found = (char)b.data[i] == c;
+        }
+        if (d)
+                (void)closedir(d);
+        return found;
+}
+
+static void test_behind_the_mark(void **state) {
+        for (int i = 0; i < 2; i++) {
+                struct cw *w = cw_new(256 * MIB, 1);
+                size_t n = i ? 300000 : 3000;
+                open_by_hand(w);
+                save(w, "kept", 'k', n, true);
+                save(w, "new", 'n', n, false);
+                assert_int_equal(stages_sync_dirty(w->cache->stages), 0); /* its bytes are on the platter, its row is not */
+                die(w, true);
+                expect(w, "kept", 'k', n);
+                expect(w, "new", 0, 0);
+                assert_true(in_lost_found(w, "new", 'n', n));
+                assert_false(in_lost_found(w, "kept", 'k', n));
+                cw_free(w);
+        }
+}
+
+/* Two power cuts: the file that the first one took back is not there, but its stage comes back with the second one (its end was not on the platter). It is nobody's, whoever was made in between. */
+static void test_two_cuts(void **state) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        open_by_hand(w);
+        save(w, "kept", 'k', 3000, true);
+        uint64_t last = w->cache->tree->numbers[NUMBER_INO].limit - 1; /* from the next one on the mark knows nothing of them */
+        for (uint64_t i = 0, ino = 0; ino != last; i++) {
+                char name[24];
+                (void)snprintf(name, sizeof name, "x%" PRIu64, i);
+                ino = cw_create(w, INO_ROOT, name).ino;
+        }
+        save(w, "first", 'f', 300000, false);
+        assert_int_equal(stages_sync_dirty(w->cache->stages), 0);
+        char cmd[1200];
+        (void)snprintf(cmd, sizeof cmd, "mkdir %s.image && cp -a --sparse=always %s/stages %s/lent %s.image", w->dir, w->dir, w->dir, w->dir);
+        assert_int_equal(system(cmd), 0);
+        struct stage *st = stage_of(w, "first");
+        uint32_t number = st->log.number;
+        char data[STAGE_DATA_NAME];
+        memcpy(data, st->data_name, sizeof data);
+        stage_put(st);
+        die(w, true);
+        expect(w, "first", 0, 0);
+        struct node second = cw_create(w, INO_ROOT, "second");
+        assert_int_equal(tree_sync(w->cache->tree), 0);
+        (void)snprintf(cmd, sizeof cmd, "cp -a --sparse=always %s.image/stages/*-%08u %s/stages && cp -a --sparse=always %s.image/lent/%s %s/lent && rm -r %s.image", w->dir, number, w->dir, w->dir, data, w->dir, w->dir);
+        assert_int_equal(system(cmd), 0);
+        die(w, true);
+        expect(w, "second", 's', 0);
+        expect(w, "kept", 'k', 3000);
+        assert_true(second.ino != 0);
+        cw_free(w);
+}
+
 int main(void) {
-        const struct CMUnitTest tests[] = { cmocka_unit_test(test_save_over), cmocka_unit_test(test_fsynced), cmocka_unit_test(test_the_log_is_back) };
+        const struct CMUnitTest tests[] = { cmocka_unit_test(test_save_over), cmocka_unit_test(test_fsynced), cmocka_unit_test(test_the_log_is_back), cmocka_unit_test(test_a_sync_that_failed),
+                                            cmocka_unit_test(test_two_who_sync), cmocka_unit_test(test_behind_the_mark), cmocka_unit_test(test_two_cuts) };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

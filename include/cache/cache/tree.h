@@ -222,9 +222,11 @@ struct stage_identity { uint64_t ino, gen, below_gen; struct id node, parent, ba
 /* A tree file that was made anew (the old one is lost) must not take the generations of its predecessor for its own, whatever the clock says: the first call after it was made
  * says that everything up to gen is older than the file. Later calls change nothing. */
 int tree_birth(struct tree *t, uint64_t gen) _must_check_;
+/* Stages on disk name inos up to this one: none of them is given again, from now on and for good. One transaction, if it was not so. */
+int tree_inos_above(struct tree *t, uint64_t ino) _must_check_;
 /* True if a stage of this generation is older than the tree file and the tree was not loaded yet: nothing can be said about its node before that. */
 bool tree_recovers_later(struct tree *t, uint64_t gen);
-enum recover_result { RECOVER_QUEUED, RECOVER_KNOWN /* already in the outbox */, RECOVER_COMMITTED /* on the server: the stage may go */, RECOVER_LOST_FOUND };
+enum recover_result { RECOVER_QUEUED, RECOVER_KNOWN /* already in the outbox */, RECOVER_COMMITTED /* on the server: the stage may go */, RECOVER_LOST_FOUND, RECOVER_BEHIND /* a power cut took its node back */ };
 /* A power cut left the row of an operation that carries gen, but not its bytes. The operation gets those of an older generation of the file that are here (older: gen, size, mtime_ns), or a
  * CREATE becomes that of an empty file. Nothing was sent of it. -EINVAL: neither is possible, or it was sent: the caller drops it, and the server's version shows. */
 int tree_content_lost(struct tree *t, uint64_t gen, const struct stage_identity *older) _must_check_;
