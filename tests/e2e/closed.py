@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one writer of a mount remembers of the contents that it closed: the last one of each inode must be a version, unless the writer itself took the file's last name away.
 
-Whether it did cannot be told from the name: another mount may have moved another file there in the moment before the call. So the links of every file in question are counted before and after,
-by the daemon (what the kernel has cached of them may be old), through handles that the daemon does not know of (O_PATH): looking does not keep a file open."""
+Whether it did cannot be told from the name alone: another mount may have moved another file there in the moment before the call. So the links of every file in question are counted before and
+after, by the daemon (what the kernel has cached of them may be old), through handles that the daemon does not know of (O_PATH): looking does not keep a file open. Nor from the links alone: a
+deletion that the server refuses, because somebody else changed the file, gives the name back, maybe before they are counted. A file counts as taken away if either says so."""
 import ctypes
 import os
 
@@ -16,6 +17,21 @@ def links(fd):
     if libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_NLINK, buf) < 0:
         return 0
     return int.from_bytes(buf[16:20], "little")
+
+
+def inode(path):
+    try:
+        return os.lstat(path).st_ino if path else None
+    except OSError:
+        return None
+
+
+def taken(handles, act, path=None, source=None):
+    """Does act(). handles: key -> handle. Those whose files lost their last name by it. One that has none before may get one again: who wants the same name is not decided yet."""
+    before = {key: links(fd) for key, fd in handles.items()}
+    there, moved = inode(path), inode(source)
+    act()
+    return [key for key, fd in handles.items() if before[key] and (not links(fd) or (before[key] == 1 and there != moved and os.fstat(fd).st_ino == there))]
 
 
 class Closed:
@@ -42,11 +58,9 @@ class Closed:
         if fd >= 0:
             os.close(fd)
 
-    def take_away(self, act):
-        """act() may take the last name from a file. Returns the inodes of which it did. One that has none now may get one again: who wants the same name is not decided yet."""
-        named = [ino for ino, fd in self.watched.items() if links(fd)]
-        act()
-        gone = [ino for ino in named if not links(self.watched[ino])]
+    def take_away(self, act, path=None, source=None):
+        """act() may take the last name from a file: the one at this path, in whose place source may come. Returns the inodes of which it did."""
+        gone = taken(self.watched, act, path, source)
         for ino in gone:
             self.drop(ino)
         return gone

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, seed as with_seed, settings, strategi
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from support import PATIENCE, facts, seed_of_run, share, soon, until
-from closed import Closed, links
+from closed import Closed, taken
 from test_network import Behind
 from test_storm import versions
 
@@ -177,14 +177,15 @@ class Machine(RuleBasedStateMachine):
         finally:
             os.close(fd)
 
-    def take_away(self, m, act):
-        named = [h for k, h in self.kept.items() if k[0] == m and links(h[0])]
-        self.last[m].take_away(act)
-        for h in named:
-            h[2] = links(h[0]) == 0
+    def take_away(self, m, act, path, source=None):
+        def both():
+            for k in taken({k: h[0] for k, h in self.kept.items() if k[0] == m}, act, path, source):
+                self.kept[k][2] = True
+        self.last[m].take_away(both, path, source)
 
     def replace(self, m, path, to, flags=0):
-        self.take_away(m, lambda: call(libc.renameat2, -100, os.fsencode(self.at(m, path)), -100, os.fsencode(self.at(m, to)), flags))
+        path, to = self.at(m, path), self.at(m, to)
+        self.take_away(m, lambda: call(libc.renameat2, -100, os.fsencode(path), -100, os.fsencode(to), flags), None if flags else to, path)
 
     @initialize()
     def begin(self):
@@ -330,7 +331,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(m=mounts, path=paths)
     def unlink(self, m, path):
-        self.do(m, f"unlink {path}", lambda: self.take_away(m, lambda: os.unlink(self.at(m, path))))
+        self.do(m, f"unlink {path}", lambda: self.take_away(m, lambda: os.unlink(self.at(m, path)), self.at(m, path)))
 
     @rule(m=mounts, path=paths)
     def mkdir(self, m, path):
