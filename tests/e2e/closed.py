@@ -31,7 +31,8 @@ def taken(handles, act, path=None, source=None):
     before = {key: links(fd) for key, fd in handles.items()}
     there, moved = inode(path), inode(source)
     act()
-    return [key for key, fd in handles.items() if before[key] and (not links(fd) or (before[key] == 1 and there != moved and os.fstat(fd).st_ino == there))]
+    named = there is not None and there != moved
+    return [key for key, fd in handles.items() if (before[key] and not links(fd)) or (named and before[key] <= 1 and os.fstat(fd).st_ino == there)]
 
 
 class Closed:
