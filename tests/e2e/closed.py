@@ -19,20 +19,21 @@ def links(fd):
     return int.from_bytes(buf[16:20], "little")
 
 
-def inode(path):
+def inode(at):
+    """Of a path or handle; None if it is gone."""
     try:
-        return os.lstat(path).st_ino if path else None
+        return os.fstat(at).st_ino if isinstance(at, int) else os.lstat(at).st_ino if at else None
     except OSError:
         return None
 
 
 def taken(handles, act, path=None, source=None):
     """Does act(). handles: key -> handle. Those whose files lost their last name by it. One that has none before may get one again: who wants the same name is not decided yet."""
-    before = {key: links(fd) for key, fd in handles.items()}
+    before = {key: (links(fd), inode(fd)) for key, fd in handles.items()}
     there, moved = inode(path), inode(source)
     act()
     named = there is not None and there != moved
-    return [key for key, fd in handles.items() if (before[key] and not links(fd)) or (named and before[key] <= 1 and os.fstat(fd).st_ino == there)]
+    return [key for key, (n, ino) in before.items() if (n and not links(handles[key])) or (named and n <= 1 and ino == there)]
 
 
 class Closed:
