@@ -224,30 +224,46 @@ int held_forget(struct tree *t, struct nrow *row) {
         return r < 0 ? r : 1;
 }
 
-/* What is pending in the directory, and what depends on that, comes behind the directory's CREATE. */
-static int move_behind(struct tree *t, uint64_t dir) {
-        struct open_set ords = { 0 };
+static int read_row(struct tree *t, uint64_t ord, struct orow *ret) {
+        struct db_stmt *s;
+        int r = db_query(t->w, &s, "SELECT " OUT_COLS " FROM outbox o WHERE o.ord=?", "i", (int64_t)ord);
+        if (r <= 0)
+                return r < 0 ? r : -EBADMSG;
+        r = outbox_row_read(s, 0, t->scratch, ret);
+        db_reset(s);
+        return r;
+}
+
+/* What is pending in the directory, and what depends on that. -EAGAIN: some of it is on its way. */
+static int pending_in(struct tree *t, uint64_t dir, struct open_set *ret) {
         struct db_stmt *s;
         int r = db_query(t->w, &s, "WITH RECURSIVE late(ord) AS (SELECT ord FROM outbox WHERE p1=?1 AND p1 > 0 UNION SELECT ord FROM outbox WHERE p2=?1 AND p2 > 0"
-                                   " UNION SELECT d.succ FROM dep d JOIN late ON d.pred=late.ord) SELECT o.ord FROM late JOIN outbox o ON o.ord=late.ord ORDER BY o.ord", "i", (int64_t)dir);
+                                   " UNION SELECT d.succ FROM dep d JOIN late ON d.pred=late.ord) SELECT o.ord, o.state FROM late JOIN outbox o ON o.ord=late.ord ORDER BY o.ord", "i", (int64_t)dir);
         while (r > 0) {
-                r = open_set_add(&ords, (uint64_t)db_col_int(s, 0));
+                r = db_col_int(s, 1) == OUT_SENT ? -EAGAIN : open_set_add(ret, (uint64_t)db_col_int(s, 0));
                 if (r < 0)
                         db_reset(s);
                 else
                         r = db_step(s);
         }
+        return r;
+}
+
+/* That comes behind the directory's CREATE. All are moved before the first looks for its predecessors: at their old places they would be taken for what came before it. */
+static int move_behind(struct tree *t, uint64_t dir) {
+        struct open_set ords = { 0 };
+        int r = pending_in(t, dir, &ords);
         for (size_t i = 0; i < ords.n && r == 0; i++) {
                 struct orow o;
-                r = db_query(t->w, &s, "SELECT " OUT_COLS " FROM outbox o WHERE o.ord=?", "i", (int64_t)ords.ino[i]);
-                if (r > 0) {
-                        r = outbox_row_read(s, 0, t->scratch, &o);
-                        db_reset(s);
-                }
-                if (r == 0 && o.state == OUT_SENT)
-                        r = -EAGAIN;
+                r = read_row(t, ords.ino[i], &o);
                 if (r == 0)
                         r = outbox_to_end(t, &o);
+                if (r == 0)
+                        ords.ino[i] = o.ord;
+        }
+        for (size_t i = 0; i < ords.n && r == 0; i++) {
+                struct orow o;
+                r = read_row(t, ords.ino[i], &o);
                 if (r == 0) { /* also what was refused before: it is another request now */
                         o.op.flags &= ~(uint32_t)OPF_REVIVE;
                         r = outbox_reidentify(t, &o);
@@ -260,17 +276,25 @@ static int move_behind(struct tree *t, uint64_t dir) {
 static int send_one(struct tree *t, struct nrow *row) {
         struct nrow parent;
         struct vnames names;
-        int r = row_get(t, t->w, row->parent, &parent);
-        if (r == 0)
-                r = row_extra(t, row);
+        int r = row_extra(t, row);
         if (r == 0)
                 r = entries_of(t, row, &names);
         if (r < 0)
                 return r;
         if (names.n != 1)
-                return names.n ? -EMLINK : -EEXIST; /* something of the server has its name by now */
+                return names.n ? -EMLINK : -EEXIST; /* something of the server has its name by now, or it is deleted here */
+        r = row_get(t, t->w, names.v[0].parent, &parent);
+        if (r < 0)
+                return r;
         if (row->v.kind == NODE_FILE && row->v.size > 0)
                 return -ENODATA;
+        if (row->v.kind == NODE_DIR) { /* nothing may have changed when it cannot be */
+                struct open_set ords = { 0 };
+                r = pending_in(t, row->ino, &ords);
+                cleanup_open_set_p(&ords);
+                if (r < 0)
+                        return r;
+        }
         r = held_forget(t, row);
         if (r <= 0)
                 return r < 0 ? r : -EAGAIN;

@@ -382,6 +382,9 @@ static void test_gone_back(void **state) {
         const struct id refused = item[0].op.id;
         MUST(outbox_mark_sent(w.tree, &refused, 1));
         MUST(outbox_park(w.tree, &refused, ENOENT, "its directory is gone", w.clock.real_ns + INT64_C(3600000000000)));
+        MUST(mv(&w, in, "mine", in, "mine2", 0)); /* an operation of its own, as the first was sent */
+        MUST(mv(&w, in, "mine2", look(&w, INO_ROOT, "dir1").ino, "file4", 0));
+        (void)make(&w, in, "mine", NODE_FIFO);
         struct cursor old;
         MUST(tree_cursor(w.tree, &old));
         assert_int_equal(look(&w, look(&w, INO_ROOT, "dir1").ino, "file3").size, 119);
@@ -405,14 +408,16 @@ static void test_gone_back(void **state) {
         assert_int_equal(look(&w, look(&w, INO_ROOT, "dir1").ino, "file3").size, size);
         assert_int_equal(tree_held(w.tree), 3); /* only we have them; the directories of what is pending go up again before it */
         size_t pending = outbox_all(&w, item, 8);
-        assert_int_equal(pending, 3);
+        assert_in_range(pending, 5, 7);
         assert_string_equal(item[0].op.name, "nd");
         assert_string_equal(item[1].op.name, "ne");
         assert_string_equal(item[2].op.name, "mine");
         assert_false(id_equal(&item[2].op.id, &refused));
         world_check(&w);
         sync_all(&w, &m);
+        assert_int_equal(outbox_all(&w, item, 8), 0);
         assert_non_null(model_at(&m, &ne, "mine"));
+        assert_int_equal(look(&w, look(&w, INO_ROOT, "dir1").ino, "file4").size, 7);
         /* deleted here: nobody else has to know */
         const uint64_t dir = look(&w, INO_ROOT, "dir0").ino;
         MUST(rm(&w, dir, "after2"));
@@ -441,6 +446,38 @@ static void test_gone_back(void **state) {
         compare(&w, &m);
 }
 
+/* Deleted here while the server went back behind it: pending in a directory without a name, which cannot be sent, and must not keep the load from its end. */
+static void test_gone_back_and_deleted(void **state) {
+        populate(1, 3);
+        load_snapshot(&w, &m, 1000, 1000);
+        const struct id d = model_make(&m, &id_root, "ng", NODE_DIR, 0);
+        (void)model_make(&m, &d, "x", NODE_FILE, 5);
+        sync_down(&w, &m);
+        const uint64_t dir = look(&w, INO_ROOT, "ng").ino;
+        MUST(rm(&w, dir, "x"));
+        MUST(rmdir_at(&w, INO_ROOT, "ng"));
+        struct cursor old;
+        MUST(tree_cursor(w.tree, &old));
+        assert_int_equal(model_unlink(&m, &d, "x"), 0);
+        assert_int_equal(model_unlink(&m, &id_root, "ng"), 0);
+        for (size_t i = 0; i < m.n_nodes; i++) {
+                if (m.nodes[i].row.deleted)
+                        m.nodes[i].row.id = rng_id(&w.rng.rng);
+                m.nodes[i].row.seq = 1;
+        }
+        for (size_t i = 0; i < m.n_entries; i++)
+                m.entries[i].row.seq = 1;
+        m.seq = 3;
+        m.n_log = 0;
+        MUST(tree_snapshot_fork(w.tree, &old.epoch, 0));
+        load_snapshot(&w, &m, 1000, 10);
+        struct cursor now;
+        MUST(tree_cursor(w.tree, &now));
+        assert_int_equal(now.seq, 3);
+        assert_int_equal(look_error(&w, INO_ROOT, "ng"), -ENOENT);
+        world_check(&w);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_first_load, setup, teardown), cmocka_unit_test_setup_teardown(test_links, setup, teardown),
@@ -448,7 +485,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_restart, setup, teardown),    cmocka_unit_test_setup_teardown(test_events_meet_pages, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_new_epoch, setup, teardown),  cmocka_unit_test_setup_teardown(test_brake, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_brake_limits, setup, teardown), cmocka_unit_test_setup_teardown(test_no_brake_for_a_tenth, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_events_do_not_brake, setup, teardown), cmocka_unit_test_setup_teardown(test_fork, setup, teardown), cmocka_unit_test_setup_teardown(test_gone_back, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_events_do_not_brake, setup, teardown), cmocka_unit_test_setup_teardown(test_fork, setup, teardown), cmocka_unit_test_setup_teardown(test_gone_back, setup, teardown), cmocka_unit_test_setup_teardown(test_gone_back_and_deleted, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
