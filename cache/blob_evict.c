@@ -428,7 +428,48 @@ void blobs_drop_hint(struct blobs *b, const struct content *content) {
 
 /* ---- scrub ---- */
 
-int blobs_scrub(struct blobs *b, struct blobs_scrub *s) {
+static uint64_t number_of(struct lru_block key) {
+        return (uint64_t)key.blob << 32 | key.index;
+}
+
+static int scrub_block(struct blobs *b, struct lru_block key, bool unchecked, uint8_t *buf, struct blobs_scrub *s, uint64_t *ret_bytes) {
+        *ret_bytes = 0;
+        if (s->stop && atomic_load(s->stop))
+                return -ECANCELED;
+        _cleanup_blob_ struct blob *blob = blob_by_id(b, key.blob);
+        size_t i = key.index;
+        if (!blob)
+                return 0;
+        bool pinned = false, bad = false;
+        {
+                LOCK_SCOPE(&blob->lock);
+                if (blob->list_known && i < blob->list.n && blob->state[i] & BS_PRESENT && blob->pins[i] < UINT16_MAX && !(unchecked && blob->state[i] & BS_CHECKED)) {
+                        blob->pins[i]++;
+                        pinned = true;
+                }
+        }
+        if (!pinned)
+                return 0;
+        const struct blockref *ref = &blob->list.refs[i];
+        struct digest got;
+        int r = block_read(blob, i, 0, ref->bytes, buf);
+        if (r == 0)
+                sha256(buf, ref->bytes, &got);
+        atomic_fetch_add(&s->checked, 1);
+        if (r == -EBADMSG || (r == 0 && !digest_equal(&got, &ref->hash))) {
+                atomic_fetch_add(&s->bad, 1);
+                bad = true;
+                block_damaged(blob, i);
+        }
+        uint64_t off = blob->starts[i], bytes = ref->bytes;
+        *ret_bytes = bytes;
+        blocks_unpin(blob, i, i);
+        if (bad && s->heal_ms > 0 && blob_pread_exact(blob, off, buf, bytes, clock_mono_ms(b->clock) + s->heal_ms) == (ssize_t)bytes)
+                atomic_fetch_add(&s->healed, 1);
+        return 0;
+}
+
+static int all_blocks(struct blobs *b, struct lru_block **ret, size_t *ret_n) {
         size_t n;
         {
                 LOCK_SCOPE(&b->lru_lock);
@@ -436,45 +477,46 @@ int blobs_scrub(struct blobs *b, struct blobs_scrub *s) {
         }
         _cleanup_free_ struct lru_block *all = reallocarray(NULL, n + 1, sizeof *all);
         _cleanup_free_ bool *is_protected = reallocarray(NULL, n + 1, sizeof *is_protected);
-        _cleanup_free_ uint8_t *buf = malloc(BLOCK_BYTES_MAX);
-        if (!all || !is_protected || !buf)
+        if (!all || !is_protected)
                 return -ENOMEM;
-        {
-                LOCK_SCOPE(&b->lru_lock);
-                n = lru_order(b->lru, all, is_protected, n);
-        }
-        for (size_t k = 0; k < n; k++) {
-                if (s->stop && atomic_load(s->stop))
-                        return -ECANCELED;
-                _cleanup_blob_ struct blob *blob = blob_by_id(b, all[k].blob);
-                size_t i = all[k].index;
-                if (!blob)
-                        continue;
-                bool pinned = false, bad = false;
-                {
-                        LOCK_SCOPE(&blob->lock);
-                        if (blob->list_known && i < blob->list.n && blob->state[i] & BS_PRESENT && blob->pins[i] < UINT16_MAX) {
-                                blob->pins[i]++;
-                                pinned = true;
-                        }
-                }
-                if (!pinned)
-                        continue;
-                const struct blockref *ref = &blob->list.refs[i];
-                struct digest got;
-                int r = block_read(blob, i, 0, ref->bytes, buf);
-                if (r == 0)
-                        sha256(buf, ref->bytes, &got);
-                atomic_fetch_add(&s->checked, 1);
-                if (r == -EBADMSG || (r == 0 && !digest_equal(&got, &ref->hash))) {
-                        atomic_fetch_add(&s->bad, 1);
-                        bad = true;
-                        block_damaged(blob, i);
-                }
-                uint64_t off = blob->starts[i], bytes = ref->bytes;
-                blocks_unpin(blob, i, i);
-                if (bad && s->heal_ms > 0 && blob_pread_exact(blob, off, buf, bytes, clock_mono_ms(b->clock) + s->heal_ms) == (ssize_t)bytes)
-                        atomic_fetch_add(&s->healed, 1);
-        }
+        LOCK_SCOPE(&b->lru_lock);
+        *ret_n = lru_order(b->lru, all, is_protected, n);
+        *ret = steal_ptr(all);
+        return 0;
+}
+
+int blobs_scrub(struct blobs *b, struct blobs_scrub *s) {
+        _cleanup_free_ struct lru_block *all = NULL;
+        _cleanup_free_ uint8_t *buf = malloc(BLOCK_BYTES_MAX);
+        size_t n;
+        int r = buf ? all_blocks(b, &all, &n) : -ENOMEM;
+        uint64_t bytes;
+        for (size_t k = 0; r == 0 && k < n; k++)
+                r = scrub_block(b, all[k], false, buf, s, &bytes);
+        return r;
+}
+
+int blobs_scrub_block(struct blobs *b, uint64_t number, bool unchecked, struct blobs_scrub *s, uint64_t *ret_bytes) {
+        _cleanup_free_ uint8_t *buf = malloc(BLOCK_BYTES_MAX);
+        return buf ? scrub_block(b, (struct lru_block){ (uint32_t)(number >> 32), (uint32_t)number }, unchecked, buf, s, ret_bytes) : -ENOMEM;
+}
+
+int blobs_blocks_after(struct blobs *b, uint64_t after, uint64_t *ret, size_t max, size_t *ret_n, uint64_t *ret_left) {
+        _cleanup_free_ struct lru_block *all = NULL;
+        size_t n, left = 0;
+        int r = all_blocks(b, &all, &n);
+        if (r < 0)
+                return r;
+        _cleanup_free_ uint64_t *v = reallocarray(NULL, n + 1, sizeof *v);
+        if (!v)
+                return -ENOMEM;
+        for (size_t i = 0; i < n; i++)
+                if (number_of(all[i]) > after)
+                        v[left++] = number_of(all[i]);
+        if (left)
+                qsort(v, left, sizeof *v, by_value);
+        *ret_n = MIN(left, max);
+        *ret_left = left;
+        memcpy(ret, v, *ret_n * sizeof *v);
         return 0;
 }

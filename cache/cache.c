@@ -610,6 +610,7 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
                 r = cache_keep_held(c);
         if (r == 0)
                 r = files_flush(c->files); /* what was found is durable before anything builds on it */
+        c->new_boot = fresh_boot;
         if (r == 0 && fresh_boot)
                 r = file_replace(boot_path, boot, 36, 0600);
         if (r == 0)

@@ -13,6 +13,7 @@
 #include <stdio.h>
 
 #include "base/io.h"
+#include "base/log.h"
 #include "cache/scrub.h"
 #include "file_priv.h"
 
@@ -76,6 +77,19 @@ static int stages(struct cache *c, _Atomic bool *stop, const struct check_report
         check_stages_free(&first);
         check_stages_free(&second);
         return MIN(r, 0);
+}
+
+static void tell_log(void *arg, enum check_grade grade, const char *check, const char *text, const char *todo) {
+        log_warn("scrub %s: %s", check, text);
+}
+
+int cache_scrub_stages(struct cache *c, _Atomic bool *stop, uint64_t *ret_bad) {
+        struct scrubbed s = { 0 };
+        struct check_report rep = { .line = tell_log };
+        int r = stages(c, stop, &rep, &s);
+        if (r == 0)
+                *ret_bad = s.stages_bad;
+        return r;
 }
 
 static void tell_blocks(const struct blobs_scrub *b, const struct check_report *rep, struct scrubbed *ret) {

@@ -63,6 +63,7 @@ struct daemon {
         struct mount *mount;          /* lock; NULL before and after */
         unsigned mount_users;         /* lock; threads inside mount_stop */
         unsigned ending;              /* lock; how often we were told to end */
+        struct patrol *patrol;        /* NULL: never scrubs by itself */
         int64_t started_ms;
         char *cache_dir;
         char host[128];
@@ -162,6 +163,17 @@ static enum phase phase(struct daemon *d) {
         return d->phase;
 }
 
+static json_t *patrol_json(struct daemon *d) {
+        struct patrol_status p = { 0 };
+        if (!d->patrol)
+                return json_null();
+        patrol_status(d->patrol, &p);
+        bool done = p.finished_ns > 0 && p.finished_ns >= p.started_ns;
+        return json_pack("{s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "period_s", (json_int_t)d->c->o->scrub_s, "round", done ? "resting" : p.urgent ? "urgent" : p.started_ns ? "reading" : "waiting", "blocks",
+                         (json_int_t)p.blocks, "blocks_total", (json_int_t)MAX(p.blocks_total, p.blocks), "blocks_bad", (json_int_t)p.bad, "blocks_healed", (json_int_t)p.healed, "stages_bad", (json_int_t)p.stages_bad,
+                         "started_s", (json_int_t)(p.started_ns / 1000000000), "finished_s", (json_int_t)(p.finished_ns > 0 ? p.finished_ns / 1000000000 : 0));
+}
+
 static json_t *status(void *arg) {
         struct daemon *d = arg;
         struct engine_status e = { 0 };
@@ -207,6 +219,7 @@ static json_t *status(void *arg) {
         (void)json_object_set_new(j, "cursor", json_pack("{s:s, s:I, s:s}", "epoch", epoch, "seq", (json_int_t)cursor.seq, "mark", mark));
         (void)json_object_set_new(j, "parked", parked_json(d->cache));
         (void)json_object_set_new(j, "held", held_json(d));
+        (void)json_object_set_new(j, "scrub", patrol_json(d));
         (void)json_object_set_new(j, "counters", counters_json(d));
         return j;
 }
@@ -442,6 +455,8 @@ static int wire(struct daemon *d) {
         if (r < 0)
                 return local_error(d, r, d->c->place->info);
         d->recorded = true;
+        if (o->scrub_s && (r = patrol_new(&(struct patrol_config){ .cache = d->cache, .period_ms = (int64_t)o->scrub_s * 1000 }, &d->patrol)) < 0)
+                return report(d, EXIT_OTHER, "cannot start: %s", strerror(-r));
         r = control_start(&(struct control_config){ .place_dir = d->c->place->dir, .cache = d->cache, .status = status, .unmount = unmount, .nudge = nudge, .retry = retry, .terminate = terminate, .scrub = scrub, .let_go = accept_held, .hopeless = hopeless, .arg = d },
                           &d->control);
         return r < 0 ? report(d, EXIT_DISK, "cannot make the control socket in %s: %s", d->c->place->dir, strerror(-r)) : 0;
@@ -531,6 +546,7 @@ static void end(struct daemon *d) {
         }
         if (d->control)
                 control_stop(d->control, status(d));
+        patrol_free(d->patrol);
         if (d->engine)
                 engine_stop(d->engine);
         if (d->cache)

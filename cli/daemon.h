@@ -5,12 +5,13 @@
 #include <stdatomic.h>
 
 #include "cache/file.h"
+#include "cache/patrol.h"
 #include "fs/mount.h"
 #include "cli.h"
 
 struct mount_options {
         const char *cache_dir, *ca_file, *close, *owner, *idmap, *links;
-        uint64_t cache_size_bytes, free_floor_bytes, net_timeout_s, drain_timeout_s, uploads, threads; /* sizes 0: chosen by the disk */
+        uint64_t cache_size_bytes, free_floor_bytes, net_timeout_s, drain_timeout_s, scrub_s, uploads, threads; /* sizes 0: chosen by the disk */
         bool ro, allow_other, fastperm, debug, suid, dev, noexec, nosubtype;
         enum close_level close_level; /* from close */
         bool owner_stored;            /* from owner */

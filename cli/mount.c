@@ -61,6 +61,7 @@ static int parse_options(struct request *q) {
                 { "nosubtype", 0, ARG_FLAG, &o->nosubtype, "show the type fuse instead of fuse.tarn" },
                 { "fastperm", 0, ARG_FLAG, &o->fastperm, "the kernel does not check permissions: faster, for one user" },
                 { "drain_timeout", 0, ARG_DURATION_S, &o->drain_timeout_s, "at unmount: longest wait for the server (30s)" },
+                { "scrub", 0, ARG_DURATION_S, &o->scrub_s, "read the whole cache within this time, over and over (30d; 0: never)" },
                 { "ca_file", 0, ARG_STR, &o->ca_file, "trust this certificate authority (PEM)" },
                 { "uploads", 0, ARG_U64, &o->uploads, "requests with blocks at a time (4)" },
                 { "threads", 0, ARG_U64, &o->threads, "kernel requests at a time (8)" },
@@ -68,7 +69,7 @@ static int parse_options(struct request *q) {
                 { 0 },
         };
         static const char *const levels[] = { "fast", "local", "server" }, *const links[] = { [SYMLINKS_ANY] = "any", [SYMLINKS_INSIDE] = "inside", [SYMLINKS_NONE] = "none" };
-        *o = (struct mount_options){ .net_timeout_s = 30, .drain_timeout_s = 30 };
+        *o = (struct mount_options){ .net_timeout_s = 30, .drain_timeout_s = 30, .scrub_s = 30 * 86400 };
         const char *list = buf_text(&q->list);
         int r = list && *list ? args_parse_o(PROGRAM, table, mount8_options, list) : 0;
         const char *const copies[] = { o->cache_dir, o->ca_file, o->close, o->owner, o->idmap, o->links };
@@ -108,6 +109,8 @@ static int parse_options(struct request *q) {
                 return cli_fail(PROGRAM, EXIT_USAGE, "-o cache_size: at least 8M");
         if (o->net_timeout_s == 0 || o->net_timeout_s > 3600 || o->drain_timeout_s > 86400)
                 return cli_fail(PROGRAM, EXIT_USAGE, "-o net_timeout: 1s to 1h; drain_timeout: up to 1d");
+        if (o->scrub_s > 3650 * UINT64_C(86400))
+                return cli_fail(PROGRAM, EXIT_USAGE, "-o scrub: up to 3650d");
         if (o->uploads > 64 || o->threads > 256)
                 return cli_fail(PROGRAM, EXIT_USAGE, "-o uploads: up to 64; threads: up to 256");
         return 0;

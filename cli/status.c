@@ -2,6 +2,7 @@
 /* status.c: `tarn status [DIR] [--json]`: asks the daemon over its control socket and shows the answer: for people, or as it came (one JSON object per line, one line
  * per mount). Never touches the mount or the server, so it answers at once whatever they do. control.c says which fields there are. */
 #include <stdio.h>
+#include <string.h>
 
 #include "base/args.h"
 #include "cli.h"
@@ -29,6 +30,16 @@ static void show(const json_t *j) {
                              (long long)answer_int(j, "oldest_pending_s"));
         (void)printf("  files    %lld on the server, %lld local, %lld accepted\n", (long long)answer_int(j, "files_server"), (long long)answer_int(j, "files_local"), (long long)answer_int(j, "files_accepted"));
         (void)printf("  cache    %s of %s\n", cache, limit);
+        const json_t *s = json_object_get(j, "scrub");
+        if (strcmp(answer_str(s, "round"), "reading") == 0 || strcmp(answer_str(s, "round"), "urgent") == 0)
+                (void)printf("  scrub    %lld of %lld cached blocks read%s", (long long)answer_int(s, "blocks"), (long long)answer_int(s, "blocks_total"), strcmp(answer_str(s, "round"), "urgent") == 0 ? " after an unclean stop of the machine" : "");
+        else
+                (void)printf("  scrub    %s", json_is_null(s) ? "never (-o scrub=0)" : answer_int(s, "finished_s") ? "all was read" : "begins soon");
+        if (answer_int(s, "blocks_bad"))
+                (void)printf("; %lld were damaged, %lld of them fetched again", (long long)answer_int(s, "blocks_bad"), (long long)answer_int(s, "blocks_healed"));
+        if (answer_int(s, "stages_bad"))
+                (void)printf("; %lld pending files are damaged: see `tarn scrub %s`", (long long)answer_int(s, "stages_bad"), answer_str(j, "mountpoint"));
+        (void)printf("\n");
         if (answer_int(j, "held_nodes") > 0) {
                 const char *first = json_string_value(json_array_get(json_object_get(j, "held"), 0));
                 (void)printf("  held     %lld files and directories that the server does not have any more (%s ...) are kept here; `tarn held` lists them, sends them again (--send) or removes them (--drop; `tarn accept %s`: all)\n",

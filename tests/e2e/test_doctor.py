@@ -409,3 +409,33 @@ def test_scrub_of_a_dead_mount(world, pending):
     flip(log, at + 5)
     tree(pending, "UPDATE node SET nlink=7 WHERE ino=(SELECT node FROM entry WHERE name='cached')")
     assert any("link count" in f["text"] for f in scrub(pending, 1)["findings"])
+
+
+def test_a_mount_scrubs_by_itself(world):
+    a = world.client("a", options="free_floor=1M,scrub=2s")
+    small, large = random.randbytes(200000), random.randbytes(3 << 20)
+    (a.dir / "small").write_bytes(small)
+    (a.dir / "large").write_bytes(large)
+    a.wait()
+    until(lambda: a.status()["dirty_bytes"] == 0, what="the cache takes over what was sent")
+    before = a.status()["scrub"]
+    until(lambda: a.status()["scrub"]["finished_s"] > before["finished_s"] and a.status()["scrub"]["blocks"] >= 3, 60, "a round over all")
+    assert damage_cached(a) == 2
+    until(lambda: a.status()["counters"]["corruptions_healed"] == 2, 60, "what nobody reads is found and fetched again")
+    s = a.status()["scrub"]
+    assert s["period_s"] == 2 and s["stages_bad"] == 0, s
+    assert scrub(a)["blocks_bad"] == 0
+    assert (a.dir / "small").read_bytes() == small and (a.dir / "large").read_bytes() == large
+    world.server.stop()
+    (a.dir / "only here").write_bytes(random.randbytes(300000))
+    files = [p for p in (a.cache / "lent").iterdir() if p.stat().st_blocks]
+    assert len(files) == 1
+    flip(files[0], 123456)
+    until(lambda: a.status()["scrub"]["stages_bad"] == 1, 60, "damage in what only this disk has is told")
+    assert "1 pending files are damaged" in run(TARN, "status", env=a.env).stdout
+    (a.dir / "only here").unlink()
+    world.server.start()
+    a.wait()
+    a.umount()
+    a.mount(options="free_floor=1M,scrub=0")
+    assert a.status()["scrub"] is None and "never" in run(TARN, "status", env=a.env).stdout

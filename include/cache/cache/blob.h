@@ -113,3 +113,7 @@ struct blobs_scrub {
         _Atomic uint64_t checked, bad, healed; /* may be read while it goes on */
 };
 int blobs_scrub(struct blobs *b, struct blobs_scrub *s) _must_check_;
+/* The same in pieces. Blocks have numbers that rise, and stay when others come and go: the first max of those above `after`, and how many there are in all. */
+int blobs_blocks_after(struct blobs *b, uint64_t after, uint64_t *ret, size_t max, size_t *ret_n, uint64_t *ret_left) _must_check_;
+/* One of them, which may be gone. unchecked: only if its hash was not compared since the last power cut. ret_bytes: what was read. */
+int blobs_scrub_block(struct blobs *b, uint64_t number, bool unchecked, struct blobs_scrub *s, uint64_t *ret_bytes) _must_check_;

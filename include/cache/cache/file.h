@@ -13,6 +13,7 @@ enum close_level { CLOSE_FAST = 0, CLOSE_LOCAL = 1, CLOSE_SERVER = 2 };
 struct cache {                        /* owned parts, open between cache_open and cache_close */
         struct tree *tree; struct blobs *blobs; struct stages *stages; struct files *files;
         struct clock *clock; struct rng *rng; struct counters *counters;
+        bool new_boot;                /* the machine was started since the last life of this cache */
 };
 struct cache_config {
         const char *dir;              /* made if missing (0700); one process at a time: -EBUSY */
