@@ -146,12 +146,17 @@ static int verify(struct db *db) {
         return db_check(db); /* pages of the file that the log shadows may be torn: those that count are read one by one */
 }
 
+/* Zero: it cannot be read now. No mark is made of that place then, and none covers it. */
+static void read_head(const struct db *db, uint8_t ret[DB_LOG_HEAD_BYTES]) {
+        if (db->log->pMethods->xRead(db->log, ret, DB_LOG_HEAD_BYTES, 0) != SQLITE_OK)
+                memset(ret, 0, DB_LOG_HEAD_BYTES);
+}
+
 /* After each commit: frames in the log. */
 static int on_commit(void *arg, sqlite3 *c, const char *name, int frames) {
         struct db *db = arg;
         uint8_t head[DB_LOG_HEAD_BYTES];
-        if (db->log->pMethods->xRead(db->log, head, (int)sizeof head, 0) != SQLITE_OK)
-                memset(head, 0, sizeof head); /* no mark covers it */
+        read_head(db, head);
         if (memcmp(head, db->at.head, sizeof head) != 0)
                 db->tried = 0; /* the log has begun anew */
         memcpy(db->at.head, head, sizeof head);
@@ -492,13 +497,17 @@ int db_checkpoint(struct db *db) {
         return error_from(rc, db->c);
 }
 
-void db_log_at(const struct db *db, struct db_mark *ret) {
+void db_log_at(struct db *db, struct db_mark *ret) {
         assert(db->marks);
+        if (!db_log_head_ok(db->at.head)) /* the disk refused it after the last commit; nobody commits now */
+                read_head(db, db->at.head);
         *ret = db->at;
 }
 
 int db_mark(struct db *db, const struct db_mark *mark) {
         int r = atomic_load(&db->sync_error);
+        if (r == 0 && !db_log_head_ok(mark->head)) /* of no log: a cut would take all for another one's */
+                r = -EAGAIN;
         return r < 0 ? r : db_marks_write(db->marks, mark);
 }
 

@@ -77,8 +77,9 @@ int db_sync(struct db *db) _must_check_;
 bool db_log_torn(const struct db *db);
 /* As much as readers permit. Marked: -EAGAIN, nothing happens, if something in the log was not marked; and waits for readers (two seconds at most), so that the log begins anew (-EBUSY: it does not). */
 int db_checkpoint(struct db *db) _must_check_;
-/* Marked only. Where the log ends (the owner's lock is held), and that up to there everything is on the platter (no lock needed, one caller at a time; after db_sync). */
-void db_log_at(const struct db *db, struct db_mark *ret);
+/* Marked only. Where the log ends (the owner's lock is held), and that up to there everything is on the platter (no lock needed, one caller at a time; after db_sync).
+ * -EAGAIN, no mark is made: the log's header could not be read when the place was noted; the next time it may be. */
+void db_log_at(struct db *db, struct db_mark *ret);
 int db_mark(struct db *db, const struct db_mark *mark) _must_check_;
 uint64_t db_log_pages(const struct db *db);       /* written to the log since the last checkpoint, or try of one; any thread */
 /* PRAGMA quick_check. -EBADMSG: damaged. */

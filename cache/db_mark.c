@@ -162,7 +162,7 @@ static bool same_log(const uint8_t *a, const uint8_t *b) {
 }
 
 bool db_marks_cover(const struct db_marks *m, const struct db_mark *at) {
-        return at->frames == 0 || (m->number > 0 && same_log(m->last.head, at->head) && at->frames <= m->last.frames);
+        return at->frames == 0 || (m->number > 0 && db_log_head_ok(at->head) && same_log(m->last.head, at->head) && at->frames <= m->last.frames);
 }
 
 /* It does not verify. Frames of the log that the mark is of: then it was damaged, and is what it was. Others: it was being written for a log that began anew. */

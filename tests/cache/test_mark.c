@@ -2,6 +2,7 @@
 /* What of the tree is there after a power cut: the state at the last mark, and no row behind it, whatever of the log has reached the platter. A copy of the files as they are at a moment is the
  * power cut in which everything had reached it: the worst for rows whose bytes did not. */
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <sqlite3.h>
 
@@ -405,10 +406,57 @@ static void test_bytes_first(void **state) {
         world_close(&w);
 }
 
+/* ---- a disk that refuses one call ---- */
+
+static sqlite3_vfs *unix_vfs;
+static void replace(const char *name, sqlite3_syscall_ptr f) { /* NULL: as it was */
+        MUST(unix_vfs->xSetSystemCall(unix_vfs, name, f) == SQLITE_OK ? 0 : -EINVAL);
+}
+
+static unsigned heads_refused;
+static ssize_t no_head(int fd, void *p, size_t n, off_t at) {
+        if (n == DB_LOG_HEAD_BYTES && at == 0 && heads_refused > 0) {
+                heads_refused--;
+                errno = EIO;
+                return -1;
+        }
+        return pread(fd, p, n, at);
+}
+
+/* After a commit the log's header cannot be read: no mark is made of a place in no log. */
+static void test_header_unreadable(void **state) {
+        world_open(&w, 1, 0);
+        mkdir_at(w.tree, "a");
+        MUST(tree_sync(w.tree));
+        unix_vfs = sqlite3_vfs_find("unix");
+        static const char *const names[] = { "pread", "pread64" };
+        for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+                if (unix_vfs->xGetSystemCall(unix_vfs, names[i]))
+                        replace(names[i], (sqlite3_syscall_ptr)no_head);
+        heads_refused = UINT_MAX;
+        mkdir_at(w.tree, "b");
+        assert_int_equal(tree_sync(w.tree), -EAGAIN);
+        assert_int_equal(db_checkpoint(w.tree->w), -EAGAIN);
+        heads_refused = 0;
+        expect("a", true, true);
+        expect("b", false, true);
+        MUST(tree_sync(w.tree)); /* not sticky */
+        expect("b", true, true);
+        heads_refused = 1;
+        mkdir_at(w.tree, "c");
+        assert_int_equal(heads_refused, 0);
+        MUST(tree_sync(w.tree)); /* read once more */
+        expect("c", true, true);
+        for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+                replace(names[i], NULL);
+        world_close(&w);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = { cmocka_unit_test(test_rows_behind_the_mark), cmocka_unit_test(test_log_begins_anew), cmocka_unit_test(test_start_after_a_kill), cmocka_unit_test(test_header_of_the_log),
                                               cmocka_unit_test(test_readers_all_the_time), cmocka_unit_test(test_older_program), cmocka_unit_test(test_no_room_for_a_mark),
-                                              cmocka_unit_test(test_database_is_missing), cmocka_unit_test(test_bytes_first) };
+                                              cmocka_unit_test(test_database_is_missing), cmocka_unit_test(test_bytes_first),
+                                              cmocka_unit_test(test_header_unreadable) };
         if (access("/dev/shm", W_OK) == 0)
                 world_at = "/dev/shm"; /* many opens, each with its syncs */
         return cmocka_run_group_tests(tests, NULL, NULL);
