@@ -46,6 +46,7 @@ struct db_stmt {
 struct db {
         sqlite3 *c;
         bool write, exclusive, log_torn;
+        bool log_unseen;          /* marked: there was no log before SQLite opened the file, and it is not known yet that there was none for SQLite */
         sqlite3_file *log;        /* the write-ahead log's file: stays the same while the connection is open */
         _Atomic int sync_error;   /* sticky */
         struct db_marks *marks;   /* NULL: none */
@@ -101,7 +102,20 @@ static int pragma(struct db *db, const char *sql) {
 
 /* Nothing in the log that may not be moved into the file: it has no marks, or they cover it. */
 static bool may_checkpoint(const struct db *db) {
-        return !db->marks || db_marks_cover(db->marks, &db->at);
+        return !db->marks || (!db->log_unseen && db_marks_cover(db->marks, &db->at));
+}
+
+/* There was no log before SQLite opened the file: then what it reads now has none, or an empty one. */
+static int no_log(struct db *db) {
+        sqlite3_file *log = NULL;
+        sqlite3_int64 size = 0;
+        int r = pragma(db, "SELECT count(*) FROM sqlite_schema");
+        if (r == 0)
+                r = error_from(sqlite3_file_control(db->c, "main", SQLITE_FCNTL_JOURNAL_POINTER, &log), db->c);
+        if (r == 0 && log && log->pMethods && (log->pMethods->xFileSize(log, &size) != SQLITE_OK || size > 0))
+                r = -EIO;
+        db->log_unseen = r < 0;
+        return r;
 }
 
 static void checkpointed(struct db *db) {
@@ -181,6 +195,7 @@ int db_open(const struct db_config *config, struct db **ret) {
                         return k;
                 }
                 db->log_torn = log.torn;
+                db->log_unseen = config->marked && log.none;
                 db->at.frames = log.frames;
                 memcpy(db->at.head, log.head, sizeof db->at.head);
                 atomic_store(&db->pages, log.frames);
@@ -206,6 +221,8 @@ int db_open(const struct db_config *config, struct db **ret) {
         }
         if (r == 0 && config->exclusive)
                 r = pragma(db, "PRAGMA locking_mode=EXCLUSIVE; PRAGMA temp_store=MEMORY");
+        if (r == 0 && db->log_unseen)
+                r = no_log(db);
         if (r == 0 && config->write) {
                 unsigned pages = config->checkpoint_pages ? config->checkpoint_pages : 2000u;
                 (void)snprintf(sql, sizeof(sql), "PRAGMA wal_autocheckpoint=%u", config->marked ? 0 : pages);

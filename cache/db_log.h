@@ -16,6 +16,7 @@ struct db_log {
         bool head_ok;                    /* and it verifies */
         uint64_t frames;                 /* up to the end of the last transaction that SQLite believes */
         bool torn;                       /* something of this log lies behind that */
+        bool none;                       /* db_log_prepare: the database is there, and has no log */
 };
 
 /* 0, -EIO: the disk. Reads the log once. */

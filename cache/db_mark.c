@@ -41,6 +41,7 @@ static int error_of(int rc) {
         return rc == SQLITE_OK ? 0 : (rc & 0xff) == SQLITE_FULL ? -ENOSPC : -EIO;
 }
 
+/* -ENOENT only if the disk says so: SQLite's own question whether a file is there (xAccess) takes every error for a no. */
 static int open_file(const char *vfs, const char *path, const char *suffix, int flags, sqlite3_file **ret) {
         sqlite3_vfs *v = sqlite3_vfs_find(vfs);
         if (!v)
@@ -48,16 +49,13 @@ static int open_file(const char *vfs, const char *path, const char *suffix, int 
         size_t n = strlen(path) + strlen(suffix);
         sqlite3_file *f = calloc(1, (size_t)v->szOsFile + n + 4); /* the name behind it: a VFS keeps the pointer, and its names end with several zeros */
         int r = f ? 0 : -ENOMEM;
-        int there = 1;
         if (r == 0) {
                 char *name = (char *)f + v->szOsFile;
                 (void)snprintf(name, n + 1, "%s%s", path, suffix);
-                if (!(flags & SQLITE_OPEN_CREATE) && v->xAccess(v, name, SQLITE_ACCESS_EXISTS, &there) != SQLITE_OK)
-                        r = -EIO;
-                else if (!there)
-                        r = -ENOENT;
-                else if (v->xOpen(v, name, f, flags, NULL) != SQLITE_OK)
-                        r = v->xGetLastError && v->xGetLastError(v, 0, NULL) == ENOSPC ? -ENOSPC : -EIO;
+                if (v->xOpen(v, name, f, flags, NULL) != SQLITE_OK) {
+                        int error = v->xGetLastError ? v->xGetLastError(v, 0, NULL) : EIO;
+                        r = error == ENOSPC || error == ENOENT ? -error : -EIO;
+                }
         }
         if (r < 0) {
                 free(f);
@@ -194,16 +192,29 @@ static int cut_log(sqlite3_file *log, const char *path, const struct db_mark *ma
         return db_log_look(log, l);
 }
 
+/* -ENOENT: it is not there, or empty. */
+static int database_there(const char *vfs, const char *path) {
+        sqlite3_file *f;
+        sqlite3_int64 size = 0;
+        int r = open_file(vfs, path, "", SQLITE_OPEN_READONLY | SQLITE_OPEN_MAIN_DB, &f);
+        if (r < 0)
+                return r;
+        r = f->pMethods->xFileSize(f, &size) != SQLITE_OK ? -EIO : size > 0 ? 0 : -ENOENT;
+        close_file(f);
+        return r;
+}
+
 int db_log_prepare(const char *vfs, const char *path, const struct db_marks *m, bool cut, struct db_log *ret) {
         sqlite3_file *log;
-        sqlite3_vfs *v = sqlite3_vfs_find(vfs);
-        int there = 0;
         *ret = (struct db_log){ .frames = 0 };
-        if (v && v->xAccess(v, path, SQLITE_ACCESS_EXISTS, &there) == SQLITE_OK && !there)
-                return 0; /* moved aside, or lost, and what is left of its log and marks is nobody's: SQLite drops such a log */
-        int r = open_file(vfs, path, "-wal", SQLITE_OPEN_READWRITE | SQLITE_OPEN_WAL, &log);
-        if (r < 0)
+        int r = database_there(vfs, path);
+        if (r < 0) /* moved aside, or lost, and what is left of its log and marks is nobody's: SQLite drops such a log */
                 return r == -ENOENT ? 0 : r;
+        r = open_file(vfs, path, "-wal", SQLITE_OPEN_READWRITE | SQLITE_OPEN_WAL, &log);
+        if (r < 0) {
+                ret->none = r == -ENOENT;
+                return r == -ENOENT ? 0 : r;
+        }
         r = db_log_look(log, ret);
         if (r == 0 && !ret->head_ok && m && m->number > 0)
                 r = mend_head(log, path, &m->last, ret);

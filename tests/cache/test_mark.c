@@ -2,6 +2,7 @@
 /* What of the tree is there after a power cut: the state at the last mark, and no row behind it, whatever of the log has reached the platter. A copy of the files as they are at a moment is the
  * power cut in which everything had reached it: the worst for rows whose bytes did not. */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
 #include <sqlite3.h>
@@ -452,11 +453,67 @@ static void test_header_unreadable(void **state) {
         world_close(&w);
 }
 
+/* The n-th call for one file fails with what a disk says. */
+static char refused_path[130];
+static int refused_in;
+static bool refused(const char *path) {
+        if (strcmp(path, refused_path) != 0 || refused_in-- != 0)
+                return false;
+        errno = EIO;
+        return true;
+}
+static int bad_stat(const char *path, struct stat *st) { return refused(path) ? -1 : stat(path, st); }
+static int bad_access(const char *path, int mode) { return refused(path) ? -1 : access(path, mode); }
+static int bad_open(const char *path, int flags, int mode) { return refused(path) ? -1 : open(path, flags, (mode_t)mode); }
+
+/* A start to which the disk says once that it cannot tell whether a file is there: nothing behind the mark gets into the database, whatever becomes of the start. */
+static void test_start_cannot_look(void **state) {
+        static const struct { const char *name; sqlite3_syscall_ptr f; } calls[] = { { "stat", (sqlite3_syscall_ptr)bad_stat }, { "access", (sqlite3_syscall_ptr)bad_access }, { "open", (sqlite3_syscall_ptr)bad_open } };
+        unsigned failed = 0;
+        unix_vfs = sqlite3_vfs_find("unix");
+        world_open(&w, 1, 0);
+        mkdir_at(w.tree, "a");
+        MUST(tree_sync(w.tree));
+        mkdir_at(w.tree, "b");
+        for (size_t call = 0; call < ARRAY_SIZE(calls); call++)
+                for (size_t part = 0; part < ARRAY_SIZE(parts); part++)
+                        for (int cut = 0; cut < 2; cut++)
+                                for (int n = 0; n < 12; n++) {
+                                        char path[120];
+                                        struct tree *t;
+                                        to_copy(".look");
+                                        (void)snprintf(path, sizeof path, "%s.look", w.path);
+                                        (void)snprintf(refused_path, sizeof refused_path, "%s%s", path, parts[part]);
+                                        struct tree_config c = { .path = path, .clock = &w.clock.clock, .rng = &w.rng.rng, .counters = &w.counters, .uid = 1000, .gid = 1000, .power_cut = cut };
+                                        refused_in = n;
+                                        replace(calls[call].name, calls[call].f);
+                                        int r = tree_open(&c, &t);
+                                        replace(calls[call].name, NULL);
+                                        bool hit = refused_in < 0;
+                                        if (r == 0) {
+                                                assert_true(has(t, "a"));
+                                                assert_int_equal(has(t, "b"), !cut);
+                                                tree_close(t); /* no round was made */
+                                        } else {
+                                                assert_true(r == -EIO || r == -EROFS); /* SQLite tries once more, for reading; and not: damaged */
+                                                failed++;
+                                        }
+                                        t = open_at(".look", true, 0, NULL, NULL);
+                                        assert_true(has(t, "a"));
+                                        assert_false(has(t, "b"));
+                                        tree_close(t);
+                                        if (!hit)
+                                                break;
+                                }
+        assert_true(failed > 0);
+        world_close(&w);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = { cmocka_unit_test(test_rows_behind_the_mark), cmocka_unit_test(test_log_begins_anew), cmocka_unit_test(test_start_after_a_kill), cmocka_unit_test(test_header_of_the_log),
                                               cmocka_unit_test(test_readers_all_the_time), cmocka_unit_test(test_older_program), cmocka_unit_test(test_no_room_for_a_mark),
                                               cmocka_unit_test(test_database_is_missing), cmocka_unit_test(test_bytes_first),
-                                              cmocka_unit_test(test_header_unreadable) };
+                                              cmocka_unit_test(test_header_unreadable), cmocka_unit_test(test_start_cannot_look) };
         if (access("/dev/shm", W_OK) == 0)
                 world_at = "/dev/shm"; /* many opens, each with its syncs */
         return cmocka_run_group_tests(tests, NULL, NULL);
