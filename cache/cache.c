@@ -586,6 +586,7 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
         if (r == 0) {
                 /* never one that was used before, even if the tree and all stages are lost */
                 stages_gen_above(c->stages, (uint64_t)(clock_real_ns(cfg->clock) / 1000));
+                stages_gen_above(c->stages, tree_gens(c->tree)); /* the clock may have gone back */
                 stages_set_kick(c->stages, files_dirty, c->files);
                 blobs_on_room(c->blobs, files_room, c->files);
                 outbox_set_open_check(c->tree, open_for_write, c);

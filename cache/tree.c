@@ -75,7 +75,7 @@ static const char schema[] =
         "PRAGMA application_id=1952543342;"
         "PRAGMA user_version=2;";
 
-static const char *const number_keys[N_NUMBERS] = { "next_ino", "next_cookie", "next_order" };
+static const char *const number_keys[N_NUMBERS] = { "next_ino", "next_cookie", "next_order", "next_gen" };
 
 int meta_get(struct db *db, const char *key, int64_t *ret) {
         int r = db_int(db, ret, "SELECT value FROM meta WHERE key=?", "t", key, strlen(key));
@@ -164,6 +164,15 @@ static int mark_all(struct tree *t) {
         return db_mark(t->w, &mark);
 }
 
+/* Below this all rows are. */
+static int gens_of_rows(struct tree *t, int64_t *ret_limit) {
+        int64_t newest;
+        int r = db_int(t->w, &newest, "SELECT max(last_gen) FROM node", ""); /* all rows, once */
+        if (r == 0)
+                r = meta_set(t->w, number_keys[NUMBER_GEN], *ret_limit = newest + 1);
+        return r;
+}
+
 static int open_state(struct tree *t, const struct tree_config *config) {
         int64_t version, tables, unclean = 0;
         int r = db_int(t->w, &version, "PRAGMA user_version", "");
@@ -190,6 +199,14 @@ static int open_state(struct tree *t, const struct tree_config *config) {
                 r = create_schema(t, config);
         if (r == 0 && version == 0)
                 r = FAILPOINT("tree.schema");
+        for (unsigned k = 0; k < N_NUMBERS && r == 0; k++) {
+                int64_t limit;
+                r = meta_get(t->w, number_keys[k], &limit);
+                if (r == 0 && k == NUMBER_GEN && limit == 0) /* a new file, or one of a program that did not note it */
+                        r = gens_of_rows(t, &limit);
+                t->numbers[k].next = t->numbers[k].limit = (uint64_t)MAX(limit, k == NUMBER_INO ? 2 : 1);
+        }
+        t->inos_known = t->numbers[NUMBER_INO].next;
         if (r == 0)
                 r = add_atime(t);
         if (r == 0)
@@ -198,12 +215,6 @@ static int open_state(struct tree *t, const struct tree_config *config) {
                 r = recover(t);
         if (r == 0)
                 r = meta_set(t->w, "open", 1);
-        for (unsigned k = 0; k < N_NUMBERS && r == 0; k++) {
-                int64_t limit;
-                r = meta_get(t->w, number_keys[k], &limit);
-                t->numbers[k].next = t->numbers[k].limit = (uint64_t)MAX(limit, k == NUMBER_INO ? 2 : 1);
-        }
-        t->inos_known = t->numbers[NUMBER_INO].next;
         int64_t complete = 0, born = 0;
         if (r == 0)
                 r = meta_get(t->w, "born", &born);
@@ -433,6 +444,21 @@ int tree_number(struct tree *t, enum number which, uint64_t *ret) {
         }
         *ret = t->numbers[which].next++;
         return 0;
+}
+
+int tree_gen_seen(struct tree *t, uint64_t gen) {
+        t->numbers[NUMBER_GEN].next = MAX(t->numbers[NUMBER_GEN].next, gen + 1);
+        if (gen == 0 || gen < t->numbers[NUMBER_GEN].limit)
+                return 0;
+        int r = meta_set(t->w, number_keys[NUMBER_GEN], (int64_t)(gen + NUMBERS_AT_ONCE));
+        if (r == 0)
+                t->numbers[NUMBER_GEN].limit = gen + NUMBERS_AT_ONCE;
+        return r;
+}
+
+uint64_t tree_gens(struct tree *t) {
+        LOCK_SCOPE(&t->lock);
+        return MAX(t->numbers[NUMBER_GEN].limit, t->born_us + 1) - 1;
 }
 
 int tree_note(struct tree *t, enum note_kind kind, uint64_t ino, const char *name, size_t n) {

@@ -72,7 +72,7 @@ struct orow {
         struct op op;
 };
 
-enum number { NUMBER_INO = 0, NUMBER_COOKIE = 1, NUMBER_ORDER = 2, N_NUMBERS = 3 };
+enum number { NUMBER_INO = 0, NUMBER_COOKIE = 1, NUMBER_ORDER = 2, NUMBER_GEN = 3 /* given by the stages: tree_gen_seen */, N_NUMBERS = 4 };
 struct open_set { uint64_t *ino; size_t n, room; }; /* a list of numbers */
 struct handed { struct id op; int64_t first_ms; }; /* outbox rows that the engine may be working on */
 
@@ -154,6 +154,7 @@ struct tree_read { struct tree *t; struct db *db; };
 static inline void cleanup_tree_read_p(struct tree_read *r) { if (r->db) tree_reader_put(r->t, r->db); }
 #define TREE_READ(name, tree) _cleanup_(cleanup_tree_read_p) struct tree_read name = { (tree), tree_reader(tree) }
 int tree_number(struct tree *t, enum number which, uint64_t *ret) _must_check_;
+int tree_gen_seen(struct tree *t, uint64_t gen) _must_check_; /* a row gets it */
 int tree_note(struct tree *t, enum note_kind kind, uint64_t ino, const char *name, size_t n) _must_check_;
 int tree_settle_later(struct tree *t, uint64_t ino) _must_check_;
 void tree_naming(struct tree *t, uint64_t ino); /* the transaction may give a file its only name, or take it, or the node goes; 0: of any */

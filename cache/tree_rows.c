@@ -131,6 +131,8 @@ static void extra_bits(struct nrow *w) {
 
 int row_insert(struct tree *t, struct nrow *w) {
         int r = w->ino ? 0 : tree_number(t, NUMBER_INO, &w->ino);
+        if (r == 0)
+                r = tree_gen_seen(t, w->last_gen);
         if (r < 0)
                 return r;
         w->extra_loaded = true;
@@ -157,7 +159,9 @@ int row_write(struct tree *t, const struct nrow *w) {
         struct db_stmt *s;
         if (w->v.kind == NODE_FILE && w->parent == 0)
                 tree_naming(t, w->ino);
-        int r = db_get(t->w, "UPDATE node SET mode=?2,uid=?3,gid=?4,nlink=CASE WHEN ?2>>12=2 THEN nlink ELSE ?5 END,rdev=?6,mtime=?7,ctime_d=?8,btime_d=?9,size=?10,"
+        int r = tree_gen_seen(t, w->last_gen);
+        if (r == 0)
+                r = db_get(t->w, "UPDATE node SET mode=?2,uid=?3,gid=?4,nlink=CASE WHEN ?2>>12=2 THEN nlink ELSE ?5 END,rdev=?6,mtime=?7,ctime_d=?8,btime_d=?9,size=?10,"
                              "root=?11,shape=?12,version=?13,gen=?14,last_gen=?15,seq=?16,parent=?17,cookie=?18,bits=?19,csize=?20,nseq=?21 WHERE ino=?1", &s);
         if (r == 0)
                 r = db_bind(s, "iiiiiiiiiiDiIiiiiii", (int64_t)w->ino, COLS_OF(w), COLS_OF_REST(w), (int64_t)w->parent, (int64_t)w->cookie,

@@ -224,6 +224,8 @@ struct stage_identity { uint64_t ino, gen, below_gen; struct id node, parent, ba
 int tree_birth(struct tree *t, uint64_t gen) _must_check_;
 /* Stages on disk name inos up to this one: none of them is given again, from now on and for good. One transaction, if it was not so. */
 int tree_inos_above(struct tree *t, uint64_t ino) _must_check_;
+/* No row has, or has had, a higher generation; those that are given from now on must be, whatever the clock says, because a stage that is not newer than its node counts as superseded. */
+uint64_t tree_gens(struct tree *t);
 /* True if a stage of this generation is older than the tree file and the tree was not loaded yet: nothing can be said about its node before that. */
 bool tree_recovers_later(struct tree *t, uint64_t gen);
 enum recover_result { RECOVER_QUEUED, RECOVER_KNOWN /* already in the outbox */, RECOVER_COMMITTED /* on the server: the stage may go */, RECOVER_LOST_FOUND, RECOVER_BEHIND /* a power cut took its node back */ };
