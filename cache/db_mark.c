@@ -14,11 +14,15 @@
  *
  * The header of the log is the one thing in there without which nothing counts for SQLite; so the mark has a copy, and a header that does not verify is mended from it.
  *
+ * A cut is for a file that nobody has open: a foreign reader (a shell, a backup) that came before us keeps an index of the log in shared memory, which would name frames that are gone. Then the start is
+ * refused, and nothing was changed.
+ *
  * Files are reached through SQLite's VFS, as the log is. */
 #include "db_mark.h"
 
 #include <endian.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <sqlite3.h>
 #include <stdio.h>
@@ -30,6 +34,7 @@
 
 #define SLOT_BYTES 64u
 #define SLOT_STEP 4096u
+#define SHM_OPEN_BYTE 128 /* SQLite: UNIX_SHM_DMS */
 #define REST_BEFORE DB_LOG_SALT_AT /* of the header, around the salts */
 #define REST_BEHIND (DB_LOG_HEAD_BYTES - DB_LOG_SALT_AT - DB_LOG_SALT_BYTES)
 
@@ -177,6 +182,26 @@ static int mend_head(sqlite3_file *log, const char *path, const struct db_mark *
         return db_log_look(log, l);
 }
 
+/* 1: another process has the database open. Its wal-index, in shared memory, names frames of the log: they must not be cut under it, and SQLite would believe that index. Who has it open holds a lock on
+ * one byte of the file -shm, as long as he does. */
+static int others_have_it(const char *path) {
+        _cleanup_free_ char *name = NULL;
+        if (asprintf(&name, "%s-shm", path) < 0) {
+                name = NULL;
+                return -ENOMEM;
+        }
+        _cleanup_close_ int fd = open(name, O_RDWR | O_CLOEXEC);
+        if (fd < 0)
+                return errno == ENOENT ? 0 : -errno;
+        struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = SHM_OPEN_BYTE, .l_len = 1 };
+        if (fcntl(fd, F_GETLK, &l) < 0)
+                return -errno;
+        if (l.l_type == F_UNLCK)
+                return 0;
+        log_error("db log=%s-wal cannot be cut after a power cut: process %d reads the database; end it and start again", path, (int)l.l_pid);
+        return 1;
+}
+
 /* A log that SQLite will not believe at all, because of its header, stays as it is: it shows that something is wrong. */
 static int cut_log(sqlite3_file *log, const char *path, const struct db_mark *mark, struct db_log *l) {
         sqlite3_int64 size = 0;
@@ -186,6 +211,9 @@ static int cut_log(sqlite3_file *log, const char *path, const struct db_mark *ma
         int64_t end = same && mark->frames > 0 ? db_log_end(l->head, mark->frames) : 0;
         if (!l->head_ok || size <= end)
                 return 0;
+        int r = others_have_it(path);
+        if (r != 0)
+                return r < 0 ? r : -EBUSY;
         log_info("db log=%s-wal cut from=%" PRId64 " to=%" PRId64 " mark=%s", path, (int64_t)size, end, same ? "here" : "before it began");
         if (log->pMethods->xTruncate(log, end) != SQLITE_OK || log->pMethods->xSync(log, SQLITE_SYNC_NORMAL) != SQLITE_OK)
                 return -EIO;

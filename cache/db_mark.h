@@ -20,5 +20,5 @@ int db_marks_write(struct db_marks *m, const struct db_mark *mark) _must_check_;
 bool db_marks_cover(const struct db_marks *m, const struct db_mark *at);
 
 /* Before SQLite opens the database: a header of the log that does not verify is mended from the last mark (NULL: there are none); cut: what lies behind the last mark goes (nothing, if no mark
- * verifies). Then the log is read. -EIO, -ENOMEM. */
+ * verifies). Then the log is read. -EIO, -ENOMEM; -EBUSY: there is something to cut, and another process has the database open. */
 int db_log_prepare(const char *vfs, const char *path, const struct db_marks *m, bool cut, struct db_log *ret) _must_check_;

@@ -6,6 +6,8 @@
 #include <limits.h>
 #include <pthread.h>
 #include <sqlite3.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/failpoint.h"
 #include "tree_priv.h"
@@ -509,11 +511,64 @@ static void test_start_cannot_look(void **state) {
         world_close(&w);
 }
 
+/* Another process reads the file when a start wants to cut the log: refused, nothing is changed; and not called damaged. */
+static void test_foreign_reader(void **state) {
+        world_open(&w, 1, 0);
+        mkdir_at(w.tree, "a");
+        MUST(tree_sync(w.tree));
+        for (int i = 0; i < 40; i++) {
+                char name[20];
+                (void)snprintf(name, sizeof name, "b%d", i);
+                mkdir_at(w.tree, name);
+        }
+        to_copy(".read");
+        char path[120], ch;
+        (void)snprintf(path, sizeof path, "%s.read", w.path);
+        int up[2], down[2];
+        MUST(pipe(up));
+        MUST(pipe(down));
+        pid_t pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0) {
+                struct db_config c = { .path = path };
+                struct db *db;
+                int64_t n = 0;
+                (void)close(up[0]);
+                (void)close(down[1]); /* the end of the other one is seen */
+                int r = db_open(&c, &db);
+                if (r == 0)
+                        r = db_int(db, &n, "SELECT count(*) FROM node", "");
+                ch = r == 0 && n > 40 ? 'r' : '?';
+                if (write(up[1], &ch, 1) == 1)
+                        (void)!read(down[0], &ch, 1);
+                _exit(0);
+        }
+        (void)close(up[1]);
+        (void)close(down[0]);
+        assert_int_equal(read(up[0], &ch, 1), 1);
+        assert_int_equal(ch, 'r');
+        for (unsigned readers = 0; readers < 2; readers++) {
+                struct tree_config c = { .path = path, .readers = readers, .clock = &w.clock.clock, .rng = &w.rng.rng, .counters = &w.counters, .uid = 1000, .gid = 1000, .power_cut = true };
+                struct tree *t;
+                assert_int_equal(tree_open(&c, &t), -EBUSY);
+        }
+        (void)close(down[1]);
+        assert_int_equal(waitpid(pid, NULL, 0), pid);
+        (void)close(up[0]);
+        struct tree *t = open_at(".read", true, 0, NULL, NULL);
+        assert_true(has(t, "a"));
+        assert_false(has(t, "b0"));
+        assert_false(has(t, "b39"));
+        tree_close(t);
+        world_close(&w);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = { cmocka_unit_test(test_rows_behind_the_mark), cmocka_unit_test(test_log_begins_anew), cmocka_unit_test(test_start_after_a_kill), cmocka_unit_test(test_header_of_the_log),
                                               cmocka_unit_test(test_readers_all_the_time), cmocka_unit_test(test_older_program), cmocka_unit_test(test_no_room_for_a_mark),
                                               cmocka_unit_test(test_database_is_missing), cmocka_unit_test(test_bytes_first),
-                                              cmocka_unit_test(test_header_unreadable), cmocka_unit_test(test_start_cannot_look) };
+                                              cmocka_unit_test(test_header_unreadable), cmocka_unit_test(test_start_cannot_look),
+                                              cmocka_unit_test(test_foreign_reader) };
         if (access("/dev/shm", W_OK) == 0)
                 world_at = "/dev/shm"; /* many opens, each with its syncs */
         return cmocka_run_group_tests(tests, NULL, NULL);
