@@ -32,7 +32,7 @@ struct db_config {
  * one sequential read of the file. -EBADMSG: damaged, by whatever it shows. */
 int db_open(const struct db_config *config, struct db **ret) _must_check_;
 void db_close(struct db *db);
-/* The file as it lies there, untouched: its user_version, if the page that says so verifies. -ENODATA: nothing is known. No connection of this process may be open (a close drops its locks). */
+/* The file as it lies there, untouched: its user_version, if the page that says so verifies. -ENODATA: there is no such file, or nothing is known; any other error: the disk cannot say. No connection of this process may be open (a close drops its locks). */
 int db_version_of(const char *path, uint32_t *ret) _must_check_;
 
 /* The statement for this SQL, prepared once for each connection and found again by the address of the literal: pass literals (or strings

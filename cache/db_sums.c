@@ -23,9 +23,10 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/digest.h"
 #include "db.h"
@@ -249,12 +250,13 @@ int db_sums_check(sqlite3_file *f) {
 
 int db_version_of(const char *path, uint32_t *ret) {
         uint8_t page[DB_PAGE_BYTES];
-        FILE *f = fopen(path, "rbe");
-        if (!f)
-                return -ENODATA; /* the open proper tells */
-        size_t n = fread(page, 1, sizeof page, f);
-        (void)fclose(f);
-        if (n < sizeof page || memcmp(page, "SQLite format 3", 16) != 0 || (has_sums(page) && !sum_is_right(page, 1)))
+        _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+                return errno == ENOENT ? -ENODATA : -errno;
+        ssize_t n = pread(fd, page, sizeof page, 0); /* of a regular file: all, or up to its end */
+        if (n < 0)
+                return -errno;
+        if (n < (ssize_t)sizeof page || memcmp(page, "SQLite format 3", 16) != 0 || (has_sums(page) && !sum_is_right(page, 1)))
                 return -ENODATA;
         *ret = (uint32_t)page[VERSION_AT] << 24 | (uint32_t)page[VERSION_AT + 1] << 16 | (uint32_t)page[VERSION_AT + 2] << 8 | page[VERSION_AT + 3];
         return 0;

@@ -250,7 +250,9 @@ int tree_open(const struct tree_config *config, struct tree **ret) {
         uint32_t version = TREE_SCHEMA_VERSION;
         int r = 0;
         /* a file of a newer program must not even be switched to another journal mode: its header is looked at first */
-        if (!config->vfs && db_version_of(config->path, &version) == 0 && version > TREE_SCHEMA_VERSION)
+        if (!config->vfs && (r = db_version_of(config->path, &version)) < 0 && r != -ENODATA)
+                return r; /* it may be an older program's, whose log must not be cut */
+        if (version > TREE_SCHEMA_VERSION)
                 return -EPROTONOSUPPORT;
         const bool older = version < TREE_SCHEMA_VERSION; /* a program that knows no marks may have written to it since the last one, if there is any */
         struct tree *t = calloc(1, sizeof(*t));
