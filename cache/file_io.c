@@ -155,7 +155,7 @@ static int change_once(struct file *f, const struct change_args *a, struct stage
         lock_drop(&st->lock);
         switch (a->what) {
         case CHANGE_DATA:
-                r = a->append && size + a->n < size ? -EFBIG : stage_put_data(st, a->append ? size : a->off, a->buf, (size_t)a->n, room);
+                r = a->append && (size > FILE_BYTES_MAX || a->n > FILE_BYTES_MAX - size) ? -EFBIG : stage_put_data(st, a->append ? size : a->off, a->buf, (size_t)a->n, room);
                 break;
         case CHANGE_SIZE:
                 r = stage_put_size(st, a->n, room);
@@ -224,7 +224,7 @@ ssize_t file_write(struct file_write *w) {
                 return 0;
         if (fs->cfg.read_only)
                 return -EROFS;
-        if (!w->append && (w->off > INT64_MAX || w->off + w->n > INT64_MAX))
+        if (!w->append && (w->off > FILE_BYTES_MAX || w->off + w->n > FILE_BYTES_MAX))
                 return -EFBIG;
         if (!files_room_now(fs, w->n))
                 return file_wait_room(w, false);
@@ -265,7 +265,7 @@ static void drop_untrusted(struct file *f) {
 
 int file_set_size(struct file *f, uint64_t size) {
         lock_assert_none();
-        if (size > INT64_MAX)
+        if (size > FILE_BYTES_MAX)
                 return -EFBIG;
         if (size == 0)
                 drop_untrusted(f);
@@ -298,7 +298,7 @@ int file_allocate(struct file *f, enum file_alloc how, uint64_t off, uint64_t n)
         bool full;
         if (n == 0)
                 return -EINVAL;
-        if (off > INT64_MAX || n > INT64_MAX - off)
+        if (off > FILE_BYTES_MAX || n > FILE_BYTES_MAX - off)
                 return -EFBIG;
         switch (how) {
         case FILE_ALLOC_KEEP:

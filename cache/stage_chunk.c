@@ -10,6 +10,9 @@
  * A list's last block may have been ended by the end of the file; it is known only if the view ends there too. Blocks ended by content are known also at a new end of
  * the file: the cutter decides from the bytes before the cut alone.
  *
+ * Holes are not read. A block of nothing but zeros is always the same one (its length is the cutter's, its hash is computed once), so a hole that goes on for the longest block begins with that block: a
+ * sparse file costs as much as its list is long.
+ *
  * Runs on the caller's thread without locks; several may run, the first result is kept. The stage is synced first: what is hashed and named to the server must not be lost by a
  * power cut, because the operation that carries it is frozen then. */
 #include "stage_core.h"
@@ -142,7 +145,31 @@ bool stage_known_block(struct stage *st, uint64_t off, struct blockref *ret, boo
         return found;
 }
 
-struct cutter { uint8_t *buf; size_t n; uint64_t off /* of buf */; };
+struct cutter { uint8_t *buf; size_t n; uint64_t off /* of buf */; struct blockref zeros; /* bytes 0: not known yet */ };
+
+/* 1: nothing but zeros from the true cut pos on, for at least the longest block; ret is the block that begins there. */
+static int zero_block(struct stage *st, struct cutter *c, uint64_t pos, uint64_t size, struct blockref *ret) {
+        const struct chunk_param *p = chunk_param(CUT_PARAM);
+        struct piece piece;
+        if (size - pos < p->max_bytes)
+                return 0;
+        int r = view_find(st, pos, p->max_bytes, &piece);
+        if (r < 0)
+                return r;
+        bool hole = piece.kind == PIECE_ZERO && piece.bytes >= p->max_bytes;
+        piece_end(&piece);
+        if (!hole)
+                return 0;
+        if (c->zeros.bytes == 0) {
+                _cleanup_free_ uint8_t *zeros = calloc(1, p->max_bytes);
+                if (!zeros)
+                        return -ENOMEM;
+                c->zeros.bytes = (uint32_t)chunk_next(p, zeros, p->max_bytes, false);
+                sha256(zeros, c->zeros.bytes, &c->zeros.hash);
+        }
+        *ret = c->zeros;
+        return 1;
+}
 
 /* The next block from the true cut c->off on. */
 static int cut_next(struct stage *st, struct cutter *c, uint64_t size, int64_t deadline_ms, struct blockref *ret) {
@@ -202,7 +229,18 @@ static int walk(struct stage *st, int64_t deadline_ms, struct blocklist *list, u
         for (uint64_t pos = 0; r == 0 && pos < size;) {
                 struct blockref ref;
                 bool sent = false;
-                if (known_in(st, pos, &w, &ref, &sent)) {
+                if (atomic_load_explicit(&st->chunk_stop, memory_order_relaxed)) {
+                        r = -ECANCELED;
+                        break;
+                }
+                r = zero_block(st, &c, pos, size, &ref);
+                if (r < 0)
+                        break;
+                if (r > 0) {
+                        r = 0;
+                        c.n = 0;
+                        c.off = pos + ref.bytes;
+                } else if (known_in(st, pos, &w, &ref, &sent)) {
                         /* what is behind the block and in the buffer already stays of use */
                         size_t drop = MIN((size_t)ref.bytes, c.n);
                         memmove(buf, buf + drop, c.n - drop);
@@ -224,6 +262,10 @@ static int walk(struct stage *st, int64_t deadline_ms, struct blocklist *list, u
         return r;
 }
 
+void stage_chunk_stop(struct stage *stage) {
+        atomic_store(&stage->chunk_stop, true);
+}
+
 int stage_chunk(struct stage *stage, int64_t deadline_ms, const struct blocklist **ret_list, struct content *ret_content) {
         lock_assert_none();
         lock_take(&stage->lock);
@@ -235,6 +277,7 @@ int stage_chunk(struct stage *stage, int64_t deadline_ms, const struct blocklist
         if (error)
                 return -EIO;
         if (!have) {
+                atomic_store(&stage->chunk_stop, false);
                 int r = stage_sync(stage);
                 if (r < 0)
                         return r;

@@ -97,6 +97,7 @@ struct stage {
         struct known_block *known; size_t n_known, known_room; /* intact blocks cut before the seal, by offset */
         bool early_busy, early_hit; uint64_t early_lo, early_hi; /* range being read for an early block */
         struct sent_block **sent_blocks; size_t n_sent_blocks, sent_room; /* for EXTENT_SENT, kept until the end */
+        atomic_bool chunk_stop;       /* stage_chunk is to come to an end */
         bool chunked;
         struct blocklist list; uint64_t *starts; struct content content; uint8_t *sent_bits, *reused_bits; /* reused: taken over from a list, not cut anew */
         /* in no stack any more (file_commit.c): all by the file layer's lock */

@@ -65,6 +65,8 @@ void uploads_free(struct engine *e) {
 
 void upload_abandon(struct upload *u) {
         u->abandoned = true; /* freed in uploads_step, so that no caller is left with a dead pointer */
+        if (u->busy > 0 && u->stage)
+                stage_chunk_stop(u->stage);
 }
 
 void upload_unref(struct upload *u) {
@@ -401,6 +403,8 @@ int64_t uploads_step(struct engine *e, int64_t now) {
                         release(u);
                         continue;
                 }
+                if (stopping && u->busy > 0 && u->stage) /* the end must not wait for a large file */
+                        stage_chunk_stop(u->stage);
                 if (u->abandoned || stopping)
                         continue;
                 if (u->retry_at_ms > now) {

@@ -817,6 +817,27 @@ def test_locks(pair):
     both(pair, steps)
 
 
+def test_too_large(pair):
+    """Nothing grows beyond 8 TiB (the plain file system has a limit of its own); what was there stays."""
+    inside, _ = pair
+    f = inside + "/f"
+    write(f, b"x")
+    fd = os.open(f, os.O_RDWR)
+    limit = 8 << 40
+    for size in (limit + 1, 999999999999999, (1 << 63) - 1):
+        assert attempt(os.truncate, f, size) == "EFBIG"
+        assert attempt(os.ftruncate, fd, size) == "EFBIG"
+    assert attempt(os.pwrite, fd, b"xx", limit) == "EFBIG"
+    assert attempt(os.pwrite, fd, b"x" * 8192, limit - 100) in (100, "EFBIG")  # the kernel may send it page by page
+    os.ftruncate(fd, 1)
+    assert attempt(os.posix_fallocate, fd, limit, 1) == "EFBIG"
+    assert os.fstat(fd).st_size == 1 and read(f) == b"x"
+    os.ftruncate(fd, limit)
+    assert os.pread(fd, 5, limit - 3) == b"\0\0\0"
+    os.ftruncate(fd, 0)
+    os.close(fd)
+
+
 def test_unsupported_is_never_eio(pair):
     inside, _ = pair
     f = inside + "/f"

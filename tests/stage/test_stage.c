@@ -234,6 +234,47 @@ static void test_random(void **state) {
 }
 
 /* A few bytes changed in a large content: only the neighbourhood is read and cut again. */
+/* Holes are cut as zeros are, but cost nothing by their length: 40 MiB are compared with the cut of the whole, 1 TiB has its list at once. */
+static void test_holes(void **state) {
+        struct world *w = world_new(256 * MIB);
+        rng_seed(&w->rng, test_seed());
+        struct rng *r = &w->rng.rng;
+        struct stages *s = open_stages(w, 64 * MIB);
+        for (unsigned round = 0; round < 6; round++) {
+                struct model m = { 0 };
+                struct stage_header h = { .gen = stages_gen(s), .ino = 5, .base = content_empty };
+                struct stage *st;
+                size_t sent;
+                assert_int_equal(stage_new(s, &h, NULL, NULL, 0, &st), 0);
+                change(st, SIZE, 0, NULL, 40 * MIB + round);
+                grow(&m, 40 * MIB + round);
+                for (unsigned i = 0; i < round; i++) {
+                        uint8_t buf[70000];
+                        uint64_t off = rng_below(r, m.n - sizeof buf);
+                        r->fill(r, buf, sizeof buf);
+                        change(st, PUT, off, buf, sizeof buf);
+                        memcpy(m.p + off, buf, sizeof buf);
+                }
+                seal(st);
+                compare_cuts(st, &m, &sent);
+                stage_put(st);
+                free(m.p);
+        }
+        struct stage_header h = { .gen = stages_gen(s), .ino = 6, .base = content_empty };
+        struct stage *st;
+        const struct blocklist *list;
+        struct content content;
+        assert_int_equal(stage_new(s, &h, NULL, NULL, 0, &st), 0);
+        change(st, PUT, UINT64_C(1) << 39, "x", 1);
+        change(st, SIZE, 0, NULL, UINT64_C(1) << 40);
+        seal(st);
+        assert_int_equal(stage_chunk(st, now_ms() + WAIT_MS, &list, &content), 0);
+        assert_true(content.size == UINT64_C(1) << 40 && list->n >= UINT64_C(1) << 19);
+        stage_put(st);
+        stages_close(s);
+        world_free(w);
+}
+
 static void test_neighbourhood(void **state) {
         struct world *w = world_new(256 * MIB);
         rng_seed(&w->rng, test_seed());
@@ -605,7 +646,7 @@ static void test_killed_in_a_write(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_control_records), cmocka_unit_test(test_random), cmocka_unit_test(test_neighbourhood), cmocka_unit_test(test_early), cmocka_unit_test(test_early_not_read_again),
+                cmocka_unit_test(test_control_records), cmocka_unit_test(test_random), cmocka_unit_test(test_holes), cmocka_unit_test(test_neighbourhood), cmocka_unit_test(test_early), cmocka_unit_test(test_early_not_read_again),
                 cmocka_unit_test(test_early_overwritten), cmocka_unit_test(test_flips), cmocka_unit_test(test_damage_is_not_laundered), cmocka_unit_test(test_killed_in_a_write),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -38,6 +38,8 @@ int cache_keep_held(struct cache *c) _must_check_;
 int cache_sync(struct cache *c) _must_check_;   /* everything accepted is durable (local) on return. A file whose sync fails is an error once here, and in each file_sync of it */
 int cache_turn(struct cache *c) _must_check_;   /* by_hand: a round of the flusher; as cache_sync, and what the flusher does after that */
 
+/* No file grows beyond this here (-EFBIG): the longest list of blocks that is cut (64 Mi, each at least 128 KiB long) always suffices. */
+#define FILE_BYTES_MAX (UINT64_C(8) << 40)
 struct file;
 /* One reference per open handle. write: counts as a write handle until file_release. truncate: O_TRUNC as part of it. The content is the tree row's; incarnation must be the row's (-ESTALE).
  * Counted as open before the row is read, so that a remote change either finds it open or is seen. No lock held. 1 SELECT */

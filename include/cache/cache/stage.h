@@ -31,6 +31,7 @@ uint64_t stage_size(const struct stage *stage);
  * of dirty extents is cut again if the base's list is known. Result kept in the stage: asking twice costs nothing. pages: as blocklist_content's sink.
  * -EHOSTDOWN, -ETIMEDOUT: base bytes needed and not to be had; -EIO/-EBADMSG: local damage. */
 int stage_chunk(struct stage *stage, int64_t deadline_ms, const struct blocklist **ret_list, struct content *ret_content) _must_check_;
+void stage_chunk_stop(struct stage *stage); /* nobody wants the list any more: one that is being made ends with -ECANCELED soon; a later call begins anew */
 /* Bytes of the sealed stage's view (stack and base together). Blocking like blob_pread. */
 ssize_t stage_pread(struct stage *stage, uint64_t off, void *buf, size_t n, int64_t deadline_ms) _must_check_;
 /* True if block i of the list is known to be on the server (base block, or SENT under our claim). */
