@@ -34,6 +34,7 @@
 #include "file_priv.h"
 
 #define ADOPT_BYTES_MAX (1u << 20)
+#define HOLES_KEPT_BYTES (4u << 20) /* of one file; blocks of zeros beyond it are fetched when somebody reads them */
 #define RETIRED_MAX 64u
 #define CHUNK_LATE_MS 10000
 #define OPEN_LOOK_MAX 256u    /* files at a time */
@@ -343,14 +344,18 @@ void file_committed(struct cache *c, const struct tree_done *done, size_t n) {
 
 /* ---- retirement, on a worker ---- */
 
-/* Is every byte of [off, off + n) in the stage's own file (or a hole of it that is a zero)? */
-static bool all_here(struct stage *st, uint64_t off, uint32_t n) {
+/* Is every byte of [off, off + n) in the stage's own file (or a hole of it that is a zero)? ret_hole: it is nothing but a hole. */
+static bool all_here(struct stage *st, uint64_t off, uint32_t n, bool *ret_hole) {
         uint64_t here = 0;
+        *ret_hole = true;
         for (uint64_t at = off; at < off + n;) {
                 struct piece p;
-                if (view_find(st, at, off + n - at, &p) < 0 || p.kind == PIECE_END)
+                if (view_find(st, at, off + n - at, &p) < 0 || p.kind == PIECE_END) {
+                        *ret_hole = false;
                         return false;
+                }
                 uint64_t bytes = p.bytes;
+                *ret_hole = *ret_hole && p.kind == PIECE_ZERO;
                 bool own = p.kind == PIECE_DISK && p.stage == st && p.fd == st->fd;
                 if (own || p.kind == PIECE_ZERO)
                         here += bytes;
@@ -406,10 +411,12 @@ static int adopt_file(struct stage *st, const struct content *content, const str
         }
         if (r < 0)
                 return r;
-        uint64_t off = 0;
+        uint64_t off = 0, holes_bytes = 0;
         for (size_t i = 0; i < list->n; off += list->refs[i++].bytes) {
                 uint32_t n = list->refs[i].bytes;
-                bool have = all_here(st, off, n) && large;
+                bool hole, have = all_here(st, off, n, &hole) && large;
+                if (hole && (holes_bytes += n) > HOLES_KEPT_BYTES) /* the cache counts them as bytes: a sparse file would push everything else out, or fill the disk */
+                        continue;
                 /* cut anew, partly of base bytes: nobody else has this block. One that was taken over from a list is found by its hash. */
                 if (!have && !stage_block_reused(st, i))
                         have = stage_pread(st, off, buf, n, clock_mono_ms(st->owner->cfg.clock) + BASE_LATE_MS) == (ssize_t)n && (large ? complete(st, off, buf, n) : pwrite_full(fd, buf, n, off)) == 0;

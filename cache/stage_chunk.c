@@ -233,14 +233,7 @@ static int walk(struct stage *st, int64_t deadline_ms, struct blocklist *list, u
                         r = -ECANCELED;
                         break;
                 }
-                r = zero_block(st, &c, pos, size, &ref);
-                if (r < 0)
-                        break;
-                if (r > 0) {
-                        r = 0;
-                        c.n = 0;
-                        c.off = pos + ref.bytes;
-                } else if (known_in(st, pos, &w, &ref, &sent)) {
+                if (known_in(st, pos, &w, &ref, &sent)) {
                         /* what is behind the block and in the buffer already stays of use */
                         size_t drop = MIN((size_t)ref.bytes, c.n);
                         memmove(buf, buf + drop, c.n - drop);
@@ -248,7 +241,14 @@ static int walk(struct stage *st, int64_t deadline_ms, struct blocklist *list, u
                         c.off = pos + ref.bytes;
                 } else {
                         sent = false;
-                        r = cut_next(st, &c, size, deadline_ms, &ref);
+                        r = zero_block(st, &c, pos, size, &ref);
+                        if (r > 0) {
+                                r = 0;
+                                c.n = 0;
+                                c.off = pos + ref.bytes;
+                        } else if (r == 0) {
+                                r = cut_next(st, &c, size, deadline_ms, &ref);
+                        }
                 }
                 if (r == 0 && list->n >= REFS_MAX)
                         r = -EFBIG;

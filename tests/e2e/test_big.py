@@ -63,3 +63,35 @@ def test_large_file_with_small_caches(world):
     for c in (a, b):
         s = c.status()
         assert s["cache_limit_bytes"] == limit and s["cache_bytes"] <= limit
+
+
+def test_sparse_file(world):
+    """20 GiB with a few bytes at its end, changed in the middle, and one of 8 TiB that nobody wants: neither the disk, the line nor the end of the daemon knows how long they are."""
+    size, limit = 20 << 30, 64 * MIB
+    a, b = world.client("a", options=f"cache_size={limit}"), world.client("b", options=f"cache_size={limit}")
+    with open(a.dir / "kept", "wb") as f:
+        f.write(b"k" * MIB)
+    before = disk_usage(world.server.data)
+    with open(a.dir / "sparse", "wb", buffering=0) as f:
+        f.truncate(size)
+        f.seek(size - 4)
+        f.write(b"tail")
+    with open(a.dir / "longest", "wb") as f:
+        f.truncate(8 << 40)
+    os.unlink(a.dir / "longest")
+    a.wait(120)
+    with open(a.dir / "sparse", "r+b", buffering=0) as f:
+        f.seek(size // 2 + 1)
+        f.write(b"middle")
+    a.wait(120)
+    until(lambda: (b.dir / "sparse").exists() and (b.dir / "sparse").stat().st_size == size, 30)
+    for c in (a, b):
+        with open(c.dir / "sparse", "rb", buffering=0) as f:
+            for at, want in ((0, b"\0\0\0\0"), (size - 6, b"\0\0tail"), (size // 2 - 2, b"\0\0\0middle\0")):
+                f.seek(at)
+                assert f.read(len(want)) == want
+        assert c.status()["cache_bytes"] <= limit
+        assert disk_usage(c.cache) <= limit + 32 * MIB  # the list of its blocks lies beside them
+    assert (a.dir / "kept").read_bytes() == b"k" * MIB
+    assert disk_usage(world.server.data) - before < 64 * MIB
+    a.umount()
