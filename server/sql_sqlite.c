@@ -214,6 +214,8 @@ int sql_sqlite_open(const char *path, const char *vfs, bool writer, struct clock
         }
         if (r == 0)
                 r = fail(q, sqlite3_db_config(q->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL));
+        if (r == 0 && writer && sqlite3_db_readonly(q->db, "main") == 1)
+                r = -EACCES; /* SQLite opens for reading what it could not open for writing */
         struct sql_stmt *st;
         if (r == 0)
                 r = sql_stmt(&q->sql, &st, rollback, "");
