@@ -185,8 +185,6 @@ def test_pending(world):
             server[f"old{n}.{i}"] = r.randbytes(r.choice(SIZES))
             (d / f"old{n}.{i}").write_bytes(server[f"old{n}.{i}"])
         a.wait()
-        if kind == "content":  # whose scrub counts what is damaged
-            until(lambda: a.status()["dirty_bytes"] == 0, what="what was deleted has left the disk")
         world.server.stop()
         pending = {name: r.randbytes(SIZES[i]) for i, name in enumerate([f"old{n}.{i}" for i in range(3)] + [f"new{n}.{i}" for i in range(3)])}
         for name, data in pending.items():
@@ -210,8 +208,9 @@ def test_pending(world):
             hit = flip_content(r, [a.cache / "stages", a.cache / "lent"], {name: data for name, data in pending.items() if r.random() < .95})
             flips[kind] += len(hit)
             j = scrub(a)
-            assert j["stages_bad"] == len(hit), f"round {n}, {way}: {j}, not {sorted(hit)}"
-            found_by_scrub += j["stages_bad"]
+            named = {name for name in pending if any(f["check"] in ("stages", "outbox") and f"{name}'" in f["text"] for f in j["findings"])}  # what was deleted in the rounds before may still be there
+            assert named == hit and j["stages_bad"] >= len(hit), f"round {n}, {way}: {j}, not {sorted(hit)}"
+            found_by_scrub += len(named)
         elif kind == "index":
             flips[kind] += flip(r, a.cache / "blobs.db", 1)
         else:
