@@ -395,37 +395,39 @@ static void test_behind_the_mark(void **state) {
         }
 }
 
-/* Two power cuts: the file that the first one took back is not there, but its stage comes back with the second one (its end was not on the platter). It is nobody's, whoever was made in between. */
+/* An ino that was given behind the last mark, and a second cut that takes back that its stage had been left behind: unless the next ino is raised above those that stages name, it is given again and the
+ * old stage is taken for the content of another file. */
 static void test_two_cuts(void **state) {
         struct cw *w = cw_new(256 * MIB, 1);
         open_by_hand(w);
-        save(w, "kept", 'k', 3000, true);
-        uint64_t last = w->cache->tree->numbers[NUMBER_INO].limit - 1; /* from the next one on the mark knows nothing of them */
-        for (uint64_t i = 0, ino = 0; ino != last; i++) {
-                char name[24];
-                (void)snprintf(name, sizeof name, "x%" PRIu64, i);
-                ino = cw_create(w, INO_ROOT, name).ino;
-        }
-        save(w, "first", 'f', 300000, false);
-        assert_int_equal(stages_sync_dirty(w->cache->stages), 0);
-        char cmd[1200];
-        (void)snprintf(cmd, sizeof cmd, "mkdir %s.image && cp -a --sparse=always %s/stages %s/lent %s.image", w->dir, w->dir, w->dir, w->dir);
+        (void)cw_create(w, INO_ROOT, "first");
+        w->cache->tree->numbers[NUMBER_INO].next = w->cache->tree->numbers[NUMBER_INO].limit; /* some 4,000 files later: the mark knows nothing of the next ino */
+        assert_int_equal(cache_sync(w->cache), 0);
+        save(w, "x", 'x', 3000, false);
+        struct node x, n;
+        assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, "x", 1, &x), 0);
+        assert_int_equal(stages_sync_dirty(w->cache->stages), 0); /* the first half of a round: the bytes, not the row */
+        char cmd[1200], copy[200], path[200];
+        (void)snprintf(copy, sizeof copy, "%s.copy", w->dir);
+        (void)snprintf(cmd, sizeof cmd, "cp -a --sparse=always %s/stages %s.stages", w->dir, w->dir);
         assert_int_equal(system(cmd), 0);
-        struct stage *st = stage_of(w, "first");
-        uint32_t number = st->log.number;
-        char data[STAGE_DATA_NAME];
-        memcpy(data, st->data_name, sizeof data);
-        stage_put(st);
         die(w, true);
-        expect(w, "first", 0, 0);
-        struct node second = cw_create(w, INO_ROOT, "second");
+        expect(w, "x", 0, 0);
+        struct node y = cw_create(w, INO_ROOT, "y");
+        assert_int_not_equal(y.ino, x.ino);
         assert_int_equal(tree_sync(w->cache->tree), 0);
-        (void)snprintf(cmd, sizeof cmd, "cp -a --sparse=always %s.image/stages/*-%08u %s/stages && cp -a --sparse=always %s.image/lent/%s %s/lent && rm -r %s.image", w->dir, number, w->dir, w->dir, data, w->dir, w->dir);
+        (void)snprintf(cmd, sizeof cmd, "cp -a --sparse=always %s %s && rm -r %s/stages && mv %s.stages %s/stages", w->dir, copy, copy, w->dir, copy); /* the second cut: what was written to the stages since is gone */
         assert_int_equal(system(cmd), 0);
-        die(w, true);
-        expect(w, "second", 's', 0);
-        expect(w, "kept", 'k', 3000);
-        assert_true(second.ino != 0);
+        cw_close(w);
+        remove_tree(w->dir);
+        assert_int_equal(rename(copy, w->dir), 0);
+        (void)snprintf(path, sizeof path, "%s/boot", w->dir);
+        assert_int_equal(file_replace(path, "00000000-0000-0000-0000-000000000000", 36, 0600), 0);
+        open_by_hand(w);
+        assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, "y", 1, &n), 0);
+        assert_int_equal(n.ino, y.ino);
+        assert_int_equal(n.content.size, 0);
+        assert_int_equal(n.gen, 0);
         cw_free(w);
 }
 
