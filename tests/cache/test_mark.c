@@ -211,7 +211,7 @@ static void test_header_of_the_log(void **state) {
 }
 
 /* Somebody reads all the time, each with an older state than the one after him: the log begins anew all the same. */
-struct reading { pthread_mutex_t m; pthread_cond_t c; unsigned turn; bool stop; };
+struct reading { pthread_mutex_t m; pthread_cond_t c; unsigned turn, open; bool stop; };
 static struct reading rd = { .m = PTHREAD_MUTEX_INITIALIZER, .c = PTHREAD_COND_INITIALIZER };
 static void *read_on(void *arg) {
         unsigned me = *(unsigned *)arg;
@@ -219,6 +219,10 @@ static void *read_on(void *arg) {
         struct db *db;
         int64_t n;
         MUST(db_open(&c, &db));
+        MUST(pthread_mutex_lock(&rd.m));
+        rd.open++;
+        MUST(pthread_cond_broadcast(&rd.c));
+        MUST(pthread_mutex_unlock(&rd.m));
         for (bool stop = false; !stop;) {
                 MUST(db_begin(db));
                 MUST(db_int(db, &n, "SELECT count(*) FROM node", ""));
@@ -243,8 +247,13 @@ static void test_readers_all_the_time(void **state) {
         struct tree_config c = { .path = w.path, .readers = 1, .clock = &w.clock.clock, .rng = &w.rng.rng, .counters = &w.counters, .uid = 1000, .gid = 1000, .log_pages = 64 };
         MUST(tree_open(&c, &w.tree));
         rd.stop = false;
+        rd.open = 0;
         for (int i = 0; i < 2; i++)
                 MUST(pthread_create(&thread[i], NULL, read_on, &me[i]));
+        MUST(pthread_mutex_lock(&rd.m));
+        while (rd.open < 2) /* one alone waits for the other and would hold its state as long as that opens */
+                MUST(pthread_cond_wait(&rd.c, &rd.m));
+        MUST(pthread_mutex_unlock(&rd.m));
         char log[120];
         (void)snprintf(log, sizeof log, "%s-wal", w.path);
         for (unsigned i = 0; i < 1500; i++) {
