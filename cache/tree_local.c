@@ -352,7 +352,7 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
                 r = last ? held_forget(t, &row) : row.pend == 0 ? held_has(t, row.ino) : 0;
         if (r == 0)
                 r = last ? local_cancel(t, &row, NULL) : cancel_link(t, &row, &at.placement);
-        if (r > 0 && !last && !replaced) { /* perhaps it was all that was pending */
+        if (r > 0 && !last && !replaced && (row.bits & NB_SHADOW)) { /* perhaps it was all that was pending; without a shadow the row is right as it is, its new ctime too */
                 int k = tree_settle_later(t, row.ino);
                 r = k < 0 ? k : r;
         }
