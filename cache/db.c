@@ -36,6 +36,7 @@
 #define JOURNAL_LIMIT_BYTES (64u << 20)
 #define BUSY_MS 10000
 #define READERS_MS 2000
+#define READERS_TRY_MS 50
 
 struct db_stmt {
         struct db *db;
@@ -506,8 +507,10 @@ int db_checkpoint(struct db *db) {
         int rc = sqlite3_wal_checkpoint_v2(db->c, NULL, SQLITE_CHECKPOINT_PASSIVE, &frames, &done);
         /* Readers were behind. They come and go, so it is all moved sooner or later; but a log begins anew only when none is in it, and with many there may always be one. */
         if (rc == SQLITE_OK && db->marks && frames > 0) {
-                (void)sqlite3_busy_timeout(db->c, READERS_MS);
-                rc = sqlite3_wal_checkpoint_v2(db->c, NULL, SQLITE_CHECKPOINT_RESTART, NULL, NULL);
+                /* In short tries: SQLite waits for a reader's slot, not for what is read there; a slot that readers of the newest state hand to each other is never free, and only a new try sees that nobody need be waited for. */
+                (void)sqlite3_busy_timeout(db->c, READERS_TRY_MS);
+                for (int ms = 0; ms < READERS_MS && (ms == 0 || rc == SQLITE_BUSY); ms += READERS_TRY_MS)
+                        rc = sqlite3_wal_checkpoint_v2(db->c, NULL, SQLITE_CHECKPOINT_RESTART, NULL, NULL);
                 (void)sqlite3_busy_timeout(db->c, db->exclusive ? 0 : BUSY_MS);
         }
         checkpointed(db);
