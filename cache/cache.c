@@ -166,6 +166,9 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
         struct stage *st = fo->stage;
         *ret_keep = false;
         if (stage_error(st)) {
+                int newer = tree_queued_after(fs->c->tree, stage_ino(st), st->gen);
+                if (newer != 0) /* spoiled, and the file was saved anew since: it goes, whether the newer one is still to be sent or not */
+                        return MIN(newer, 0);
                 *ret_keep = attach(fs, st) == 0;
                 return *ret_keep ? 0 : stage_salvage(st, fs->lost_dir);
         }

@@ -221,6 +221,13 @@ int tree_content_lost(struct tree *t, uint64_t gen, const struct stage_identity 
         return tree_end(t, r);
 }
 
+int tree_queued_after(struct tree *t, uint64_t ino, uint64_t gen) {
+        struct nrow row;
+        TREE_READ(rd, t);
+        int r = row_get(t, rd.db, ino, &row);
+        return r == -ENOENT ? 0 : r < 0 ? r : row.last_gen > gen;
+}
+
 int tree_recover_stage(struct tree *t, struct stage_identity *s, enum recover_result *ret) {
         enum recover_result result = RECOVER_KNOWN;
         int r;

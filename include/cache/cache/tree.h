@@ -232,6 +232,7 @@ enum recover_result { RECOVER_QUEUED, RECOVER_KNOWN /* already in the outbox */,
 /* A power cut left the row of an operation that carries gen, but not its bytes. The operation gets those of an older generation of the file that are here (older: gen, size, mtime_ns), or a
  * CREATE becomes that of an empty file. Nothing was sent of it. -EINVAL: neither is possible, or it was sent: the caller drops it, and the server's version shows. */
 int tree_content_lost(struct tree *t, uint64_t gen, const struct stage_identity *older) _must_check_;
+int tree_queued_after(struct tree *t, uint64_t ino, uint64_t gen) _must_check_; /* 1: a newer generation of ino was queued, whatever became of it. 0: none, or no such node. 1 SELECT */
 int tree_recover_stage(struct tree *t, struct stage_identity *s /* ino, node: updated to the node that has it now */, enum recover_result *ret) _must_check_;
 /* The bytes of the new file that this operation makes are gone (a power cut before they were local, damage): it is an empty one. -ENOENT: no such CREATE is pending. */
 int tree_lost_content(struct tree *t, const struct id *op) _must_check_;
