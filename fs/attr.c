@@ -14,12 +14,15 @@
  * xattr request per write. */
 #include "fs.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/err.h"
+#include "base/io.h"
 #include "base/log.h"
 
 static struct timespec to_timespec(int64_t ns) {
@@ -154,17 +157,30 @@ bool may_keep_priv(fuse_req_t req) {
         return fuse_req_ctx(req)->uid == 0;
 }
 
+/* The caller's thread has gid among its supplementary groups. Read here, because libfuse 3.14 searches what it has read without an end mark (fuse_req_getgroups). A thread that is gone has none. */
+static bool has_group(fuse_req_t req, gid_t gid) {
+        char path[32];
+        _cleanup_buf_ struct buf b = BUF_INIT(1u << 20);
+        (void)snprintf(path, sizeof path, "/proc/%d/status", (int)fuse_req_ctx(req)->pid);
+        const char *at = file_load(path, 1u << 20, &b) == 0 ? buf_text(&b) : NULL;
+        at = at ? strstr(at, "\nGroups:") : NULL;
+        if (!at)
+                return false;
+        at += strlen("\nGroups:");
+        for (char *end;; at = end) { /* blanks and numbers up to the end of the line */
+                at += strspn(at, " \t");
+                unsigned long group = strtoul(at, &end, 10);
+                if (*at == '\n' || end == at)
+                        return false;
+                if (group == gid)
+                        return true;
+        }
+}
+
 static bool in_group(struct mount *m, fuse_req_t req, const struct node *n) {
-        gid_t groups[256];
         uint32_t uid, gid;
         owner_show(m, n, &uid, &gid);
-        if (fuse_req_ctx(req)->gid == gid)
-                return true;
-        int count = fuse_req_getgroups(req, ARRAY_SIZE(groups), groups); /* reads /proc: only for a set-group-id bit without group execution */
-        for (int i = 0; i < MIN(count, (int)ARRAY_SIZE(groups)); i++)
-                if (groups[i] == gid)
-                        return true;
-        return false;
+        return fuse_req_ctx(req)->gid == gid || has_group(req, gid); /* reads /proc: only for a set-group-id bit without group execution */
 }
 
 /* The mode after a change by the caller that takes set-id bits away: suid always; sgid if the group may execute, or if the caller is not of the group. */
