@@ -74,10 +74,11 @@ def flip_content(r, dirs, model):
         except FileNotFoundError:  # of what was deleted a moment ago
             continue
         for name, (at, some) in wanted.items():
-            k = text.find(some) if name not in hit else -1
-            if k >= 0:
+            k = text.find(some)
+            while k >= 0:  # also where a copy lay before: only one of them is in use
                 flip_at(r, p, k + r.randrange(len(some)))
                 hit.add(name)
+                k = text.find(some, k + 1)
     return hit
 
 
