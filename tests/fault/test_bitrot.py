@@ -41,24 +41,27 @@ def flip_at(r, path, at):
 
 
 def flip(r, path, n):
-    """n bits, only where there is data: holes of a sparse file hold none. A running daemon may have taken the file away."""
-    done = 0
+    """n bits, only where there is data: holes of a sparse file hold none. A running daemon may have taken the file away, or cut it."""
     try:
         fd = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return 0
-    size = os.fstat(fd).st_size
-    for _ in range(n * 20):
-        if done == n or size == 0:
-            break
-        try:
-            at = os.lseek(fd, r.randrange(size), os.SEEK_DATA)
-        except OSError:
-            continue
-        flip_at(r, path, at)
-        done += 1
+    data, at = [], 0
+    try:
+        while True:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+            at = os.lseek(fd, begin, os.SEEK_HOLE)
+            data.append((begin, at - begin))
+    except OSError:  # no more
+        pass
+    for _ in range(n if data else 0):
+        begin, length = r.choices(data, [x[1] for x in data])[0]
+        at = begin + r.randrange(length)
+        byte = os.pread(fd, 1, at)
+        if byte:
+            os.pwrite(fd, bytes((byte[0] ^ 1 << r.randrange(8),)), at)
     os.close(fd)
-    return done
+    return n if data else 0
 
 
 def flip_content(r, dirs, model):
