@@ -83,19 +83,16 @@ class Together(Storm):
         super().note(fd, data, path)
         self.log.append(f"{time.monotonic() - self.began:.3f} step {self.n}: {len(data)} bytes to inode {os.fstat(fd).st_ino} for {os.path.relpath(path, self.at)}")
 
-    def take_away(self, path, act):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW) if os.path.isfile(path) else -1
-        ino = os.fstat(fd).st_ino if fd >= 0 else 0
-        if fd >= 0:
-            os.close(fd)
+    def take_away(self, path, act, source=None):
         how = "done"
         try:
-            super().take_away(path, act)
+            gone = super().take_away(path, act, source)
+            how = f"done, the last name of inodes {gone}" if gone else how
         except OSError as e:
             how = errno.errorcode[e.errno]
             raise
         finally:
-            self.log.append(f"{time.monotonic() - self.began:.3f} step {self.n}: {os.path.relpath(path, self.at)}, inode {ino}, taken away: {how}{'' if ino in self.last else ', its last name'}")
+            self.log.append(f"{time.monotonic() - self.began:.3f} step {self.n}: {os.path.relpath(path, self.at)} taken away: {how}")
 
 
 class Slow(Alone):

@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.request
 
+from closed import Closed
 from support import SCALE, assert_same_tree, soon, until
 
 NAMES = ["a.txt", "b.txt", "c", "d.bin"]
@@ -35,8 +36,7 @@ class Writer(threading.Thread):
         super().__init__()
         self.who, self.at, self.random, self.until_s, self.n = name, str(at), random.Random(seed), until_s, 0
         self.closed = 0
-        self.last = {}       # inode -> (digest, step, path) of the newest bytes that this one closed on it
-        self.unsure = []     # (step, path): a name was taken away that may have meant another inode by then
+        self.mine = Closed() # (digest, step, path) of the newest bytes that this one closed on each inode
         self.error = None
 
     def path(self):
@@ -44,32 +44,22 @@ class Writer(threading.Thread):
 
     def note(self, fd, data, path):
         self.closed += 1
-        self.last[os.fstat(fd).st_ino] = (digest(data), self.n, path)
+        self.mine.note(fd, (digest(data), self.n, path))
 
     def must(self):
-        """The last ones; without those whose name went in a moment in which it may have meant another inode than the one that was looked at."""
-        return [(d, f"{self.who} step {n}: {path}, inode {ino}") for ino, (d, n, path) in self.last.items() if not any(k >= n and p == path for k, p in self.unsure)]
+        return [(d, f"{self.who} step {n}: {path}, inode {ino}") for ino, (d, n, path) in self.mine.last.items()]
 
-    def take_away(self, path, act):
-        """act() takes the name from a file, maybe its last one: its inode is told from a handle, without which the name could mean another one by then."""
-        if self.random.random() < 0.3:
-            ino = os.stat(path).st_ino if os.path.isfile(path) else None
-            act()
-            self.last.pop(ino, None)
-            return
+    def take_away(self, path, act, source=None):
+        """act() takes the name from a file, maybe its last one; sometimes from one that is open."""
         try:
-            fd = os.open(path, os.O_RDONLY)
+            fd = os.open(path, os.O_RDONLY) if self.random.random() < 0.5 else -1
         except OSError:
-            return act()
+            fd = -1
         try:
-            act()
-            st = os.fstat(fd)
-            if st.st_nlink == 0:
-                self.last.pop(st.st_ino, None)
-            else:
-                self.unsure.append((self.n, path))
+            return self.mine.take_away(act, path, source)
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def step(self):
         r, p = self.random, self.path()
@@ -84,12 +74,12 @@ class Writer(threading.Thread):
                 f.flush()
                 self.note(f.fileno(), data, p)
             if temp != p:
-                self.take_away(p, lambda: os.rename(temp, p))
+                self.take_away(p, lambda: os.rename(temp, p), temp)
         elif kind == "append":
             fd = os.open(p, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 os.write(fd, text)
-                self.last.pop(os.fstat(fd).st_ino, None)  # what is closed now is known if it can be read
+                self.mine.forget(fd)  # what is closed now is known if it can be read
                 try:
                     self.note(fd, os.pread(fd, 1 << 20, 0), p)
                 except OSError as e:
@@ -100,7 +90,7 @@ class Writer(threading.Thread):
         elif kind == "rename":
             q = self.path()
             if p != q:
-                self.take_away(q, lambda: os.rename(p, q))
+                self.take_away(q, lambda: os.rename(p, q), p)
         elif kind == "unlink":
             self.take_away(p, lambda: os.unlink(p))
         elif kind == "mkdir":
@@ -124,6 +114,8 @@ class Writer(threading.Thread):
         except BaseException as e:
             self.error = e
             raise
+        finally:
+            self.mine.close()
 
 
 def versions(server):
@@ -162,6 +154,6 @@ def test_two_mounts_in_each_others_way(world):
     must = [x for w in writers for x in w.must()]
     lost = [how for d, how in must if d not in there]
     copies = sum("(conflict " in f for _, _, files in os.walk(a.dir) for f in files)
-    print(f"{sum(w.closed for w in writers)} contents closed, {len(must)} of them last ones, {len(there)} versions, {len(lost)} lost, {sum(len(w.unsure) for w in writers)} names unsure, {copies} conflict copies")
+    print(f"{sum(w.closed for w in writers)} contents closed, {len(must)} of them last ones, {len(there)} versions, {len(lost)} lost, {copies} conflict copies")
     assert len(must) > 20 and copies > 0, "the writers were not in each other's way"
     assert not lost, f"lost: {lost[:20]}"
