@@ -247,6 +247,8 @@ int local_after_unlink(struct tree *t, struct nrow *row) {
                 row->bits |= NB_KEPT;
         if (last && !row->pend && !kept && !(row->bits & NB_SHADOW))
                 return row_drop(t, row, 0);
+        if (last && row->v.kind == NODE_DIR)
+                row->incarnation++; /* the kernel never enters that inode again; should the server refuse this, names must lead to another one */
         return row_write(t, row);
 }
 

@@ -9,6 +9,7 @@
  * A nodeid of an older incarnation (remote content replaced that of an open node) shows what its handles have: the size of the bytes that they read and the times as opened, or,
  * once one of them has written, the conflict copy that they are now (the kernel names no handle in fstat, so this goes by the nodeid: all its handles are one file).
  * ftruncate goes by the handle, as a write does. Without an open handle it is ESTALE, upon which the kernel looks the path up again.
+ * Of a directory (it was removed here; the server may refuse that, and then it has a name again, and another nodeid: the kernel has marked the old one dead) it shows the row.
  *
  * suid and sgid go away on a write or truncate by somebody without privilege and on any chown, capabilities on all of them. The kernel leaves that to us (HANDLE_KILLPRIV_V2), which spares one
  * xattr request per write. */
@@ -114,7 +115,7 @@ int node_row(struct mount *m, uint64_t nodeid, struct node *ret, bool *ret_super
         }
         if (r < 0)
                 return r;
-        if (n.incarnation != nodeid_incarnation(nodeid)) {
+        if (n.incarnation != nodeid_incarnation(nodeid) && n.kind != NODE_DIR) {
                 uint64_t ino;
                 struct node copy;
                 if (!nodes_view(m, nodeid, &ino, &n.mtime_ns, &n.ctime_ns))

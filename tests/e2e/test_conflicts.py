@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "proxy"))
 from proxy import Proxy  # noqa: E402
-from support import EXIT, Client, until  # noqa: E402
+from support import EXIT, Client, assert_same_tree, soon, until  # noqa: E402
 
 
 def put(path, text):
@@ -395,3 +395,39 @@ def test_conflicts_bad_input(world):
     assert (first.dir / "f").read_text() in "12" and conflicts(first) == {}
     first.umount()
     refused("not_mounted", "not a mount", "resolve", first.dir / "f", "--keep", "mine")
+
+
+def test_a_directory_that_comes_back_while_something_in_it_is_open(world):
+    """It was removed here, in both ways, but not empty on the server. What is open in it keeps the kernel's old inode, which nobody can enter any more: names must lead to another one."""
+    link, b = Link(world, "one"), world.client("two")
+    try:
+        for name in ("removed", "replaced", "other"):
+            (link.dir / name).mkdir()
+        held = [os.open(link.dir / name, os.O_RDONLY | os.O_DIRECTORY) for name in ("removed", "replaced")]
+        for name in ("removed", "replaced"):
+            put(link.dir / name / "open", "x")
+            held.append(os.open(link.dir / name / "open", os.O_RDONLY))
+            (link.dir / name / "open").unlink()
+        world.caught_up(link.client, b)
+        inodes = [os.fstat(fd).st_ino for fd in held]
+        link.cut()
+        (link.dir / "removed").rmdir()
+        os.rename(link.dir / "other", link.dir / "replaced")
+        assert [os.fstat(fd).st_ino for fd in held] == inodes
+        for name in ("removed", "replaced"):
+            put(b.dir / name / "new", name)
+        b.wait()
+        link.heal()
+        world.caught_up(link.client, b)
+        soon(lambda: assert_same_tree(link.dir, b.dir, dir_times=False))
+        assert (link.dir / "removed" / "new").read_text() == "removed"
+        for at, dirs, _ in list(os.walk(link.dir)):
+            assert sorted(os.listdir(at)) == sorted(os.listdir(b.dir / os.path.relpath(at, link.dir)))
+            put(Path(at) / "more", "made here")
+        assert [os.fstat(fd).st_ino for fd in held] == inodes
+        world.caught_up(link.client, b)
+        soon(lambda: assert_same_tree(link.dir, b.dir, dir_times=False))
+    finally:
+        for fd in held:
+            os.close(fd)
+        link.close()
