@@ -15,7 +15,9 @@ As a program:  proxy.py LISTEN_PORT TARGET_HOST:TARGET_PORT   reads one command 
     lose_answer N [METHOD]  the next N HTTP requests reach the server; their answers do not come back (the connection is cut when the answer starts)
     drop N [METHOD]       the next N HTTP requests are cut off before the server sees them
     duplicate N [METHOD]  the next N HTTP requests reach the server twice, over two connections; one answer comes back
+    keep N [METHOD]       the next N HTTP requests pass, and a copy of each stays here
                           METHOD (of all of these): only requests with that method count
+    replay                what was kept reaches the server once more, in that order; the answer has the statuses that it gave
     reset N [METHOD]      of the next N HTTP requests the server sees half of the first piece; then both connections are reset
     truncate N [METHOD]   the answers to the next N HTTP requests end in the middle, in good order (FIN)
     wrong_up N [METHOD]   in the body of the next N HTTP requests (with one) a byte is changed on the way
@@ -23,7 +25,7 @@ As a program:  proxy.py LISTEN_PORT TARGET_HOST:TARGET_PORT   reads one command 
     close_slowly N MS     the next N HTTP requests on a connection that had an answer before meet a server that has closed it, which the client learns MS later: they are swallowed
     slice on|off          everything passes in pieces of a few bytes
     stall_body N BYTES    the next N HTTP requests with at least so many bytes of body stop flowing (0: those that were stopped go on); all others pass
-    status N CODE         the next N HTTP requests are answered CODE (503, 429) with Retry-After: 1, the server does not see them
+    status N CODE [PART [WORD]]  the next N HTTP requests (with PART in their first line) are answered CODE (503, 429) with Retry-After: 1, the server does not see them; WORD: the error's code
     heal                  no fault any more, also none that a connection still had before it; connections stay
     counters | reset | quit
 What is chosen at random (which byte is wrong, where an answer ends) comes from the seed that the proxy was made with.
@@ -37,7 +39,7 @@ import sys
 import threading
 
 PIECE = 65536
-FAULTS = ("lose_answer", "drop", "duplicate", "reset", "truncate", "wrong_up", "wrong_down")
+FAULTS = ("lose_answer", "drop", "duplicate", "keep", "reset", "truncate", "wrong_up", "wrong_down")
 
 
 class Direction:
@@ -72,8 +74,8 @@ class Proxy:
         self.faults = {fault: [0, b""] for fault in FAULTS}  # how many more, which method
         self.fired = dict.fromkeys((*FAULTS, "close_slowly", "status", "refuse", "cut", "delay", "bandwidth", "stall", "slice"), 0)  # requests, connections or pieces that met it
         self.close_slowly, self.slicing = [0, 0], False
-        self.twice = set()
-        self.statuses = [0, 503]
+        self.twice, self.kept = set(), []
+        self.statuses = [0, 503, b"", "UNAVAILABLE"]  # how many more, which code, what is in the request line, the error's code
         self.stall_bodies, self.stalled, self.stall_over = [0, 0], 0, None
         self.connections = self.requests = self.answers_lost = 0
         self.loop = self.thread = self.server = None
@@ -122,19 +124,20 @@ class Proxy:
         return True
 
     async def again(self, request):
-        """The same request over a connection of its own; whatever is answered is thrown away."""
+        """The same request over a connection of its own; whatever is answered is thrown away, but for its status."""
         reader, writer = await asyncio.open_connection(*self.target)
         try:
             writer.write(request)
             await writer.drain()
-            await asyncio.wait_for(reader.read(PIECE), 10)
+            answer = await asyncio.wait_for(reader.read(PIECE), 10)
+            return int(answer[9:12] or b"0")
         except (OSError, asyncio.TimeoutError):
-            pass
+            return 0
         finally:
             writer.close()
 
     def collect(self, state, data):
-        """Bytes of the request that is to be sent twice, until it is complete."""
+        """Bytes of the request that is to be sent twice, or later, until it is complete."""
         state["copy"] += data
         head, end, body = bytes(state["copy"]).partition(b"\r\n\r\n")
         if not end:
@@ -144,10 +147,13 @@ class Proxy:
             if line.startswith(b"content-length:"):
                 length = int(line.split(b":")[1])
         if len(body) >= length:
-            task = asyncio.create_task(self.again(head + end + body[:length]))
+            request, state["copy"] = head + end + body[:length], None
+            if state.pop("keep", False):
+                self.kept.append(request)
+                return
+            task = asyncio.create_task(self.again(request))
             self.twice.add(task)
             task.add_done_callback(self.twice.discard)
-            state["copy"] = None
 
     def damage(self, state, key, data):
         """One byte of the body is another one; a piece without a body leaves it to the next piece of the connection."""
@@ -201,11 +207,11 @@ class Proxy:
                 data = await reader.read(PIECE)
                 if data and is_up and self.is_request(data):
                     self.requests += 1
-                    if self.statuses[0] > 0:
+                    if self.statuses[0] > 0 and self.statuses[2] in data.split(b"\r\n", 1)[0]:
                         self.statuses[0] -= 1
                         self.fired["status"] += 1
                         code = self.statuses[1]
-                        body = b'{"code":"UNAVAILABLE","message":"the proxy says so"}'
+                        body = json.dumps({"code": self.statuses[3], "message": "the proxy says so"}).encode()
                         other.write(b"HTTP/1.1 %d X\r\nRetry-After: 1\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (code, len(body), body))
                         await other.drain()
                         other.close()
@@ -222,6 +228,8 @@ class Proxy:
                         state["lose"] = True
                     if self.due("duplicate", data):
                         state["copy"] = bytearray()
+                    if self.due("keep", data):
+                        state["copy"], state["keep"] = bytearray(), True
                     if self.close_slowly[0] > 0 and state["answers"]:
                         self.close_slowly[0] -= 1
                         self.fired["close_slowly"] += 1
@@ -320,7 +328,10 @@ class Proxy:
         elif verb == "close_slowly":
             self.close_slowly = [int(a) for a in args]
         elif verb == "status":
-            self.statuses = [int(args[0]), int(args[1])]
+            self.statuses = [int(args[0]), int(args[1]), args[2].encode() if len(args) > 2 else b"", args[3] if len(args) > 3 else "UNAVAILABLE"]
+        elif verb == "replay":
+            kept, self.kept = self.kept, []
+            return {"statuses": [await self.again(request) for request in kept]}
         elif verb == "reset":
             self.up.bytes = self.down.bytes = self.connections = self.requests = self.answers_lost = 0
         elif verb != "counters":
@@ -350,7 +361,7 @@ class Proxy:
         return self
 
     def command(self, text):
-        answer = asyncio.run_coroutine_threadsafe(self.do(text), self.loop).result(10)
+        answer = asyncio.run_coroutine_threadsafe(self.do(text), self.loop).result(60)
         if "error" in answer:
             raise ValueError(answer["error"])
         return answer

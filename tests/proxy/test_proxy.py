@@ -154,6 +154,20 @@ class TestProxy(unittest.TestCase):
         self.proxy.command("status 1 503")
         self.assertEqual(self.get()[0], 503)
         self.assertEqual(Handler.seen, before)
+        self.proxy.command("status 1 410 /big GONE")
+        self.assertEqual(self.get()[0], 200)
+        status, body = self.get("/big")
+        self.assertEqual((status, b'"GONE"' in body), (410, True))
+
+    def test_what_is_kept_comes_again_when_it_is_asked_for(self):
+        before = Handler.seen
+        self.proxy.command("keep 2")
+        for path in ("/", "/big", "/"):
+            self.assertEqual(self.get(path)[0], 200)
+        self.assertEqual(Handler.seen, before + 3)
+        self.assertEqual(self.proxy.command("replay"), {"statuses": [200, 200]})
+        self.assertEqual(Handler.seen, before + 5)
+        self.assertEqual(self.proxy.command("replay"), {"statuses": []})
 
 
 if __name__ == "__main__":
