@@ -3,7 +3,11 @@
 
 Whether it did cannot be told from the name alone: another mount may have moved another file there in the moment before the call. So the links of every file in question are counted before and
 after, by the daemon (what the kernel has cached of them may be old), through handles that the daemon does not know of (O_PATH): looking does not keep a file open. Nor from the links alone: a
-deletion that the server refuses, because somebody else changed the file, gives the name back, maybe before they are counted. A file counts as taken away if either says so."""
+deletion that the server refuses, because somebody else changed the file, gives the name back, maybe before they are counted. A file counts as taken away if either says so; how often only one of
+them did is counted, for that is where a loss could hide.
+
+Who writes over a file went on from his own bytes only if these are what he saw there. If it was something else, others had changed the file meanwhile, and his bytes must be a version."""
+import collections
 import ctypes
 import os
 
@@ -27,26 +31,43 @@ def inode(at):
         return None
 
 
-def taken(handles, act, path=None, source=None):
+def taken(handles, act, path=None, source=None, counted=None):
     """Does act(). handles: key -> handle. Those whose files lost their last name by it. One that has none before may get one again: who wants the same name is not decided yet."""
     before = {key: (links(fd), inode(fd)) for key, fd in handles.items()}
     there, moved = inode(path), inode(source)
     act()
     named = there is not None and there != moved
-    return [key for key, (n, ino) in before.items() if (n and not links(handles[key])) or (named and n <= 1 and ino == there)]
+    by_links = {key for key, (n, _) in before.items() if n and not links(handles[key])}
+    by_name = {key for key, (n, ino) in before.items() if named and n <= 1 and ino == there}
+    if counted is not None:
+        counted.update(both=len(by_links & by_name), links=len(by_links - by_name), name=len(by_name - by_links))
+    return by_links | by_name
 
 
 class Closed:
     def __init__(self):
         self.last = {}      # inode -> what was noted of the newest bytes closed on it
         self.watched = {}   # inode -> O_PATH handle, while it has a name
+        self.covered = []   # what was noted of bytes that others covered before this one wrote again
+        self.told = collections.Counter()  # by what a file counted as taken away
 
-    def note(self, fd, what):
-        """These bytes were written through this handle, and will be closed."""
+    def note(self, fd, what, over=None):
+        """These bytes (what begins with their digest) were written through this handle, and will be closed. over: the digest of what it showed before, if that is known."""
+        self.covers(fd, over)
         ino = os.fstat(fd).st_ino
         self.drop(ino)  # the handle of an older incarnation too
         self.last[ino] = what
         self.watched[ino] = os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+
+    def covers(self, fd, over):
+        """Something else will be written through this handle, which shows these bytes (their digest, or None)."""
+        ino = os.fstat(fd).st_ino
+        if over and ino in self.last and self.last[ino][0] != over:
+            self.covered.append(self.last.pop(ino))
+
+    def must(self):
+        """What was noted of each content that must be a version."""
+        return [*self.last.values(), *self.covered]
 
     def forget(self, fd):
         self.drop(os.fstat(fd).st_ino)
@@ -62,7 +83,10 @@ class Closed:
 
     def take_away(self, act, path=None, source=None):
         """act() may take the last name from a file: the one at this path, in whose place source may come. Returns the inodes of which it did."""
-        gone = taken(self.watched, act, path, source)
+        there = inode(path)
+        unseen = {there} if there in self.last and there not in self.watched and there != inode(source) else set()  # had no name when its handles were made anew, and has one again
+        gone = taken(self.watched, act, path, source, self.told) | unseen
+        self.told["unseen"] += len(unseen)
         for ino in gone:
             self.drop(ino)
         return gone

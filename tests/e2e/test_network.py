@@ -79,8 +79,8 @@ class Together(Storm):
         super().__init__(*args)
         self.log, self.began = [], time.monotonic()
 
-    def note(self, fd, data, path):
-        super().note(fd, data, path)
+    def note(self, fd, data, path, over=None):
+        super().note(fd, data, path, over)
         self.log.append(f"{time.monotonic() - self.began:.3f} step {self.n}: {len(data)} bytes to inode {os.fstat(fd).st_ino} for {os.path.relpath(path, self.at)}")
 
     def take_away(self, path, act, source=None):
@@ -121,6 +121,7 @@ class Run:
         self.world, self.seed = world, seed
         self.clients = [Behind(world, name, seed + i) for i, name in enumerate("abc")]
         self.operations = self.closed = self.schedules = 0
+        self.told, self.covered = collections.Counter(), 0
         self.must, self.slowest, self.twice = [], 0.0, 0
 
     def fired(self):
@@ -156,6 +157,8 @@ class Run:
         self.schedules += 1
         self.operations += sum(w.calls for w in alone) + sum(w.n for w in together)
         self.closed += sum(w.closed for w in alone + together)
+        self.told += sum((w.mine.told for w in together), collections.Counter())
+        self.covered += sum(len(w.mine.covered) for w in together)
         there = {x[0].hex() for x in self.world.server.rows("SELECT root FROM revision WHERE kind = 1 AND root IS NOT NULL UNION SELECT root FROM node WHERE kind = 1 AND root IS NOT NULL")}
         lost = [(how, w.log) for w in together for d, how in w.must() if d not in there]
         assert not lost, f"lost: {lost[0][0]}; what its writer did: {lost[0][1]}; {self.what}"
@@ -208,7 +211,7 @@ def test_random_schedules(world):
     until(lambda: fresh.status()["cursor"]["seq"] == run.last_seq(), HEALED_S, "a client with an empty cache has seen all")
     soon(lambda: assert_same_tree(run.clients[0].dir, fresh.dir, dir_times=False))
     fired = run.fired()
-    print(f"{run.schedules} schedules, {run.operations} operations, {run.closed} contents closed, {len(run.must)} last ones together, {len(lost)} lost, {run.twice} applied twice, "
+    print(f"{run.schedules} schedules, {run.operations} operations, {run.closed} contents closed, {len(run.must)} last ones together ({run.covered} covered by others; taken away by their own writers: {dict(run.told)}), {len(lost)} lost, {run.twice} applied twice, "
           f"converged after {run.slowest:.1f} s at most, {time.monotonic() - began:.0f} s in all; fired: " + ", ".join(f"{kind} {fired[k]}" for kind, (_, _, k) in KINDS.items()))
     assert not lost, f"seed {seed}: lost: {lost[:20]}"
     never = [kind for kind, (_, _, k) in KINDS.items() if not fired[k]]

@@ -42,12 +42,12 @@ class Writer(threading.Thread):
     def path(self):
         return os.path.join(self.at, self.random.choice(DIRS) + self.random.choice(NAMES))
 
-    def note(self, fd, data, path):
+    def note(self, fd, data, path, over=None):
         self.closed += 1
-        self.mine.note(fd, (digest(data), self.n, path))
+        self.mine.note(fd, (digest(data), self.n, path, os.fstat(fd).st_ino), over)
 
     def must(self):
-        return [(d, f"{self.who} step {n}: {path}, inode {ino}") for ino, (d, n, path) in self.mine.last.items()]
+        return [(d, f"{self.who} step {n}: {path}, inode {ino}") for d, n, path, ino in self.mine.must()]
 
     def take_away(self, path, act, source=None):
         """act() takes the name from a file, maybe its last one; sometimes from one that is open."""
@@ -61,6 +61,19 @@ class Writer(threading.Thread):
             if fd >= 0:
                 os.close(fd)
 
+    def bytes(self, fd):
+        """All that this handle shows; None if it is elsewhere."""
+        try:
+            return os.pread(fd, 1 << 20, 0)
+        except OSError as e:
+            if e.errno not in self.unreadable:
+                raise
+            return None
+
+    def shown(self, fd):
+        data = self.bytes(fd)
+        return None if data is None else digest(data)
+
     def step(self):
         r, p = self.random, self.path()
         kind = r.choice(("write", "write", "write", "save", "save", "append", "rename", "unlink", "mkdir", "rmdir", "rename dir"))
@@ -69,22 +82,23 @@ class Writer(threading.Thread):
         if kind in ("write", "save"):
             data = text + b"x" * r.randrange(0, 3) * 30000
             temp = p if kind == "write" else os.path.join(os.path.dirname(p), f".{self.who}.tmp")
-            with open(temp, "wb") as f:
+            look = kind == "write" and r.random() < 0.5 and os.path.isfile(temp)
+            with open(temp, "r+b" if look else "wb", buffering=0) as f:
+                over = self.shown(f.fileno()) if look else None
+                f.truncate(0)
                 f.write(data)
-                f.flush()
-                self.note(f.fileno(), data, p)
+                self.note(f.fileno(), data, p, over)
             if temp != p:
                 self.take_away(p, lambda: os.rename(temp, p), temp)
         elif kind == "append":
             fd = os.open(p, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             try:
+                self.mine.covers(fd, self.shown(fd))
                 os.write(fd, text)
                 self.mine.forget(fd)  # what is closed now is known if it can be read
-                try:
-                    self.note(fd, os.pread(fd, 1 << 20, 0), p)
-                except OSError as e:
-                    if e.errno not in self.unreadable:
-                        raise
+                data = self.bytes(fd)
+                if data is not None:
+                    self.note(fd, data, p)
             finally:
                 os.close(fd)
         elif kind == "rename":
