@@ -75,13 +75,17 @@ int control_receive(int fd, int64_t deadline_ms, json_t **ret) {
         }
 }
 
-int control_ask(const char *place_dir, const char *command, int64_t timeout_ms, json_t **ret) {
+static int control_query(const char *place_dir, const json_t *q, int64_t timeout_ms, json_t **ret) {
         _cleanup_close_ int fd = -1;
-        _cleanup_json_ json_t *q = json_pack("{s:s}", "cmd", command);
-        int r = control_connect(place_dir, &fd);
+        int r = q ? control_connect(place_dir, &fd) : -ENOMEM;
         if (r == 0)
                 r = control_send(fd, q);
         return r < 0 ? r : control_receive(fd, clock_mono_ms(clock_system()) + timeout_ms, ret);
+}
+
+int control_ask(const char *place_dir, const char *command, int64_t timeout_ms, json_t **ret) {
+        _cleanup_json_ json_t *q = json_pack("{s:s}", "cmd", command);
+        return control_query(place_dir, q, timeout_ms, ret);
 }
 
 static bool alive(const struct mount_info *m) {
@@ -90,9 +94,24 @@ static bool alive(const struct mount_info *m) {
         return r == 0 || r == -EAGAIN; /* EAGAIN: its backlog is full */
 }
 
-int mount_ask(const char *program, const struct mount_info *m, const char *command, int64_t timeout_ms, json_t **ret) {
-        int r = control_ask(m->place_dir, command, timeout_ms, ret);
+int mount_query(const char *program, const struct mount_info *m, const json_t *q, int64_t timeout_ms, json_t **ret) {
+        int r = control_query(m->place_dir, q, timeout_ms, ret);
         return r < 0 ? cli_fail(program, EXIT_OTHER, "the daemon of %s (pid %d) does not answer: %s", m->mountpoint, (int)m->pid, strerror(-r)) : EXIT_OK;
+}
+
+int mount_ask(const char *program, const struct mount_info *m, const char *command, int64_t timeout_ms, json_t **ret) {
+        _cleanup_json_ json_t *q = json_pack("{s:s}", "cmd", command);
+        return mount_query(program, m, q, timeout_ms, ret);
+}
+
+bool path_is_at(const char *path, const char *place) {
+        size_t n = strlen(place);
+        return n == 0 || (strncmp(path, place, n) == 0 && (path[n] == 0 || path[n] == '/'));
+}
+
+const char *path_in_mount(const struct mount_info *m, const char *full) {
+        size_t top = strlen(m->mountpoint);
+        return full && strncmp(full, m->mountpoint, top) == 0 && full[top] == '/' ? full + top + 1 : "";
 }
 
 const char *answer_str(const json_t *j, const char *key) {

@@ -80,6 +80,11 @@ int control_receive(int fd, int64_t deadline_ms, json_t **ret) _must_check_;
 int control_ask(const char *place_dir, const char *command, int64_t timeout_ms, json_t **ret) _must_check_;
 /* The same with a line on stderr if there is no answer. 0 or an exit code. */
 int mount_ask(const char *program, const struct mount_info *m, const char *command, int64_t timeout_ms, json_t **ret);
+int mount_query(const char *program, const struct mount_info *m, const json_t *q /* NULL: out of memory */, int64_t timeout_ms, json_t **ret);
+/* place is path, or a directory that it is below; "" is the top. */
+bool path_is_at(const char *path, const char *place);
+/* An absolute path as one from the top of the mount; "" for the top, NULL and a path that is elsewhere. Points into full. */
+const char *path_in_mount(const struct mount_info *m, const char *full);
 /* Fields of an answer; what is missing or of another type is "" or 0. */
 const char *answer_str(const json_t *j, const char *key);
 int64_t answer_int(const json_t *j, const char *key);

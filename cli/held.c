@@ -78,25 +78,15 @@ json_t *held_send_json(struct cache *cache, uint64_t ino) {
 /* ---- this side ---- */
 
 static int ask(const struct mount_info *m, const char *cmd, const char *key, json_int_t value, json_t **ret) {
-        _cleanup_close_ int fd = -1;
         _cleanup_json_ json_t *q = json_pack("{s:s, s:I}", "cmd", cmd, key, value), *answer = NULL;
         const char *error;
-        int r = q ? control_connect(m->place_dir, &fd) : -ENOMEM;
-        if (r == 0)
-                r = control_send(fd, q);
-        if (r == 0)
-                r = control_receive(fd, clock_mono_ms(clock_system()) + ANSWER_MS, &answer);
-        if (r < 0)
-                return cli_fail(PROGRAM, EXIT_OTHER, "the daemon of %s (pid %d) does not answer: %s", m->mountpoint, (int)m->pid, strerror(-r));
+        int code = mount_query(PROGRAM, m, q, ANSWER_MS, &answer);
+        if (code)
+                return code;
         if (json_get_str(answer, "error", &error) == 0)
                 return cli_fail(PROGRAM, EXIT_OTHER, "%s: %s", m->mountpoint, error);
         *ret = steal_ptr(answer);
         return 0;
-}
-
-static bool is_at(const char *path, const char *place) {
-        size_t n = strlen(place);
-        return n == 0 || (strncmp(path, place, n) == 0 && (path[n] == 0 || path[n] == '/'));
 }
 
 static int by_path(const void *a, const void *b) {
@@ -121,7 +111,7 @@ static int fetch(const struct mount_info *m, const char *place, json_t *all, jso
                         after = json_integer_value(json_object_get(one, "ino"));
                         if (!path)
                                 ++*ret_hidden;
-                        else if (is_at(path, place) && json_array_append(all, one) < 0)
+                        else if (path_is_at(path, place) && json_array_append(all, one) < 0)
                                 return cli_fail(PROGRAM, EXIT_OTHER, "out of memory");
                 }
                 more = json_is_true(json_object_get(page, "more"));
@@ -285,9 +275,7 @@ int cmd_held(int argc, char **argv) {
         if (path && (r = mountpoint_path(path, &full)) < 0)
                 return cli_fail(PROGRAM, EXIT_OTHER, "%s: %s", path, strerror(-r));
         int code = find_mounts(PROGRAM, state, full, &m);
-        for (size_t i = 0; code == 0 && m.found[i]; i++) {
-                size_t top = strlen(m.found[i]->mountpoint);
-                code = held_at(m.found[i], full && strncmp(full, m.found[i]->mountpoint, top) == 0 && full[top] == '/' ? full + top + 1 : "", send, drop);
-        }
+        for (size_t i = 0; code == 0 && m.found[i]; i++)
+                code = held_at(m.found[i], path_in_mount(m.found[i], full), send, drop);
         return code;
 }

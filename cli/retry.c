@@ -42,11 +42,6 @@ json_t *parked_json(struct cache *cache) {
         return list;
 }
 
-static bool is_at(const char *path, const char *place) {
-        size_t n = strlen(place);
-        return n == 0 || (strncmp(path, place, n) == 0 && (path[n] == 0 || path[n] == '/'));
-}
-
 json_t *retry_json(struct cache *cache, const char *path) {
         _cleanup_arena_ struct arena *a = NULL;
         _cleanup_free_ struct outbox_item *items = calloc(RETRY_MAX, sizeof *items);
@@ -61,7 +56,7 @@ json_t *retry_json(struct cache *cache, const char *path) {
                 retried = totals.parked;
         for (size_t i = 0; i < n && r >= 0; i++) {
                 _cleanup_buf_ struct buf text = BUF_INIT(65536);
-                if (!is_at(path_of(cache, &items[i], &text), path))
+                if (!path_is_at(path_of(cache, &items[i], &text), path))
                         continue;
                 r = outbox_unpark(cache->tree, &items[i].op.id);
                 retried++;
@@ -72,17 +67,12 @@ json_t *retry_json(struct cache *cache, const char *path) {
 /* ---- this side ---- */
 
 static int retry_at(const struct mount_info *m, const char *path) {
-        _cleanup_close_ int fd = -1;
         _cleanup_json_ json_t *q = json_pack("{s:s, s:s}", "cmd", "retry", "path", path), *answer = NULL;
         const char *error;
         int64_t n;
-        int r = q ? control_connect(m->place_dir, &fd) : -ENOMEM;
-        if (r == 0)
-                r = control_send(fd, q);
-        if (r == 0)
-                r = control_receive(fd, clock_mono_ms(clock_system()) + ANSWER_MS, &answer);
-        if (r < 0)
-                return cli_fail(PROGRAM, EXIT_OTHER, "the daemon of %s (pid %d) does not answer: %s", m->mountpoint, (int)m->pid, strerror(-r));
+        int code = mount_query(PROGRAM, m, q, ANSWER_MS, &answer);
+        if (code)
+                return code;
         if (json_get_int(answer, "retried", 0, INT64_MAX, &n) < 0)
                 return cli_fail(PROGRAM, EXIT_OTHER, "%s: %s", m->mountpoint, json_get_str(answer, "error", &error) == 0 ? error : "an answer that makes no sense");
         (void)printf("%s  %lld parked change%s tried again now\n", m->mountpoint, (long long)n, n == 1 ? "" : "s");
@@ -107,9 +97,7 @@ int cmd_retry(int argc, char **argv) {
         if (path && (r = mountpoint_path(path, &full)) < 0)
                 return cli_fail(PROGRAM, EXIT_OTHER, "%s: %s", path, strerror(-r));
         int code = find_mounts(PROGRAM, state, full, &m);
-        for (size_t i = 0; code == 0 && m.found[i]; i++) {
-                size_t top = strlen(m.found[i]->mountpoint);
-                code = retry_at(m.found[i], full && strncmp(full, m.found[i]->mountpoint, top) == 0 && full[top] == '/' ? full + top + 1 : "");
-        }
+        for (size_t i = 0; code == 0 && m.found[i]; i++)
+                code = retry_at(m.found[i], path_in_mount(m.found[i], full));
         return code;
 }
