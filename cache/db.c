@@ -20,8 +20,8 @@
  * Prepared statements live as long as their connection, in a table keyed by the address of the SQL literal. Two equal literals of two source files
  * make two statements; that costs some memory and nothing else. Using a statement that is in use is a mistake of ours (assert).
  *
- * After a failed sync the log's pages may be gone from the page cache though marked clean, so a later success would prove nothing: db_sync
- * goes on failing until the file is opened anew. */
+ * After a failed sync the log's pages may be gone from the page cache though marked clean, so a later success would prove nothing: db_sync goes on failing until they were written once more
+ * (db_again; the head of db_mark.c). */
 #include <assert.h>
 #include <sqlite3.h>
 #include <stdarg.h>
@@ -49,7 +49,7 @@ struct db {
         bool write, exclusive, log_torn;
         bool log_unseen;          /* marked: there was no log before SQLite opened the file, and it is not known yet that there was none for SQLite */
         sqlite3_file *log;        /* the write-ahead log's file: stays the same while the connection is open */
-        _Atomic int sync_error;   /* sticky */
+        _Atomic int sync_error;   /* until db_again */
         struct db_marks *marks;   /* NULL: none */
         struct db_mark at;        /* marked: where the log ends after the last commit. Owner's lock */
         uint64_t tried;           /* marked: as many frames were there at the last checkpoint */
@@ -243,6 +243,8 @@ int db_open(const struct db_config *config, struct db **ret) {
                         (void)sqlite3_wal_hook(db->c, on_commit, db);
                 if (r == 0 && !config->vfs)
                         r = verify(db);
+                if (r == 0 && config->marked)
+                        r = db_marks_again(db->marks, db->log, &db->at);
                 if (r == 0) /* also makes the names of new files durable, once */
                         r = db_sync(db);
         }
@@ -497,6 +499,22 @@ int db_sync(struct db *db) {
                 return -EIO;
         }
         return 0;
+}
+
+bool db_sync_failed(const struct db *db) {
+        return atomic_load(&db->sync_error) < 0;
+}
+
+int db_again(struct db *db) {
+        assert(db->write && db->marks);
+        if (!db_sync_failed(db))
+                return 0;
+        if (!db_log_head_ok(db->at.head))
+                read_head(db, db->at.head);
+        int r = db_marks_again(db->marks, db->log, &db->at);
+        if (r == 0)
+                atomic_store(&db->sync_error, 0);
+        return r;
 }
 
 int db_checkpoint(struct db *db) {

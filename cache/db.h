@@ -73,6 +73,11 @@ int64_t db_changes(const struct db *db);          /* rows of the last INSERT, UP
 /* Writes of committed transactions reach the disk: syncs the log. Needs no lock while other threads use the connection (it touches only
  * the log's file); everything committed before the call is durable on return. */
 int db_sync(struct db *db) _must_check_;
+/* db_sync has failed: it goes on failing, because another sync says nothing about what this one could not write, until db_again has succeeded. Any thread. */
+bool db_sync_failed(const struct db *db);
+/* Marked: what is not marked is written to the log once more, if db_sync has failed. Nobody commits meanwhile; no lock needed. -EBADMSG: it is not there any more as it was written, and the next open
+ * finds what the disk has. -ENOSPC, -EIO: not this time. Reads the log once. */
+int db_again(struct db *db) _must_check_;
 /* The log that was found at the open had an end that did not verify: see the head of db.c. */
 bool db_log_torn(const struct db *db);
 /* As much as readers permit. Marked: -EAGAIN, nothing happens, if something in the log was not marked; and waits for readers (two seconds at most), so that the log begins anew (-EBUSY: it does not). */

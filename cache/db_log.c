@@ -57,6 +57,37 @@ int db_log_first_salt(sqlite3_file *log, uint8_t ret[DB_LOG_SALT_BYTES]) {
         return rc == SQLITE_OK ? 0 : rc == SQLITE_IOERR_SHORT_READ ? -ENODATA : -EIO;
 }
 
+static struct sum sum_of_frame(struct sum s, const uint8_t *head, const uint8_t *frame, size_t n) {
+        return sum_on(sum_on(s, head[3] & 1, frame, 8), head[3] & 1, frame + FRAME_HEAD_BYTES, n - FRAME_HEAD_BYTES);
+}
+
+static int error_of(int rc) {
+        return rc == SQLITE_OK ? 0 : (rc & 0xff) == SQLITE_FULL ? -ENOSPC : -EIO;
+}
+
+int db_log_again(sqlite3_file *log, const uint8_t head[DB_LOG_HEAD_BYTES], uint64_t from, uint64_t to) {
+        const size_t n = FRAME_HEAD_BYTES + page_bytes(head);
+        if (!db_log_head_ok(head))
+                return -EBADMSG;
+        _cleanup_free_ uint8_t *frame = malloc(n);
+        if (!frame)
+                return -ENOMEM;
+        struct sum s = { big(head + 24), big(head + 28) };
+        int r = from == 0 ? error_of(log->pMethods->xWrite(log, head, DB_LOG_HEAD_BYTES, 0)) : 0;
+        for (uint64_t k = 0; r == 0 && k < to; k++) {
+                const int64_t at = db_log_end(head, k);
+                int rc = log->pMethods->xRead(log, frame, (int)n, at);
+                if (rc != SQLITE_OK)
+                        return rc == SQLITE_IOERR_SHORT_READ ? -EBADMSG : -EIO;
+                s = sum_of_frame(s, head, frame, n);
+                if (memcmp(frame + 8, head + DB_LOG_SALT_AT, DB_LOG_SALT_BYTES) != 0 || big(frame + 16) != s.a || big(frame + 20) != s.b)
+                        return -EBADMSG;
+                if (k >= from)
+                        r = error_of(log->pMethods->xWrite(log, frame, (int)n, at));
+        }
+        return r;
+}
+
 int db_log_look(sqlite3_file *log, struct db_log *ret) {
         struct db_log l = { .frames = 0 };
         sqlite3_int64 size;
@@ -83,7 +114,7 @@ int db_log_look(sqlite3_file *log, struct db_log *ret) {
                 if (memcmp(frame + 8, l.head + DB_LOG_SALT_AT, DB_LOG_SALT_BYTES) == 0)
                         last = k + 1;
                 if (sound) {
-                        s = sum_on(sum_on(s, l.head[3] & 1, frame, 8), l.head[3] & 1, frame + FRAME_HEAD_BYTES, n - FRAME_HEAD_BYTES);
+                        s = sum_of_frame(s, l.head, frame, n);
                         sound = last == k + 1 && big(frame) != 0 && big(frame + 16) == s.a && big(frame + 20) == s.b;
                 }
                 if (sound && big(frame + 4) != 0)

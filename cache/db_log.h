@@ -22,6 +22,9 @@ struct db_log {
 /* 0, -EIO: the disk. Reads the log once. */
 int db_log_look(sqlite3_file *log, struct db_log *ret) _must_check_;
 bool db_log_head_ok(const uint8_t head[DB_LOG_HEAD_BYTES]);
+/* Frames from..to are compared with their sums (which go on from the first one, so all before them are read), and those and, of a log that begins with them, its header are written once more.
+ * -EBADMSG: they are not what was written (nothing, or a part, is written). -ENOSPC, -EIO, -ENOMEM */
+int db_log_again(sqlite3_file *log, const uint8_t head[DB_LOG_HEAD_BYTES], uint64_t from, uint64_t to) _must_check_;
 /* Where so many frames end. 0: the header does not say. */
 int64_t db_log_end(const uint8_t head[DB_LOG_HEAD_BYTES], uint64_t frames);
 /* The salts of the first frame, whatever the header says. -ENODATA: there is none. */

@@ -14,6 +14,10 @@
  *
  * The header of the log is the one thing in there without which nothing counts for SQLite; so the mark has a copy, and a header that does not verify is mended from it.
  *
+ * A sync that fails is told once, to one caller; the kernel holds what it could not write for written from then on, and a later sync says nothing about it. So before the next one counts, what lies behind the
+ * mark is written once more (db_marks_again), from a copy of which each frame's sum verified: the kernel may also have dropped what it could not write, and shows what the disk has. The same at an open:
+ * the process before this one may have been told of a failure and have died.
+ *
  * A cut is for a file that nobody has open: a foreign reader (a shell, a backup) that came before us keeps an index of the log in shared memory, which would name frames that are gone. Then the start is
  * refused, and nothing was changed.
  *
@@ -166,6 +170,10 @@ static bool same_log(const uint8_t *a, const uint8_t *b) {
 
 bool db_marks_cover(const struct db_marks *m, const struct db_mark *at) {
         return at->frames == 0 || (m->number > 0 && db_log_head_ok(at->head) && same_log(m->last.head, at->head) && at->frames <= m->last.frames);
+}
+
+int db_marks_again(const struct db_marks *m, sqlite3_file *log, const struct db_mark *at) {
+        return db_marks_cover(m, at) ? 0 : db_log_again(log, at->head, m->number > 0 && same_log(m->last.head, at->head) ? m->last.frames : 0, at->frames);
 }
 
 /* It does not verify. Frames of the log that the mark is of: then it was damaged, and is what it was. Others: it was being written for a log that began anew. */

@@ -132,9 +132,9 @@ struct tree {
         struct lock slock;              /* RANK_OUTBOX: who syncs */
         struct cond scond;
         uint64_t sync_started, sync_done;
-        int sync_result;
+        int sync_result;                /* of the last round */
         bool syncing;
-        int not_now;                    /* why the last round ended early, and the next one may not: -EAGAIN, sync_first cannot yet; -ENOSPC, no room for the mark */
+        bool dropped;                   /* who syncs: what could not be synced is not there any more */
         int (*sync_first)(void *arg);   /* bytes that rows name; NULL: there are none. Fixed, as the next three */
         void (*log_full)(void *arg);
         void *sync_arg;

@@ -22,6 +22,11 @@
  * *gate*: no transaction begins, steps 1 to 4 once more for the few commits since, checkpoint, gate open. Should nobody come, the transaction that finds twice as many does it itself. A thread at the
  * gate may hold locks below RANK_STAGE_IO; sync_first takes those from there on only.
  *
+ * A sync that failed. The round's callers get the error; what they had written may be gone from the kernel's memory though nothing says so, and another sync would succeed without having written it. So the
+ * next round is one with the gate closed: what lies in the log behind the mark is compared with its sums and written once more (db_again), then steps 1 to 4 and the checkpoint, so that the log begins anew.
+ * With that all who ask later are served, and what the first ones had written is durable too. The disk that goes on failing goes on telling each of them. If the kernel has dropped a frame that it could
+ * not write, there is no copy of it: the error stays until the next start, which shows what the disk has.
+ *
  * The file of a program that knew no marks (an older version of the schema in the file itself): it may have written behind the last mark what counted for it, so marks mean nothing for such a file and it is
  * not cut. The first round makes it ours: the version is raised, marked with all the rest, and moved into the file, where such a program finds it and leaves the file alone.
  *
@@ -100,8 +105,16 @@ static int checkpoint(struct tree *t, uint64_t *ret_commits) {
         assert(!t->gate);
         t->gate = true;
         lock_drop(&t->lock);
-        const bool raised = !t->raise || raise_version(t) == 0;
-        int r = steps(t, ret_commits);
+        int r = db_again(t->w);
+        if (r == -EBADMSG) {
+                if (!t->dropped)
+                        log_error("tree event=log_dropped: the kernel has dropped what the disk refused; what was changed since then is not safe, and gone after the next start");
+                t->dropped = true;
+                r = -EIO;
+        }
+        const bool raised = r == 0 && (!t->raise || raise_version(t) == 0);
+        if (r == 0)
+                r = steps(t, ret_commits);
         lock_take(&t->lock);
         if (r == 0) {
                 int c = db_checkpoint(t->w);
@@ -125,20 +138,21 @@ static void round_locked(struct tree *t, int (*what)(struct tree *t, uint64_t *r
         lock_take(&t->slock);
         t->syncing = false;
         t->sync_done = number;
-        t->not_now = r == -EAGAIN || r == -ENOSPC ? r : 0;
+        if (r == 0 && t->sync_result < 0 && t->sync_result != -EAGAIN)
+                log_info("tree event=synced_again after=%s", err_name(t->sync_result));
+        t->sync_result = r;
         if (r == 0)
                 atomic_store(&t->commits_synced, commits);
-        else if (!t->not_now)
-                t->sync_result = r; /* sticky, as in db.c */
         cond_broadcast(&t->scond);
 }
 
-/* wait: not beside a round that goes on, but after it. */
+/* wait: not beside a round that goes on, but after it. A disk that fails is asked again by those who sync, not by each transaction. */
 static void checkpoint_if_due(struct tree *t, unsigned times, bool wait) {
         LOCK_SCOPE(&t->slock);
         while (wait && t->syncing)
                 cond_wait(&t->scond, &t->slock);
-        if (!t->syncing && t->sync_result == 0 && (log_is_long(t, times) || (t->raise && !wait)))
+        const bool asks = t->sync_result == 0 || t->sync_result == -EAGAIN || t->sync_result == -ENOSPC;
+        if (!t->syncing && asks && (log_is_long(t, times) || (t->raise && !wait)))
                 round_locked(t, checkpoint);
 }
 
@@ -151,9 +165,9 @@ int tree_sync(struct tree *t) {
                         if (t->syncing)
                                 cond_wait(&t->scond, &t->slock);
                         else
-                                round_locked(t, steps);
+                                round_locked(t, db_sync_failed(t->w) ? checkpoint : steps);
         }
-        int r = t->not_now ? t->not_now : t->sync_result;
+        int r = t->sync_result;
         lock_drop(&t->slock);
         if (r == 0)
                 checkpoint_if_due(t, 1, false);
