@@ -159,12 +159,13 @@ static int load_ops(struct tree *t, const struct nrow *row, struct view_op **ret
         return 0;
 }
 
-/* Nothing on the server, nothing pending, no name: the row goes unless somebody has it open. */
-static int end_node(struct tree *t, struct nrow *row, const struct server_side *side) {
+/* Nothing on the server, nothing pending, no name: the row goes unless somebody has it open. taken: it had a name here until now. One that was unlinked here and that its handles let go stays deleted,
+ * even if something of it (a generation that failed) has not been put away yet. */
+static int end_node(struct tree *t, struct nrow *row, const struct server_side *side, bool taken) {
         if ((row->bits & (NB_KEPT | NB_UNNAMED)) || tree_is_open(t, row->ino)) {
                 int r = shadow_drop(t, row);
                 if (!(row->bits & (NB_UNNAMED | NB_KEPT)))
-                        row->bits |= NB_KEPT | NB_REMOTE;
+                        row->bits |= taken ? NB_KEPT | NB_REMOTE : NB_KEPT;
                 row->seq = side->seq;
                 row->nseq = side->nseq;
                 return r < 0 ? r : row_write(t, row);
@@ -246,11 +247,12 @@ int settle(struct tree *t, uint64_t ino, const struct server_side *s, const stru
                 out.names.n = 0;
         }
         uint32_t nlink = row.nlink;
+        const bool shown = row.cookie || (row.bits & NB_HIDDEN);
         r = write_names(t, &row, &out.names, side.nseq, &hidden);
         if (r < 0)
                 return r;
         if (gone && !kept_for_children)
-                return end_node(t, &row, &side);
+                return end_node(t, &row, &side, shown);
         bool bytes = bytes_equal(&row.v, &out.v, hint), attrs = attrs_equal(&row.v, &out.v) && (row.nlink == nlink || row.v.kind == NODE_DIR), extra = extra_equal(&row.v, &out.v);
         const bool nameless = !row.cookie && ino != INO_ROOT; /* without a name it shows to its handles what it showed; with a name again, what it is */
         if (nameless) {

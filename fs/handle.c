@@ -4,8 +4,8 @@
  * Order at open: count the handle (nodes_open), then the cache opens the file (it counts, waits for a transaction that asks about this very node, then reads the row), so that an
  * unlink or a remote change that runs beside it either finds the handle or is seen by it. Only then is it known which content the handle has, so only then the row is read
  * that stat shows of it and asked whether the kernel's pages are of this content. At release the other way round: file_release first (a commit point if it was the last writer), then the
- * count; with the last handle of a node without a name its row goes too (tree_forget). Whether the name may have gone is known without a query for local
- * unlinks; after any remote change of names since the open the row is looked at.
+ * count; with the last handle of a node without a name its row goes too (tree_forget), and what is pending of its bytes (file_forget): the release saw to that only if the name was gone by then,
+ * and an unlink may come between the two. Whether the name may have gone is known without a query for local unlinks; after any remote change of names since the open the row is looked at.
  *
  * Pages: an open keeps what the kernel has cached unless a note is pending that would drop it. Read-only handles need no FLUSH. An open of a nodeid whose
  * incarnation is no longer the row's is ESTALE: the kernel looks the path up again and comes back with the new one. */
@@ -23,12 +23,16 @@
 
 void node_drop(struct mount *m, uint64_t ino) {
         struct node n;
-        if (tree_get(m->cfg.cache->tree, ino, &n) < 0 || !n.unlinked)
+        int r = tree_get(m->cfg.cache->tree, ino, &n);
+        if ((r < 0 && r != -ENOENT) || (r == 0 && !n.unlinked))
                 return;
-        nodes_ghost(m, &n);
-        int r = tree_forget(m->cfg.cache->tree, ino);
-        if (r < 0)
-                log_debug("event=forget ino=%llu error=%s", (unsigned long long)ino, err_name(r));
+        if (r == 0) {
+                nodes_ghost(m, &n);
+                r = tree_forget(m->cfg.cache->tree, ino);
+                if (r < 0)
+                        log_debug("event=forget ino=%llu error=%s", (unsigned long long)ino, err_name(r));
+        }
+        file_forget(m->cfg.cache, ino); /* its file was released before: while the name was still there, perhaps */
 }
 
 static void handle_add(struct mount *m, struct handle *h) {

@@ -8,7 +8,8 @@
  *       one event each, applied by tree_apply as the engine would; TEXT: the bytes themselves, or "@N:BYTE" for N times a character
  *   online | offline | stall           how the source answers; stall: it keeps the wishes until the next online or offline
  *   stalled                            number of wishes kept
- *   counter NAME                       sync                               pending
+ *   counter NAME                       sync                               pending                        dirty: bytes
+ *   open INO: is it                    arm TEXT: base/failpoint.h         hits NAME: of a failpoint since it was armed
  *   stop                               unmounts (not lazily): "error EBUSY" if busy
  *   quit [lazy]                        unmounts, closes the cache and ends
  *
@@ -23,6 +24,7 @@
 #include "base/chunk.h"
 #include "base/digest.h"
 #include "base/err.h"
+#include "base/failpoint.h"
 #include "base/lock.h"
 #include "base/log.h"
 #include "fs/mount.h"
@@ -379,6 +381,12 @@ static void set_mode(int mode) {
 }
 
 /* 1: answered already. */
+struct hits { const char *name; uint64_t n; };
+static void count_hits(void *arg, const char *name, uint64_t hits) {
+        struct hits *h = arg;
+        h->n += strcmp(name, h->name) == 0 ? hits : 0;
+}
+
 static int command(struct mount *m, char **w, int n) {
         struct cache_totals totals;
         if (strcmp(w[0], "mkdir") == 0 || strcmp(w[0], "create") == 0 || strcmp(w[0], "symlink") == 0)
@@ -406,6 +414,25 @@ static int command(struct mount *m, char **w, int n) {
                 if (r < 0)
                         return r;
                 printf("ok %llu\n", (unsigned long long)totals.pending_files);
+                return 1;
+        }
+        if (strcmp(w[0], "dirty") == 0) {
+                int r = cache_totals(cache, &totals);
+                if (r < 0)
+                        return r;
+                printf("ok %llu\n", (unsigned long long)totals.dirty_bytes);
+                return 1;
+        }
+        if (strcmp(w[0], "open") == 0 && n > 1) {
+                printf("ok %d\n", file_is_open(cache, strtoull(w[1], NULL, 10)));
+                return 1;
+        }
+        if (strcmp(w[0], "arm") == 0 && n > 1)
+                return failpoint_arm(w[1]);
+        if (strcmp(w[0], "hits") == 0 && n > 1) {
+                struct hits h = { .name = w[1] };
+                failpoint_each(count_hits, &h);
+                printf("ok %llu\n", (unsigned long long)h.n);
                 return 1;
         }
         if (strcmp(w[0], "stop") == 0)

@@ -275,6 +275,24 @@ def test_many_open_files_and_directories(mount):
     assert len(os.listdir(mount / "d")) == 150
 
 
+def test_the_last_handle_is_closed_while_the_name_goes(mount):
+    """The handle lets the file go while the name is still there for all to see, and the unlink has found it open: somebody must still put the bytes away."""
+    write(mount / "f", b"x" * 200000)
+    ino = os.stat(mount / "f").st_ino
+    wait_for(lambda: mount.do("open", ino) == "0", "the writer's handle is gone")
+    fd = os.open(mount / "f", os.O_RDONLY)
+    mount.do("arm", "tree.commit=hold")
+    unlink = threading.Thread(target=os.unlink, args=(mount / "f",))
+    unlink.start()
+    wait_for(lambda: int(mount.do("hits", "tree.commit")), "the unlink has asked who has it open")
+    os.close(fd)
+    wait_for(lambda: mount.do("open", ino) == "0", "the reader's handle is gone")
+    mount.do("arm", "tree.commit=off")
+    unlink.join()
+    wait_for(lambda: mount.do("dirty") == "0", "its bytes are gone")
+    assert mount.do("pending") == "0"
+
+
 def test_parallel_lookups_in_one_directory(mount):
     os.mkdir(mount / "d")
     for i in range(200):

@@ -416,6 +416,37 @@ static void test_open_pending(void **state) {
         cw_free(w);
 }
 
+static bool somebody(void *arg, uint64_t ino) { return true; }
+
+/* A generation with a failed write waits for its file to be healed, cut or deleted. Deleted while the last handle is being closed (the unlink finds it open, its end finds the name): it is not pending any more when
+ * the server has answered, and goes. */
+static void test_failed_and_deleted(void **state) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        cw_open(w);
+        struct node n = cw_create(w, INO_ROOT, "f"), after;
+        cw_accept_all(w);
+        struct file *f = cw_file(w, n.ino, true, false);
+        assert_int_equal(write_at(f, 0, "bytes", 5, false, 0), 5);
+        file_write_failed(&(struct file_write) { .file = f, .off = 0, .n = 5 }, -EIO);
+        assert_int_equal(file_take_error(f), -EIO);
+        file_release(f, true);
+        cw_accept_all(w);
+        assert_int_equal(pending_files(w), 1);
+        assert_int_equal(tree_unlink(w->cache->tree, INO_ROOT, "f", 1, false, somebody, NULL, &after), 0);
+        assert_true(after.unlinked);
+        assert_int_equal(tree_forget(w->cache->tree, n.ino), 0);
+        assert_int_equal(cw_accept_all(w), 1);
+        assert_int_equal(pending_files(w), 0);
+        assert_int_equal(cache_wait_drained(w->cache, now_ms()), 0);
+        file_forget(w->cache, n.ino); /* whoever let it go last */
+        cw_settle(w);
+        struct stages_totals t;
+        stages_totals(w->cache->stages, &t);
+        assert_int_equal(t.open + t.sealed, 0);
+        assert_int_equal(t.dirty_bytes, 0);
+        cw_free(w);
+}
+
 /* A file saved again and again while nothing can be sent. */
 static void test_layers(void **state) {
         struct cw *w = cw_new(256 * MIB, test_seed());
@@ -670,7 +701,7 @@ static void test_speed(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_save), cmocka_unit_test(test_large), cmocka_unit_test(test_truncate_and_holes), cmocka_unit_test(test_random), cmocka_unit_test(test_append),
-                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_open_pending), cmocka_unit_test(test_layers), cmocka_unit_test(test_unlinked_save), cmocka_unit_test(test_save_on_its_way), cmocka_unit_test(test_replaced_before_retired), cmocka_unit_test(test_speed),
+                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_open_pending), cmocka_unit_test(test_failed_and_deleted), cmocka_unit_test(test_layers), cmocka_unit_test(test_unlinked_save), cmocka_unit_test(test_save_on_its_way), cmocka_unit_test(test_replaced_before_retired), cmocka_unit_test(test_speed),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
