@@ -14,7 +14,7 @@
  * sparse file costs as much as its list is long.
  *
  * Runs on the caller's thread without locks; several may run, the first result is kept. The stage is synced first: what is hashed and named to the server must not be lost by a
- * power cut, because the operation that carries it is frozen then. */
+ * power cut, because the operation that carries it is frozen then. If the disk had refused it, it is written once more for that (stage_again.c). */
 #include "stage_core.h"
 
 #include <assert.h>
@@ -270,15 +270,14 @@ int stage_chunk(struct stage *stage, int64_t deadline_ms, const struct blocklist
         lock_assert_none();
         lock_take(&stage->lock);
         bool have = stage->chunked, sealed = stage->state != STAGE_OPEN;
-        int error = stage->error;
         lock_drop(&stage->lock);
         if (!sealed)
                 return -EBUSY;
-        if (error)
-                return -EIO;
         if (!have) {
                 atomic_store(&stage->chunk_stop, false);
                 int r = stage_sync(stage);
+                if (r == -EIO) /* it failed, now or before: a sealed stage has no other error */
+                        r = stage_again(stage);
                 if (r < 0)
                         return r;
                 struct blocklist list = { .param = CUT_PARAM };

@@ -163,6 +163,10 @@ int stages_sync_dirty(struct stages *s) _must_check_;  /* No lock held */
 int stages_sync_sealed(struct stages *s) _must_check_; /* locks below RANK_STAGE_IO may be held */
 /* Has the sync of a generation failed that is still needed? named: as outbox_carries. No lock held. */
 bool stages_spoilt(struct stages *s, int (*named)(void *arg, uint64_t gen), void *arg);
+void stages_unspoil(struct stages *s, uint64_t gen);   /* it was synced after all */
+/* ---- stage_again.c ---- */
+/* A sealed stage whose sync failed: written once more, and synced. No lock held. -EIO: not this time; -ENOSPC: no room to move it */
+int stage_again(struct stage *st) _must_check_;
 /* ---- stage_own.c: the large home ---- */
 int own_log_begin(struct stage *st) _must_check_;
 int own_log_append(struct stage *st, const struct slog_entry *e, const void *payload) _must_check_;
@@ -210,6 +214,8 @@ int sums_write(struct stage *st, uint64_t off, const void *buf, size_t n, bool *
 int sums_edges(struct stage *st, uint64_t off, uint64_t n) _must_check_; /* may [off, off + n) be cut out? -EIO: a page that stays in part is damaged */
 void sums_punch(struct stage *st, uint64_t off, uint64_t n);
 int sums_make(const struct extents *map, int fd, int sums_fd) _must_check_;
+/* Pages that the map has, from *io_page on, at most max, are compared and written over themselves. 1: *io_page goes on; 0: that was the last one; -EBADMSG: one is damaged. io held */
+int sums_again(struct stage *st, uint64_t *io_page, unsigned max) _must_check_;
 int sums_digest(const struct extents *map, int sums_fd, uint64_t *ret) _must_check_;
 /* Nobody has the stage open: pages that differ from their sums, but for those of an INTENT that no record followed (seq: of the record that would come next). */
 int sums_check(const struct extents *map, int fd, int sums_fd, const struct id *salt, uint64_t gen, uint64_t seq, uint64_t *ret_bad, uint64_t *ret_pages) _must_check_;

@@ -22,6 +22,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/digest.h"
@@ -350,6 +351,30 @@ static int make_one(struct each_page *p, uint64_t page) {
 int sums_make(const struct extents *map, int fd, int sums_fd) {
         struct maker m = { { make_one, 0 }, fd, sums_fd };
         return extents_each(map, 0, UINT64_MAX, pages_of, &m.each);
+}
+
+struct again { struct each_page each; int fd, sums_fd; uint64_t from, last, size; unsigned left; };
+static int again_one(struct each_page *p, uint64_t page) {
+        struct again *a = container_of(p, struct again, each);
+        uint8_t buf[PAGE];
+        if (page < a->from)
+                return 0;
+        if (a->left == 0)
+                return 1;
+        a->left--;
+        a->last = page;
+        int r = check_page(a->fd, a->sums_fd, page, buf);
+        return r < 0 || page * PAGE >= a->size ? r : pwrite_full(a->fd, buf, (size_t)MIN((uint64_t)PAGE, a->size - page * PAGE), page * PAGE);
+}
+int sums_again(struct stage *st, uint64_t *io_page, unsigned max) {
+        lock_assert_held(&st->io);
+        struct stat sb;
+        if (fstat(st->fd, &sb) < 0)
+                return -errno;
+        struct again a = { .each = { again_one, *io_page }, .fd = st->fd, .sums_fd = st->sums_fd, .from = *io_page, .last = *io_page, .size = (uint64_t)sb.st_size, .left = max };
+        int r = extents_each(&st->map, *io_page * PAGE, UINT64_MAX - *io_page * PAGE, pages_of, &a.each);
+        *io_page = a.last + 1;
+        return r;
 }
 
 struct digester { struct each_page each; int sums_fd; uint64_t v[1 + BATCH]; size_t n; uint64_t had[BATCH], had_first; size_t had_n; };

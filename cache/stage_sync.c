@@ -13,7 +13,7 @@
  *   stages_sync_sealed    all sealed ones: before each sync of the tree, whose rows name these
  *   stages_sync_dirty     all: once a second
  *
- * An fsync that failed spoils the stage for good (stage_write.c), for everybody: the kernel tells it once, to whoever asks first, so one asks at a time (st->sync, and the segments' own) and the answer is
+ * An fsync that failed spoils the stage (stage_write.c), for everybody, for good or until it was written once more (stage_again.c): the kernel tells it once, to whoever asks first, so one asks at a time (st->sync, and the segments' own) and the answer is
  * kept. What a spoilt generation replaced is not let go while a row names it (stages_spoilt). No room for the mark: nothing is spoilt, and the stage stays in the list.
  * Locks below RANK_STAGE_IO may be held: a transaction that finds the tree's log full comes here with its file's lock (tree_sync.c). */
 #include "stage_core.h"
@@ -168,6 +168,17 @@ bool stages_spoilt(struct stages *s, int (*named)(void *arg, uint64_t gen), void
                         s->spoilt[left++] = s->spoilt[i];
         s->n_spoilt = left;
         return left > 0;
+}
+
+void stages_unspoil(struct stages *s, uint64_t gen) {
+        LOCK_SCOPE(&s->lock);
+        if (s->n_spoilt == SPOILT_MAX) /* others may not be in the list */
+                return;
+        size_t left = 0;
+        for (size_t i = 0; i < s->n_spoilt; i++)
+                if (s->spoilt[i] != gen)
+                        s->spoilt[left++] = s->spoilt[i];
+        s->n_spoilt = left;
 }
 
 static void end(struct one *o, bool did) {

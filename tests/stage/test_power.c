@@ -354,6 +354,74 @@ static void test_two_who_sync(void **state) {
         cw_free(w);
 }
 
+/* ---- a closed file whose sync failed is written once more, and sent ---- */
+
+static int chunk(struct stage *st) {
+        const struct blocklist *list;
+        struct content content;
+        return stage_chunk(st, now_ms() + WAIT_MS, &list, &content);
+}
+static int64_t written_ns(int fd) {
+        struct stat st;
+        assert_int_equal(fstat(fd, &st), 0);
+        return st.st_mtim.tv_sec * INT64_C(1000000000) + st.st_mtim.tv_nsec;
+}
+
+static void sent_after_all(const char *how, size_t n, bool killed) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        open_by_hand(w);
+        save(w, "f", 'o', n, false);
+        assert_int_equal(cache_sync(w->cache), 0);
+        save(w, "f", 'n', n + 5000, false);
+        assert_int_equal(failpoint_arm(how), 0);
+        assert_true(cache_sync(w->cache) < 0);
+        struct stage *st = stage_of(w, "f");
+        bool large = st->large;
+        assert_int_equal(large, n > SMALL_STAGE_BYTES);
+        if (large) /* the disk goes on refusing it */
+                assert_int_equal(chunk(st), -EIO);
+        assert_int_equal(failpoint_arm("stage.sync=off;stage.sync.log=off;segment.sync=off"), 0);
+        (void)!cache_sync(w->cache); /* by itself nobody asks again */
+        assert_true(st->untrusted);
+        if (killed) {
+                stage_put(st);
+                die(w, false);
+                st = stage_of(w, "f");
+                assert_true(st->untrusted);
+        }
+        int64_t before = large ? written_ns(st->fd) : 0;
+        if (large) { /* a bit that flips: nothing is given a fresh sum */
+                uint8_t b;
+                assert_int_equal(pread_full(st->fd, &b, 1, 2 * 4096 + 9), 0);
+                b ^= 4;
+                assert_int_equal(pwrite_full(st->fd, &b, 1, 2 * 4096 + 9), 0);
+                assert_int_equal(chunk(st), -EIO);
+                assert_int_equal(chunk(st), -EIO);
+                b ^= 4;
+                assert_int_equal(pwrite_full(st->fd, &b, 1, 2 * 4096 + 9), 0);
+                before = written_ns(st->fd);
+        }
+        assert_int_equal(chunk(st), 0);
+        assert_true(st->large && !st->untrusted && !st->error && st->synced >= st->content_changes);
+        assert_true(written_ns(st->fd) > before); /* not only synced */
+        stage_put(st);
+        assert_int_equal(cache_sync(w->cache), 0);
+        die(w, true);
+        expect(w, "f", 'n', n + 5000);
+        assert_true(cw_accept_all(w) > 0);
+        assert_int_equal(cache_sync(w->cache), 0);
+        expect(w, "f", 'n', n + 5000);
+        cw_free(w);
+}
+
+static void test_sent_after_all(void **state) {
+        for (int i = 0; i < 2; i++) {
+                sent_after_all("segment.sync=error:EIO", 3000, i);
+                sent_after_all("stage.sync=fail:EIO", 300000, i);
+                sent_after_all("stage.sync.log=fail:EIO", 3000000, i);
+        }
+}
+
 /* ---- made behind the mark ---- */
 
 static bool in_lost_found(struct cw *w, const char *name, char c, size_t n) {
@@ -433,6 +501,6 @@ static void test_two_cuts(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = { cmocka_unit_test(test_save_over), cmocka_unit_test(test_fsynced), cmocka_unit_test(test_the_log_is_back), cmocka_unit_test(test_a_sync_that_failed),
-                                            cmocka_unit_test(test_two_who_sync), cmocka_unit_test(test_behind_the_mark), cmocka_unit_test(test_two_cuts) };
+                                            cmocka_unit_test(test_two_who_sync), cmocka_unit_test(test_sent_after_all), cmocka_unit_test(test_behind_the_mark), cmocka_unit_test(test_two_cuts) };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
