@@ -324,9 +324,15 @@ static int drop_unkept(struct files *fs, struct stages_found *found) {
                 for (struct stage *x = found->v[i].keep ? found->v[i].stage : NULL; x && n < room; x = x->below)
                         kept[n++] = x;
         qsort(kept, n, sizeof *kept, by_address);
-        for (size_t i = 0; i < found->n; i++)
-                if (!bsearch(&found->v[i].stage, kept, n, sizeof *kept, by_address))
-                        files_discard(fs, stage_ref(found->v[i].stage));
+        for (size_t i = 0; i < found->n; i++) {
+                struct stage *st = found->v[i].stage;
+                if (bsearch(&st, kept, n, sizeof *kept, by_address))
+                        continue;
+                lock_take(&st->lock);
+                st->below_shared = st->below && bsearch(&st->below, kept, n, sizeof *kept, by_address); /* a file lets that go: it is in its stack */
+                lock_drop(&st->lock);
+                files_discard(fs, stage_ref(st));
+        }
         return 0;
 }
 

@@ -72,6 +72,42 @@ static inline void cw_close(struct cw *w) {
         cache_close(w->cache);
         w->cache = NULL;
 }
+/* A copy beside it of the directory, or of what in it ("/stages"), as it is at one moment: the workers do what they were given before, and then nothing until it is made. */
+#define CW_WORKERS 2
+struct cw_stop { struct job jobs[CW_WORKERS]; pthread_barrier_t held, over; };
+static inline void cw_stop_run(struct cw_stop *s) {
+        (void)pthread_barrier_wait(&s->held);
+        (void)pthread_barrier_wait(&s->over);
+}
+static inline void cw_stop_0(struct job *j) { cw_stop_run(container_of(j, struct cw_stop, jobs[0])); }
+static inline void cw_stop_1(struct job *j) { cw_stop_run(container_of(j, struct cw_stop, jobs[1])); }
+static inline void cw_copy(struct cw *w, const char *what, char to[static 200]) {
+        (void)snprintf(to, 200, "%s%s.copy", w->dir, what);
+        struct cw_stop s = { .jobs = { { .run = cw_stop_0 }, { .run = cw_stop_1 } } };
+        assert_int_equal(pthread_barrier_init(&s.held, NULL, CW_WORKERS + 1), 0);
+        assert_int_equal(pthread_barrier_init(&s.over, NULL, CW_WORKERS + 1), 0);
+        for (unsigned i = 0; i < CW_WORKERS; i++)
+                executor_submit(pool_executor(w->pool), &s.jobs[i]);
+        (void)pthread_barrier_wait(&s.held);
+        char cmd[700];
+        (void)snprintf(cmd, sizeof cmd, "cp -a --sparse=always %s%s %s", w->dir, what, to);
+        int r = system(cmd);
+        (void)pthread_barrier_wait(&s.over);
+        (void)pthread_barrier_destroy(&s.held);
+        (void)pthread_barrier_destroy(&s.over);
+        assert_int_equal(r, 0);
+}
+/* The copy takes the place of the directory; cut: as a power cut leaves it (another boot), else as a kill. The caller opens it. */
+static inline void cw_become(struct cw *w, const char *copy, bool cut) {
+        char path[200];
+        cw_close(w);
+        remove_tree(w->dir);
+        assert_int_equal(rename(copy, w->dir), 0);
+        (void)snprintf(path, sizeof path, "%s/boot", w->dir);
+        if (cut)
+                assert_int_equal(file_replace(path, "00000000-0000-0000-0000-000000000000", 36, 0600), 0);
+}
+
 static inline struct cw *cw_new(uint64_t limit, uint64_t seed) {
         struct cw *w = calloc(1, sizeof *w);
         w->limit = limit;
@@ -79,7 +115,7 @@ static inline struct cw *cw_new(uint64_t limit, uint64_t seed) {
         rng_seed(&w->source->rng, seed);
         (void)snprintf(w->dir, sizeof w->dir, "/tmp/tarn-stage-XXXXXX");
         assert_non_null(tmpdir_new(w->dir));
-        assert_int_equal(pool_new("worker", 2, &w->pool), 0);
+        assert_int_equal(pool_new("worker", CW_WORKERS, &w->pool), 0);
         return w;
 }
 static inline void cw_free(struct cw *w) {

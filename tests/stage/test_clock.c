@@ -20,18 +20,11 @@ static void open_by_hand(struct cw *w) {
 
 /* A copy of the directory as it is now, to go on with; f, open in there, is closed behind its back. */
 static void die(struct cw *w, struct file *f, bool cut) {
-        char copy[200], cmd[700], path[200];
-        (void)snprintf(copy, sizeof copy, "%s.copy", w->dir);
-        (void)snprintf(cmd, sizeof cmd, "cp -a --sparse=always %s %s", w->dir, copy);
-        assert_int_equal(system(cmd), 0);
+        char copy[200];
+        cw_copy(w, "", copy);
         if (f)
                 file_release(f, true);
-        cw_close(w);
-        remove_tree(w->dir);
-        assert_int_equal(rename(copy, w->dir), 0);
-        (void)snprintf(path, sizeof path, "%s/boot", w->dir);
-        if (cut)
-                assert_int_equal(file_replace(path, "00000000-0000-0000-0000-000000000000", 36, 0600), 0);
+        cw_become(w, copy, cut);
 }
 
 static void fill(struct file *f, char c, size_t n) {

@@ -9,7 +9,7 @@ static unsigned n_nodes = 10000, n_pending = 1000;
 static void build(struct cw *w) {
         pid_t pid = fork();
         if (pid == 0) {
-                assert_int_equal(pool_new("worker", 2, &w->pool), 0);
+                assert_int_equal(pool_new("worker", CW_WORKERS, &w->pool), 0);
                 cw_open_bare(w, clock_system());
                 struct tree *t = w->cache->tree;
                 struct cursor at = { .epoch.b[0] = 7, .seq = n_nodes + 1 };
@@ -77,7 +77,7 @@ static void test_start(void **state) {
         struct cw *w = cw_new(256 * MIB, 1);
         pool_free(w->pool);
         build(w);
-        assert_int_equal(pool_new("worker", 2, &w->pool), 0);
+        assert_int_equal(pool_new("worker", CW_WORKERS, &w->pool), 0);
         look(w, "after a kill", true);
         cw_close(w);
         look(w, "after a clean end", true);
