@@ -12,7 +12,7 @@
  * Recovery. Stages are rebuilt from their logs (stage_recover.c), then matched with the tree, newest generation of each node first:
  *
  *   DONE in its log                  its files go back to the pools
- *   damaged                          what can be read goes to lost+found/; a row of the outbox that names it is dropped
+ *   damaged                          what can be read goes to lost+found/; a row of the outbox that names it is dropped. No room there: it stays as it is until there is (rescued)
  *   nothing was ever changed         discarded
  *   a write of it had failed         shown again as it was, not committed, until it is healed or truncated
  *   tree: already in the outbox      KNOWN: kept with its layers
@@ -126,6 +126,26 @@ static int by_gen(const void *a, const void *b) {
         return x->stage->gen < y->stage->gen ? -1 : x->stage->gen > y->stage->gen;
 }
 
+/* What can be read of it goes to lost+found/. If that fails (there is no room) it stays as it is, and is tried again (files_loose_look) and at the next start. note: its log says so. */
+static bool rescued(struct files *fs, struct stage *st, bool note) {
+        int r = stage_salvage(st, fs->lost_dir);
+        if (r == 0)
+                return true;
+        log_error("cache recover gen=%" PRIu64 " salvage error=%s: it stays, and is tried again", st->gen, err_name(r));
+        st->rescue = true;
+        if (note) { /* else the next start asks the tree, which knows it no more */
+                LOCK_SCOPE(&st->io);
+                struct stage_header h = st->head;
+                uint8_t b[STAGE_HEADER_BYTES];
+                h.ino = STAGE_NOBODY;
+                stage_header_encode(&h, b);
+                r = stage_note(st, LOG_REASSIGN, 0, 0, 0, 0, b, sizeof b);
+                if (r < 0)
+                        log_error("cache recover gen=%" PRIu64 " note error=%s", st->gen, err_name(r));
+        }
+        return false;
+}
+
 static int attach(struct files *fs, struct stage *st) {
         struct node node;
         int r = tree_get(fs->c->tree, stage_ino(st), &node);
@@ -147,7 +167,7 @@ static int attach(struct files *fs, struct stage *st) {
                 if (bottom->base_limit == 0)
                         bottom->below = steal_ptr(old);
                 else if (outbox_carries(fs->c->tree, old->gen) == 0) /* else the newer one was based on what becomes of it, and the row of that went with a power cut: it is sent first */
-                        r = stage_salvage(old, fs->lost_dir);
+                        (void)rescued(fs, old, true);
         }
         f->top = stage_ref(st);
         f->content = node.content;
@@ -170,7 +190,9 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
                 if (newer != 0) /* spoiled, and the file was saved anew since: it goes, whether the newer one is still to be sent or not */
                         return MIN(newer, 0);
                 *ret_keep = attach(fs, st) == 0;
-                return *ret_keep ? 0 : stage_salvage(st, fs->lost_dir);
+                if (!*ret_keep)
+                        (void)rescued(fs, st, true);
+                return 0;
         }
         if (!fo->sealed) {
                 lock_take(&st->io);
@@ -183,9 +205,9 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
         struct stage_identity id = { .ino = stage_ino(st), .gen = st->gen, .below_gen = st->head.below_gen, .node = st->head.node, .parent = st->head.parent, .base_version = st->head.base_version,
                                      .mode = st->head.mode, .mtime_ns = st->mtime_ns, .size = stage_size(st) };
         memcpy(id.name, st->head.name, sizeof id.name);
-        enum recover_result how;
+        enum recover_result how = RECOVER_BEHIND;
         int r = FAILPOINT("recover.match");
-        if (r == 0)
+        if (r == 0 && id.ino != STAGE_NOBODY)
                 r = tree_recover_stage(fs->c->tree, &id, &how);
         if (r < 0)
                 return r;
@@ -194,12 +216,9 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
         else
                 log_info("cache recover gen=%" PRIu64 " ino=%" PRIu64 " result=%d", st->gen, id.ino, (int)how);
         if (how == RECOVER_BEHIND) {
-                for (struct stage *x = id.size ? st : NULL; r == 0 && x; x = x->below)
-                        r = stage_salvage(x, fs->lost_dir);
-                if (r < 0)
-                        log_error("cache recover gen=%" PRIu64 " salvage error=%s", st->gen, err_name(r));
-                *ret_lost += id.size && r == 0;
-                *ret_keep = r < 0; /* stays where it is */
+                for (struct stage *x = id.size ? st : NULL; x; x = x->below)
+                        (void)rescued(fs, x, true);
+                *ret_lost += id.size > 0;
                 return 0;
         }
         if (how == RECOVER_COMMITTED) {
@@ -288,9 +307,7 @@ static int sort_found(struct files *fs, struct stages_found *found, unsigned *re
                 if (fo->damaged) {
                         (*ret_lost)++;
                         st->dead = true;
-                        int r = stage_salvage(st, fs->lost_dir);
-                        if (r < 0)
-                                log_error("cache recover gen=%" PRIu64 " salvage error=%s", st->gen, err_name(r));
+                        (void)rescued(fs, st, false);
                 }
         }
         for (size_t i = 0; i < found->n; i++) {
@@ -454,7 +471,8 @@ int files_recover(struct files *fs, struct stages_found *found, bool new_boot, u
         bool later = false;
         for (size_t i = 0; i < found->n; i++) {
                 newest = MAX(newest, found->v[i].stage->gen);
-                ino = MAX(ino, stage_ino(found->v[i].stage));
+                if (stage_ino(found->v[i].stage) != STAGE_NOBODY)
+                        ino = MAX(ino, stage_ino(found->v[i].stage));
         }
         int r = tree_birth(fs->c->tree, newest);
         if (r == 0)

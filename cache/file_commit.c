@@ -176,14 +176,26 @@ static bool not_needed(struct files *fs, struct stage *st) {
         return committed || st->dead || outbox_carries(fs->c->tree, st->gen) == 0; /* if it cannot be told: kept */
 }
 
+/* Once a minute. */
+static void rescue_loose(struct files *fs, struct stage *top) {
+        int64_t now = clock_mono_ms(clock_system());
+        if (now < fs->rescue_due_ms && !fs->cfg.by_hand)
+                return;
+        fs->rescue_due_ms = now + INDEX_MS;
+        for (; top; top = top->chain)
+                if (top->rescue && stage_salvage(top, fs->lost_dir) == 0)
+                        top->rescue = false;
+}
+
 void files_loose_look(struct files *fs) {
         lock_take(&fs->lock);
         struct stage *top = fs->loose; /* only this thread takes from the list */
         lock_drop(&fs->lock);
+        rescue_loose(fs, top);
         for (; top; top = top->chain) {
                 struct stage *st = stage_ref(top);
                 for (bool due = true; st && due;) {
-                        due = only_ref(st, 2) && not_needed(fs, st);
+                        due = !st->rescue && only_ref(st, 2) && not_needed(fs, st);
                         st->due = due;
                         lock_take(&st->lock);
                         struct stage *below = st->below ? stage_ref(st->below) : NULL;
@@ -628,6 +640,14 @@ static int open_pending(struct cache *c, uint64_t *ret) {
         }
 }
 
+static uint64_t rescues(struct files *fs) {
+        uint64_t n = 0;
+        LOCK_SCOPE(&fs->lock);
+        for (struct stage *st = fs->loose; st; st = st->chain)
+                n += st->rescue;
+        return n;
+}
+
 int cache_totals(struct cache *c, struct cache_totals *ret) {
         struct outbox_totals o;
         struct stages_totals s;
@@ -644,7 +664,7 @@ int cache_totals(struct cache *c, struct cache_totals *ret) {
         if (s.oldest_write_ns && (!oldest || s.oldest_write_ns < oldest))
                 oldest = s.oldest_write_ns;
         *ret = (struct cache_totals) { .bytes = b.bytes, .limit_bytes = b.limit_bytes, .dirty_bytes = s.dirty_bytes, .pending_files = o.files + open,
-                                       .pending_bytes = s.dirty_bytes, .oldest_pending_ns = oldest };
+                                       .pending_bytes = s.dirty_bytes, .oldest_pending_ns = oldest, .rescues = rescues(c->files) };
         return 0;
 }
 

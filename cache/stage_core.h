@@ -12,6 +12,7 @@
 #include "stage_seg.h"
 
 #define SMALL_STAGE_BYTES (64u << 10)   /* appended to the shared log; beyond it the stage gets a file of its own */
+#define STAGE_NOBODY ((uint64_t)INT64_MAX) /* as ino in a header: of no node any more, and not in lost+found/ yet */
 #define SMALL_STAGE_RECORDS 256u
 #define STAGE_SEGS_MAX 8u
 #define LOG_POOL_MAX 64u
@@ -102,6 +103,7 @@ struct stage {
         struct blocklist list; uint64_t *starts; struct content content; uint8_t *sent_bits, *reused_bits; /* reused: taken over from a list, not cut anew */
         /* in no stack any more (file_commit.c): all by the file layer's lock */
         struct stage *chain; bool listed, due;
+        _Atomic bool rescue;          /* what can be read is still to go to lost+found/; until then it stays */
         bool dead;                    /* what could be read is in lost+found/: goes even if an operation names it */
 };
 
@@ -237,5 +239,5 @@ struct found_stage { struct stage *stage; bool sealed, layer, done, damaged, inc
 struct stages_found { struct found_stage *v; size_t n, room; unsigned lost; };
 int stages_recover(struct stages *s, bool new_boot, const char *lost_dir, struct stages_found *ret) _must_check_;
 void stages_found_free(struct stages_found *f);
-/* Puts what can be read of a stage into lost_dir as a plain file. */
+/* Puts what can be read of a stage into lost_dir as a plain file: all of that, or an error and no file. */
 int stage_salvage(struct stage *st, const char *lost_dir) _must_check_;

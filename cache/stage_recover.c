@@ -433,7 +433,7 @@ static int build(struct reading *rd, struct rec *v, size_t n, struct found_stage
                 st->large = true;
                 st->log = (struct own_log) { .fd = -1, .number = o->number, .salt = o->f.salt, .end = o->end };
                 memcpy(st->data_name, h.data_name, sizeof st->data_name);
-                if (good < n) {
+                if (good < n && !f.damaged) { /* damaged: the next start, if it comes so far, must see that, too */
                         /* what is not believed must not come back behind new records */
                         st->log.end = v[good - 1].pos + slog_record_bytes(v[good - 1].e.payload_bytes);
                         r = own_log_open(st);
@@ -680,11 +680,10 @@ static int salvage_one(void *arg, const struct extent *e) {
         int fd = seg ? seg->fd : s->st->fd;
         for (uint64_t done = 0; fd >= 0 && done < e->bytes;) {
                 size_t n = (size_t)MIN(e->bytes - done, (uint64_t)SMALL_STAGE_BYTES);
-                int r = pread_full(fd, s->buf, n, e->at + done);
-                if (r == 0)
-                        r = pwrite_full(s->fd, s->buf, n, e->off + done);
-                if (r < 0)
-                        s->err = r;
+                if (pread_full(fd, s->buf, n, e->at + done) == 0) /* else it cannot be read: a hole */
+                        s->err = pwrite_full(s->fd, s->buf, n, e->off + done);
+                if (s->err < 0)
+                        return s->err;
                 done += n;
         }
         return 0;
@@ -712,6 +711,10 @@ int stage_salvage(struct stage *st, const char *lost_dir) {
                 s.err = -errno;
         if (fsync(fd) < 0 && s.err == 0)
                 s.err = -errno;
+        if (s.err < 0) { /* a part of it would look like all of it */
+                (void)unlink(path);
+                return s.err;
+        }
         log_warn("cache recover gen=%" PRIu64 " ino=%" PRIu64 " damaged saved_as=%s", st->gen, stage_ino(st), path);
-        return s.err;
+        return 0;
 }

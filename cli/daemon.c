@@ -209,7 +209,7 @@ static json_t *status(void *arg) {
                 { "pending_files", t.pending_files }, { "pending_bytes", pending ? t.pending_bytes : 0 }, { "pending_items", o.items }, { "oldest_pending_s", pending && oldest_ns > 0 ? (uint64_t)(MAX(now_ns - oldest_ns, (int64_t)0) / 1000000000) : 0 },
                 { "cache_bytes", t.bytes }, { "cache_limit_bytes", t.limit_bytes }, { "dirty_bytes", t.dirty_bytes }, { "nodes", tree.nodes }, { "files_accepted", levels.accepted }, { "files_local", levels.local },
                 { "files_server", tree.files - MIN(tree.files, levels.accepted + levels.local) }, { "load_rows", e.load_rows }, { "sending", e.sending },
-                { "parked_items", o.parked }, { "held_nodes", tree_held(d->cache->tree) }, { "conflicts", conflicts },
+                { "parked_items", o.parked }, { "held_nodes", tree_held(d->cache->tree) }, { "conflicts", conflicts }, { "rescues", t.rescues },
         };
         for (size_t i = 0; i < ARRAY_SIZE(numbers); i++)
                 (void)json_object_set_new(j, numbers[i].name, json_integer((json_int_t)numbers[i].v));

@@ -45,6 +45,8 @@ static void show(const json_t *j) {
                 (void)printf("  held     %lld files and directories that the server does not have any more (%s ...) are kept here; `tarn held` lists them, sends them again (--send) or removes them (--drop; `tarn accept %s`: all)\n",
                              (long long)answer_int(j, "held_nodes"), first ? first : "?", answer_str(j, "mountpoint"));
         }
+        if (answer_int(j, "rescues"))
+                (void)printf("  rescue   %lld damaged or unknown pending files wait for room in %s/lost+found: they are tried again each minute\n", (long long)answer_int(j, "rescues"), answer_str(j, "cache_dir"));
         if (answer_int(j, "conflicts"))
                 (void)printf("  conflict %lld cop%s: see `tarn conflicts`\n", (long long)answer_int(j, "conflicts"), answer_int(j, "conflicts") == 1 ? "y" : "ies");
         for (size_t i = 0; i < json_array_size(parked); i++) {

@@ -494,6 +494,18 @@ static void damage(bool own, bool cut, size_t at, bool middle) {
         (void)close(fd);
         if (!cut)
                 flip(path, s.pos[hit] + 20);
+        if (middle) { /* first no room for lost+found/: it is not lost with that */
+                (void)snprintf(path, sizeof path, "%s/lost+found", w->dir);
+                fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+                assert_true(fd >= 0);
+                (void)close(fd);
+                cw_open(w);
+                struct cache_totals t;
+                assert_int_equal(cache_totals(w->cache, &t), 0);
+                assert_true(t.rescues > 0);
+                cw_close(w);
+                assert_int_equal(unlink(path), 0);
+        }
         cw_open(w);
         if (middle) {
                 assert_true(lost_files(w) > 0);

@@ -456,6 +456,48 @@ static void test_behind_the_mark(void **state) {
         }
 }
 
+/* No room for lost+found/ (here: what has its name is a file): it stays, over a start too, and comes there when there is room. */
+static void no_room_for_it(size_t n, bool again) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        struct cache_totals t;
+        char path[200];
+        (void)snprintf(path, sizeof path, "%s/lost+found", w->dir);
+        open_by_hand(w);
+        save(w, "kept", 'k', n, true);
+        save(w, "new", 'n', n, false);
+        save(w, "newer", 'm', n + 1, false);
+        assert_int_equal(stages_sync_dirty(w->cache->stages), 0);
+        int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        assert_true(fd >= 0);
+        (void)close(fd);
+        die(w, true);
+        for (int i = 0; i < 3; i++) {
+                assert_int_equal(cache_totals(w->cache, &t), 0);
+                assert_int_equal(t.rescues, 2);
+                for (int k = 0; k < 20; k++) /* a small one's segment is not used again */
+                        save(w, "busy", 'b', 60000, true);
+                if (again)
+                        die(w, false);
+        }
+        expect(w, "new", 0, 0);
+        assert_int_equal(unlink(path), 0);
+        assert_int_equal(cache_sync(w->cache), 0);
+        assert_true(in_lost_found(w, "new", 'n', n));
+        assert_true(in_lost_found(w, "newer", 'm', n + 1));
+        assert_int_equal(cache_totals(w->cache, &t), 0);
+        assert_int_equal(t.rescues, 0);
+        remove_tree(path);
+        die(w, false);
+        assert_false(in_lost_found(w, "new", 'n', n)); /* not twice */
+        expect(w, "kept", 'k', n);
+        cw_free(w);
+}
+
+static void test_no_room_for_it(void **state) {
+        for (int i = 0; i < 4; i++)
+                no_room_for_it(i & 1 ? 300000 : 3000, i & 2);
+}
+
 /* An ino that was given behind the last mark, and a second cut that takes back that its stage had been left behind: unless the next ino is raised above those that stages name, it is given again and the
  * old stage is taken for the content of another file. */
 static void test_two_cuts(void **state) {
@@ -491,6 +533,6 @@ static void test_two_cuts(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = { cmocka_unit_test(test_save_over), cmocka_unit_test(test_fsynced), cmocka_unit_test(test_the_log_is_back), cmocka_unit_test(test_a_sync_that_failed),
-                                            cmocka_unit_test(test_two_who_sync), cmocka_unit_test(test_sent_after_all), cmocka_unit_test(test_behind_the_mark), cmocka_unit_test(test_two_cuts) };
+                                            cmocka_unit_test(test_two_who_sync), cmocka_unit_test(test_sent_after_all), cmocka_unit_test(test_behind_the_mark), cmocka_unit_test(test_no_room_for_it), cmocka_unit_test(test_two_cuts) };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

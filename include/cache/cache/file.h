@@ -119,7 +119,7 @@ void cache_poke(struct cache *c);                                   /* RANK_QUEU
 bool cache_online(struct cache *c);
 /* Offline or stuck: writers that wait for room get -ENOSPC. */
 void cache_set_online(struct cache *c, bool online);
-struct cache_totals { uint64_t bytes, limit_bytes, dirty_bytes, pending_files, pending_bytes; int64_t oldest_pending_ns; /* real; 0: none */ };
+struct cache_totals { uint64_t bytes, limit_bytes, dirty_bytes, pending_files, pending_bytes; int64_t oldest_pending_ns; /* real; 0: none */ uint64_t rescues; /* that wait for room in lost+found/ */ };
 int cache_totals(struct cache *c, struct cache_totals *ret) _must_check_; /* open dirty files count as pending, unless they are deleted */
 /* 0 when no local change is left that the server does not have, waiting on a condition until deadline_ms: -ETIMEDOUT. */
 int cache_wait_drained(struct cache *c, int64_t deadline_ms) _must_check_;
