@@ -429,6 +429,8 @@ int wire_get_cursor(const struct frame *frame, struct arena *a, struct wire_curs
                 switch (f.num) {
                 case 1: r = get_text(&f, a, TEXT_MAX, &c.workspace, NULL); break;
                 case 2: r = get_cursor(&f, &c.cursor); break;
+                case 3: r = pb_get_u64(&f, UINT64_MAX, &c.quota_bytes); break;
+                case 4: r = pb_get_u64(&f, UINT64_MAX, &c.used_bytes); break;
                 default: r = 0;
                 }
         }

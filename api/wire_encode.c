@@ -209,6 +209,8 @@ int wire_add_cursor(struct buf *b, const struct wire_cursor *c) {
         struct out out = frame_begin(b, FRAME_CURSOR);
         pb_put_bytes(&out.o, 1, c->workspace, strlen(c->workspace));
         put_cursor(&out.o, 2, &c->cursor);
+        pb_put_u64(&out.o, 3, c->quota_bytes);
+        pb_put_u64(&out.o, 4, c->used_bytes);
         return frame_end(&out);
 }
 

@@ -209,6 +209,7 @@ static json_t *status(void *arg) {
                 { "pending_files", t.pending_files }, { "pending_bytes", pending ? t.pending_bytes : 0 }, { "pending_items", o.items }, { "oldest_pending_s", pending && oldest_ns > 0 ? (uint64_t)(MAX(now_ns - oldest_ns, (int64_t)0) / 1000000000) : 0 },
                 { "cache_bytes", t.bytes }, { "cache_limit_bytes", t.limit_bytes }, { "dirty_bytes", t.dirty_bytes }, { "nodes", tree.nodes }, { "files_accepted", levels.accepted }, { "files_local", levels.local },
                 { "files_server", tree.files - MIN(tree.files, levels.accepted + levels.local) }, { "load_rows", e.load_rows }, { "sending", e.sending },
+                { "quota_bytes", e.quota_bytes }, { "used_bytes", e.used_bytes },
                 { "parked_items", o.parked }, { "held_nodes", tree_held(d->cache->tree) }, { "conflicts", conflicts }, { "rescues", t.rescues },
         };
         for (size_t i = 0; i < ARRAY_SIZE(numbers); i++)
@@ -222,6 +223,14 @@ static json_t *status(void *arg) {
         (void)json_object_set_new(j, "scrub", patrol_json(d));
         (void)json_object_set_new(j, "counters", counters_json(d));
         return j;
+}
+
+static void space(void *arg, uint64_t *ret_quota_bytes, uint64_t *ret_used_bytes) {
+        struct daemon *d = arg;
+        struct engine_status e = { 0 };
+        engine_status(d->engine, &e);
+        *ret_quota_bytes = e.quota_bytes;
+        *ret_used_bytes = e.used_bytes;
 }
 
 static int unmount(void *arg, bool lazy) {
@@ -440,7 +449,7 @@ static int wire(struct daemon *d) {
         if (r == 0)
                 r = mount_new(&(struct mount_config){ .cache = d->cache, .mountpoint = d->c->mountpoint, .source_name = d->c->url, .ro = o->ro, .allow_other = o->allow_other, .default_permissions = !o->fastperm,
                                                       .fastperm = o->fastperm, .debug = o->debug, .owner_stored = o->owner_stored, .idmap = o->ids, .n_idmap = o->n_ids, .suid = o->suid, .dev = o->dev, .noexec = o->noexec, .nosubtype = o->nosubtype, .symlinks = o->symlinks, .uid = getuid(), .gid = getgid(), .close_level = o->close_level,
-                                                      .net_timeout_ms = (int64_t)o->net_timeout_s * 1000, .threads = (unsigned)o->threads, .clock = clock_system(), .counters = &d->counters }, &m);
+                                                      .net_timeout_ms = (int64_t)o->net_timeout_s * 1000, .threads = (unsigned)o->threads, .clock = clock_system(), .counters = &d->counters, .space = space, .space_arg = d }, &m);
         if (r < 0)
                 return report(d, EXIT_OTHER, "cannot start: %s", strerror(-r));
         cache_set_source(d->cache, engine_source(d->engine));

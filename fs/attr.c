@@ -11,6 +11,9 @@
  * ftruncate goes by the handle, as a write does. Without an open handle it is ESTALE, upon which the kernel looks the path up again.
  * Of a directory (it was removed here; the server may refuse that, and then it has a name again, and another nodeid: the kernel has marked the old one dead) it shows the row.
  *
+ * statfs: the size is the workspace's quota on the server, or SPACE_WITHOUT_QUOTA; used is what the server counts to the quota (kept versions too: overwriting takes room, deleting gives none back until the
+ * version is purged), as it said with the newest events, and what was written here and is not there yet. No request, no SQL. In the moment between a commit and its event a version counts twice.
+ *
  * suid and sgid go away on a write or truncate by somebody without privilege and on any chown, capabilities on all of them. The kernel leaves that to us (HANDLE_KILLPRIV_V2), which spares one
  * xattr request per write. */
 #include "fs.h"
@@ -25,6 +28,8 @@
 #include "base/err.h"
 #include "base/io.h"
 #include "base/log.h"
+
+#define SPACE_WITHOUT_QUOTA (UINT64_C(1) << 50)
 
 static struct timespec to_timespec(int64_t ns) {
         int64_t s = ns / 1000000000, rest = ns % 1000000000;
@@ -289,12 +294,15 @@ void op_setattr(fuse_req_t req, fuse_ino_t nodeid, struct stat *attr, int valid,
 
 void op_statfs(fuse_req_t req, fuse_ino_t nodeid) {
         struct mount *m = req_mount(req);
-        uint64_t total = UINT64_C(1) << 50, left = UINT64_C(1) << 50;
+        uint64_t quota = 0, used = 0;
+        struct stages_totals here;
         counter_add(m->cfg.counters, fuse_requests, 1);
-        if (m->cfg.statfs)
-                m->cfg.statfs(m->cfg.statfs_arg, &total, &left);
+        if (m->cfg.space)
+                m->cfg.space(m->cfg.space_arg, &quota, &used);
+        stages_totals(m->cfg.cache->stages, &here);
+        uint64_t total = quota ? quota : SPACE_WITHOUT_QUOTA, taken = MIN(MIN(used, total) + MIN(here.dirty_bytes, total), total);
         struct statvfs v = {
-                .f_bsize = 4096, .f_frsize = 4096, .f_blocks = total / 4096, .f_bfree = left / 4096, .f_bavail = left / 4096,
+                .f_bsize = 4096, .f_frsize = 4096, .f_blocks = total / 4096, .f_bfree = (total - taken) / 4096, .f_bavail = (total - taken) / 4096,
                 .f_files = UINT32_MAX, .f_ffree = UINT32_MAX, .f_favail = UINT32_MAX, .f_namemax = NAME_BYTES_MAX,
         };
         (void)fuse_reply_statfs(req, &v);

@@ -8,6 +8,8 @@
  * share costs a look, nothing else. Registered, woken, removed: under waiters_lock, which ranks below the queues, because `ready` puts
  * the owner's job into one. A registration ends with its first wake; looking again registers anew.
  *
+ * Each cursor of an answer comes with the workspace's quota and what is used of it, so that a client's statfs has numbers without asking.
+ *
  * A cursor that the server does not know (another epoch, a wrong mark, below the horizon, from the future) is 410 CURSOR_GONE for the whole request and names
  * its workspace: the client loads a snapshot and polls for the others meanwhile. */
 #include "api_call.h"
@@ -82,6 +84,11 @@ static json_t *json_event(struct call *c, const struct meta_event *e) {
         return j;
 }
 
+/* What counts to the quota. */
+static uint64_t taken(const struct meta_workspace *w) {
+        return w->used_bytes + w->reserved_bytes;
+}
+
 static int answer_json(struct call *c, const struct poll *polls, size_t n, bool all) {
         _cleanup_json_ json_t *list = json_array();
 
@@ -94,7 +101,8 @@ static int answer_json(struct call *c, const struct poll *polls, size_t n, bool 
                 for (size_t k = 0; events && k < polls[i].n; k++)
                         if (json_array_append_new(events, json_event(c, &polls[i].events[k])) < 0)
                                 return json_decref(events), -ENOMEM;
-                if (json_array_append_new(list, json_pack("{s:s, s:o, s:o}", "workspace", polls[i].w.name, "cursor", json_cursor(&polls[i].upto), "events", events)) < 0)
+                if (json_array_append_new(list, json_pack("{s:s, s:o, s:o, s:I, s:I}", "workspace", polls[i].w.name, "cursor", json_cursor(&polls[i].upto), "events", events,
+                                                          "quota_bytes", (json_int_t)polls[i].w.quota_bytes, "used_bytes", (json_int_t)taken(&polls[i].w))) < 0)
                         return -ENOMEM;
         }
         return call_answer_json(c, 200, json_pack("{s:O}", "workspaces", list));
@@ -102,7 +110,7 @@ static int answer_json(struct call *c, const struct poll *polls, size_t n, bool 
 
 static int answer_frames(struct call *c, const struct poll *polls, size_t n, bool all) {
         for (size_t i = 0; i < n; i++) {
-                struct wire_cursor cursor = {polls[i].w.name, polls[i].upto};
+                struct wire_cursor cursor = {polls[i].w.name, polls[i].upto, polls[i].w.quota_bytes, taken(&polls[i].w)};
                 int r;
 
                 if (polls[i].n == 0 && !all)
@@ -196,6 +204,9 @@ int api_events(struct call *c) {
                         (void)snprintf(at.name, sizeof at.name, "%s", p->w.name);
                         return gone(c, &at);
                 }
+                p->w.quota_bytes = at.quota_bytes; /* read with the events: what these took is in it */
+                p->w.used_bytes = at.used_bytes;
+                p->w.reserved_bytes = at.reserved_bytes;
                 total += p->n;
                 for (size_t k = 0; k < p->n; k++)
                         room -= MIN(room, p->events[k].n);

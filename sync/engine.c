@@ -221,6 +221,12 @@ void engine_status(struct engine *e, struct engine_status *ret) {
         ret->paused = e->paused;
 }
 
+void engine_set_space(struct engine *e, uint64_t quota_bytes, uint64_t used_bytes) {
+        LOCK_SCOPE(&e->lock);
+        e->status.quota_bytes = quota_bytes;
+        e->status.used_bytes = used_bytes;
+}
+
 bool engine_is_open(void *arg, uint64_t ino) {
         return file_is_open(arg, ino);
 }

@@ -55,10 +55,10 @@ void events_stop(struct engine *e) {
                 request_cancel(e->events.poll);
 }
 
-int events_decode(const struct buf *body, struct arena *a, struct event **ret, size_t *ret_n, struct cursor *ret_upto) {
+int events_decode(struct engine *e, const struct buf *body, struct arena *a, struct event **ret, size_t *ret_n, struct cursor *ret_upto) {
         struct wire_reader r = { .p = body->data, .n = body->bytes };
         struct frame f;
-        struct wire_cursor c;
+        struct wire_cursor c = { 0 };
         size_t n = 0, room = 0;
         bool have_cursor = false, second = false;
         for (;;) {
@@ -104,6 +104,7 @@ int events_decode(const struct buf *body, struct arena *a, struct event **ret, s
         *ret = v;
         *ret_n = n;
         *ret_upto = c.cursor;
+        engine_set_space(e, c.quota_bytes, c.used_bytes);
         return 0;
 }
 
@@ -134,7 +135,7 @@ static void poll_finished(struct request *r, int err) {
         r->call->answer = (struct buf)BUF_INIT(r->call->answer.max_bytes);
         int k = arena_new(4ull * ANSWER_BYTES_MAX, &v->arena);
         if (k >= 0)
-                k = events_decode(&v->held, v->arena, &v->batch, &v->n, &v->upto);
+                k = events_decode(e, &v->held, v->arena, &v->batch, &v->n, &v->upto);
         if (k >= 0 && (!id_equal(&v->upto.epoch, &v->cursor.epoch) || v->upto.seq < v->cursor.seq))
                 k = -EPROTO;
         if (k < 0) {

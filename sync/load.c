@@ -301,7 +301,7 @@ static void catch_up_finished(struct request *r, int err) {
         }
         int k = arena_new(4ull * ANSWER_BYTES_MAX, &a);
         if (k >= 0)
-                k = events_decode(&r->call->answer, a, &events, &n, &upto);
+                k = events_decode(e, &r->call->answer, a, &events, &n, &upto);
         if (k >= 0 && (!id_equal(&upto.epoch, &l->at.from.epoch) || upto.seq < l->at.from.seq))
                 k = -EPROTO;
         if (k >= 0 && n)

@@ -117,7 +117,7 @@ void events_start(struct engine *e);               /* the tree has a cursor now 
 void events_stop(struct engine *e);
 int64_t events_step(struct engine *e, int64_t now);
 /* Decodes { CURSOR EVENT* }. Strings borrow from body and arena. 0, -EPROTO, -EPROTONOSUPPORT, -ENOMEM. */
-int events_decode(const struct buf *body, struct arena *a, struct event **ret, size_t *ret_n, struct cursor *ret_upto);
+int events_decode(struct engine *e, const struct buf *body, struct arena *a, struct event **ret, size_t *ret_n, struct cursor *ret_upto); /* also takes over the quota (engine_status) */
 
 /* ---- outbox.c, results.c ---- */
 struct batch {
@@ -241,6 +241,7 @@ struct engine {
 };
 int64_t engine_now(struct engine *e);
 bool engine_stopping(struct engine *e);
+void engine_set_space(struct engine *e, uint64_t quota_bytes, uint64_t used_bytes);
 void engine_set_state(struct engine *e, enum conn_state state, int fatal, const char *reason);
 void engine_set_loaded(struct engine *e, uint64_t rows, bool loaded);
 void engine_set_sending(struct engine *e, uint64_t n);

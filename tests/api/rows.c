@@ -165,7 +165,7 @@ int row_add(struct gen *g, unsigned kind, struct buf *b) {
                 return wire_add_page(b, &(struct wire_page){ .end = half(g), .count = gen_u64(g, 64), .after_id = maybe_id(g), .last_id = maybe_id(g), .after_entry = gen_u64(g, 64),
                                                              .last_entry = gen_u64(g, 64), .digest = maybe_digest(g), .previous = maybe_digest(g), .upto = gen_cursor(g) });
         case 3: return wire_add_listed(b, &(struct wire_listed){ .dir = maybe_id(g), .at = gen_cursor(g), .count = gen_u64(g, 64) });
-        case 4: return wire_add_cursor(b, &(struct wire_cursor){ .workspace = gen_name(g, &unused), .cursor = gen_cursor(g) });
+        case 4: return wire_add_cursor(b, &(struct wire_cursor){ .workspace = gen_name(g, &unused), .cursor = gen_cursor(g), .quota_bytes = gen_u64(g, 64), .used_bytes = gen_u64(g, 64) });
         case 5: return wire_add_event(b, &(struct event[]){ gen_event(g) }[0]);
         case 6: return wire_add_op(b, &(struct op[]){ gen_op(g) }[0]);
         case 7: return wire_add_result(b, &(struct op_result[]){ gen_result(g) }[0]);

@@ -97,3 +97,34 @@ def test_below_a_directory_that_is_refused(world):
     admin.sql("UPDATE member SET role = 3")
     a.tarn("retry", a.dir / "dir")
     a.wait(20)
+
+
+def test_free_space(world):
+    """statfs shows the server's quota and what is used of it, with what is not there yet, and asks nobody for it."""
+    MiB = 1 << 20
+    Admin(world).sql(f"UPDATE workspace SET quota = {100 * MiB}")  # of a running mount a new quota is heard with the next answer to its poll
+    a, b = world.client("a"), world.client("b")
+
+    def space(c):
+        v = os.statvfs(c.dir)
+        return v.f_blocks * v.f_frsize, (v.f_blocks - v.f_bavail) * v.f_frsize
+    until(lambda: space(a)[0] == space(b)[0] == 100 * MiB, 60, "the quota is heard of")
+    data = os.urandom(10 * MiB)
+    (a.dir / "f").write_bytes(data)
+    assert 10 * MiB <= space(a)[1] <= 21 * MiB  # at once; twice while its own event is on its way
+    a.wait()
+    for c in (a, b):
+        until(lambda: 10 * MiB <= space(c)[1] < 10 * MiB + 65536, 60, "used, once")
+    (a.dir / "f").write_bytes(data[: 5 * MiB] + os.urandom(5 * MiB))  # what is kept of the old version counts too
+    a.wait()
+    until(lambda: 15 * MiB <= space(b)[1] < 18 * MiB, 60, "the new version")
+    before = b.status()["counters"]
+    for _ in range(200):
+        space(b)
+    after = b.status()["counters"]
+    assert after["fuse_requests"] - before["fuse_requests"] >= 200
+    assert after["http_requests"] - before["http_requests"] <= 1 and after["sql_transactions"] - before["sql_transactions"] <= 2
+    world.server.stop()
+    until(lambda: b.status()["state"] == "offline", 60, "offline")
+    assert space(b)[0] == 100 * MiB and 15 * MiB <= space(b)[1] < 18 * MiB
+    world.server.start()

@@ -10,6 +10,7 @@
  *   stalled                            number of wishes kept
  *   counter NAME                       sync                               pending                        dirty: bytes
  *   open INO: is it                    arm TEXT: base/failpoint.h         hits NAME: of a failpoint since it was armed
+ *   space QUOTA USED                   what statfs is told of the server
  *   stop                               unmounts (not lazily): "error EBUSY" if busy
  *   quit [lazy]                        unmounts, closes the cache and ends
  *
@@ -380,13 +381,20 @@ static void set_mode(int mode) {
         cond_signal(&src.changed);
 }
 
-/* 1: answered already. */
+static _Atomic uint64_t quota_bytes, used_bytes; /* what the server would say */
+
+static void space(void *arg, uint64_t *ret_quota_bytes, uint64_t *ret_used_bytes) {
+        *ret_quota_bytes = quota_bytes;
+        *ret_used_bytes = used_bytes;
+}
+
 struct hits { const char *name; uint64_t n; };
 static void count_hits(void *arg, const char *name, uint64_t hits) {
         struct hits *h = arg;
         h->n += strcmp(name, h->name) == 0 ? hits : 0;
 }
 
+/* 1: answered already. */
 static int command(struct mount *m, char **w, int n) {
         struct cache_totals totals;
         if (strcmp(w[0], "mkdir") == 0 || strcmp(w[0], "create") == 0 || strcmp(w[0], "symlink") == 0)
@@ -434,6 +442,11 @@ static int command(struct mount *m, char **w, int n) {
                 failpoint_each(count_hits, &h);
                 printf("ok %llu\n", (unsigned long long)h.n);
                 return 1;
+        }
+        if (strcmp(w[0], "space") == 0 && n > 2) {
+                quota_bytes = strtoull(w[1], NULL, 10);
+                used_bytes = strtoull(w[2], NULL, 10);
+                return 0;
         }
         if (strcmp(w[0], "stop") == 0)
                 return mount_stop(m, false);
@@ -484,7 +497,7 @@ int main(int argc, char **argv) {
         static struct id_range map[8];
         uint64_t limit = 256u << 20;
         struct mount_config mc = { .mountpoint = argv[2], .source_name = "http://harness,x/ws", .default_permissions = true, .idmap = map, .uid = 0, .gid = 0, .net_timeout_ms = 30000,
-                                   .clock = clock_system(), .counters = &counters };
+                                   .clock = clock_system(), .counters = &counters, .space = space };
         for (int i = 3; i < argc; i++) {
                 mc.ro |= strcmp(argv[i], "ro") == 0;
                 mc.allow_other |= strcmp(argv[i], "allow_other") == 0;

@@ -417,3 +417,30 @@ def test_no_link_is_followed(mount):
     assert e.value.errno == errno.ELOOP
     flags = os.statvfs(mount.path).f_flag
     assert flags & os.ST_NOSUID and flags & os.ST_NODEV and flags & os.ST_NOEXEC
+
+
+def test_free_space(mount):
+    """The quota is the size; used is what the server said and what is here and not there yet."""
+    MiB = 1 << 20
+
+    def free():
+        v = os.statvfs(mount.path)
+        assert v.f_frsize == 4096 and v.f_bfree == v.f_bavail and v.f_bavail <= v.f_blocks
+        return v.f_blocks * 4096, v.f_bavail * 4096
+    assert free() == (1 << 50, 1 << 50)  # no quota
+    mount.do("space", 0, 5 * MiB)
+    assert free() == (1 << 50, (1 << 50) - 5 * MiB)
+    mount.do("space", 100 * MiB, 30 * MiB)
+    assert free() == (100 * MiB, 70 * MiB)
+    transactions = mount.counter("sql_transactions")
+    for _ in range(100):
+        free()
+    assert mount.counter("sql_transactions") - transactions <= 2, "a second's flush at most"
+    write(mount / "f", b"x" * (8 * MiB))
+    assert free() == (100 * MiB, 62 * MiB)  # at once, whoever has sent it
+    os.unlink(mount / "f")
+    wait_for(lambda: free() == (100 * MiB, 70 * MiB), "what was never sent takes no room")
+    mount.do("space", 100 * MiB, 120 * MiB)  # lowered below what is there
+    assert free() == (100 * MiB, 0)
+    mount.do("space", (1 << 64) - 1, (1 << 64) - 1)
+    assert free() == (((1 << 64) - 1) // 4096 * 4096, 0)

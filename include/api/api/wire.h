@@ -49,7 +49,7 @@ struct wire_page {
         struct cursor upto;       /* the counter E at that moment (on every page; the one with `end` counts) */
 };
 struct wire_listed { struct id dir; struct cursor at; uint64_t count; };
-struct wire_cursor { const char *workspace; struct cursor cursor; };
+struct wire_cursor { const char *workspace; struct cursor cursor; uint64_t quota_bytes, used_bytes; /* of the workspace, at that moment; quota 0: none */ };
 struct wire_read {
         struct content content;   /* range of a content ... */
         uint64_t offset, bytes;   /* bytes 0: to the end */

@@ -25,7 +25,8 @@ struct mount_config {
         int64_t net_timeout_ms;
         unsigned threads;             /* 0: 8 */
         struct clock *clock; struct counters *counters;
-        void (*statfs)(void *arg, uint64_t *ret_total_bytes, uint64_t *ret_free_bytes); void *statfs_arg; /* quota; NULL: large numbers */
+        /* The server's quota (0: none) and what is used of it, as last heard: no waiting, no lock above RANK_QUEUE. NULL: not known. */
+        void (*space)(void *arg, uint64_t *ret_quota_bytes, uint64_t *ret_used_bytes); void *space_arg;
 };
 /* Checks the mount point (exists, a directory, empty unless nonempty is asked; a stale FUSE mount there (ENOTCONN) is detached), mounts, starts workers and the notifier thread.
  * -ENOTEMPTY, -ENOTDIR, -ENOENT, -EBUSY (a live mount is there), -EPERM (fuse not permitted), with one clear line in ret_why. */

@@ -43,5 +43,6 @@ int engine_wait_loaded(struct engine *e, int64_t deadline_ms, char *ret_why, siz
 void engine_nudge(struct engine *e);             /* try the server now (network changed, user asked) */
 void engine_accept(struct engine *e);            /* the user lets go what the brake holds (tree_held): removed here, in steps */
 void engine_pause(struct engine *e, bool paused);
-struct engine_status { enum conn_state state; char reason[200]; int64_t since_ns; bool paused; uint64_t sending; bool loaded; uint64_t load_rows; };
+struct engine_status { enum conn_state state; char reason[200]; int64_t since_ns; bool paused; uint64_t sending; bool loaded; uint64_t load_rows;
+                       uint64_t quota_bytes, used_bytes; /* of the workspace, from the newest answer with events; quota 0: none, or not known yet */ };
 void engine_status(struct engine *e, struct engine_status *ret);
