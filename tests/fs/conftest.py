@@ -8,10 +8,14 @@ import pytest
 from harness import Mount
 
 
-@pytest.fixture(scope="module")
-def shared():
-    """One mount for all tests of a module that only need a fresh directory in it."""
-    m = Mount("allow_other")
+MODES = {"one": ("allow_other",), "stored": ("allow_other", "owner_stored"), "fastperm": ("allow_other", "fastperm")}
+
+
+@pytest.fixture(scope="module", params=MODES)
+def shared(request):
+    """One mount for all tests of a module that only need a fresh directory in it; once for each way to own."""
+    m = Mount(*MODES[request.param])
+    m.mode = request.param
     assert m.first.startswith("ready"), m.first
     yield m
     try:

@@ -14,7 +14,7 @@
  *   stop                               unmounts (not lazily): "error EBUSY" if busy
  *   quit [lazy]                        unmounts, closes the cache and ends
  *
- * fsharness STATE_DIR MOUNTPOINT [ro] [allow_other] [owner_stored] [idmap=MAP] [suid] [dev] [noexec] [nosubtype] [symlinks=inside|none] [close=local] [close=server] [uid=N] [timeout_ms=N] [cache=BYTES] */
+ * fsharness STATE_DIR MOUNTPOINT [ro] [allow_other] [owner_stored] [fastperm] [idmap=MAP] [suid] [dev] [noexec] [nosubtype] [symlinks=inside|none] [close=local] [close=server] [uid=N] [timeout_ms=N] [cache=BYTES] */
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
@@ -502,6 +502,7 @@ int main(int argc, char **argv) {
                 mc.ro |= strcmp(argv[i], "ro") == 0;
                 mc.allow_other |= strcmp(argv[i], "allow_other") == 0;
                 mc.owner_stored |= strcmp(argv[i], "owner_stored") == 0;
+                mc.fastperm |= strcmp(argv[i], "fastperm") == 0;
                 mc.suid |= strcmp(argv[i], "suid") == 0;
                 mc.dev |= strcmp(argv[i], "dev") == 0;
                 mc.noexec |= strcmp(argv[i], "noexec") == 0;

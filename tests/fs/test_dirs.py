@@ -6,6 +6,8 @@ import os
 import random
 import threading
 
+import pytest
+
 from harness import write
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -16,6 +18,7 @@ for name, args in (("readdir", [ctypes.c_void_p]), ("telldir", [ctypes.c_void_p]
     getattr(libc, name).argtypes = args
 SCALE = float(os.environ.get("TARN_TEST_SCALE", "1"))
 LARGE = int(20000 * SCALE)
+ONE = pytest.mark.parametrize("shared", ["one"], indirect=True)  # whose a file is changes nothing here
 
 
 class Dirent(ctypes.Structure):
@@ -64,6 +67,7 @@ def fill(path, names):
 
 
 
+@ONE
 def test_every_position_is_found_again(pair):
     """What follows a position is what followed it when it was told, in any order of asking, and also with another descriptor."""
     rng = random.Random(int(os.environ.get("TARN_TEST_SEED", "1")))
@@ -92,6 +96,7 @@ def test_every_position_is_found_again(pair):
             assert a.rest() == [n for _, n in told if n]
 
 
+@ONE
 def test_positions_while_names_come_and_go(pair):
     """Each name that is there all the time is listed once, whatever is made, removed and renamed meanwhile, and a position told before leads to what it did."""
     seed = int(os.environ.get("TARN_TEST_SEED", "0")) or random.randrange(1 << 32)
@@ -140,6 +145,7 @@ def test_positions_while_names_come_and_go(pair):
                 assert sorted(a.rest()) == sorted(stay + loose + [".", ".."]), f"{d}: after rewinddir everything as it is now"
 
 
+@ONE
 def test_listing_beside_writers(pair):
     """The same with the changes in other threads, so that they fall into the middle of a request."""
     for d in pair:
@@ -173,6 +179,7 @@ def test_listing_beside_writers(pair):
         assert sorted(n for n in os.listdir(d) if n.startswith("stay")) == stay
 
 
+@ONE
 def test_removed_position(pair):
     """The entry before a position may go: the listing goes on behind it."""
     for d in pair:
