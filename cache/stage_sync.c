@@ -202,8 +202,7 @@ static void end(struct one *o, bool did) {
                 o->result = -EIO;
                 leave_list(st);
         } else if (o->large || !st->large) { /* else it moved meanwhile: its new home is still to be synced */
-                /* our own mark is the one change more */
-                set_synced(st, o->large && st->changes == o->changes + 1 ? o->changes + 1 : o->changes, o->large);
+                set_synced(st, o->changes, o->large); /* our own mark is none */
                 if (st->synced >= st->changes) /* io guards it, too: nobody else raises it */
                         leave_list(st);
         }

@@ -63,7 +63,7 @@ static int append(struct stage *st, struct slog_entry *e, const void *payload, b
                 if (st->log.released)
                         return 0; /* a remark about a stage that is gone */
                 int r = own_log_append(st, e, payload);
-                if (r == 0)
+                if (r == 0 && e->kind != LOG_SYNC) /* a remark of a sync is nothing that the next one has to cover: two that go side by side would each miss the other's */
                         st->changes++;
                 return r;
         }

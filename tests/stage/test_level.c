@@ -70,6 +70,34 @@ static void way(size_t bytes) {
 static void test_small(void **state) { way(100); }
 static void test_large(void **state) { way(3 * MIB); }
 
+static void *sync_it(void *arg) {
+        assert_int_equal(file_sync(arg), 0);
+        return NULL;
+}
+
+/* An fsync beside another one, or beside the sync of each second: local from its return on. */
+static void test_side_by_side(void **state) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        open_by_hand(w);
+        _cleanup_free_ uint8_t *p = calloc(1, MIB);
+        struct node n = cw_create(w, INO_ROOT, "f");
+        struct file *f = cw_file(w, n.ino, true, false);
+        for (int round = 0; round < 60; round++) {
+                pthread_t others[3];
+                assert_int_equal(write_at(f, (uint64_t)round * 1000, p, MIB, false, WAIT_MS), MIB);
+                expect_level(w, n.ino, LEVEL_ACCEPTED);
+                for (size_t i = 0; i < ARRAY_SIZE(others); i++)
+                        assert_int_equal(thread_start(&others[i], "sync", sync_it, f), 0);
+                assert_int_equal(file_sync(f), 0);
+                expect_level(w, n.ino, LEVEL_LOCAL);
+                for (size_t i = 0; i < ARRAY_SIZE(others); i++)
+                        assert_int_equal(pthread_join(others[i], NULL), 0);
+                expect_level(w, n.ino, LEVEL_LOCAL);
+        }
+        file_release(f, true);
+        cw_free(w);
+}
+
 /* Directories have a level too: that of their operations. */
 static void test_dir(void **state) {
         struct cw *w = cw_new(256 * MIB, 1);
@@ -125,6 +153,6 @@ static void test_quiet_points(void **state) {
 }
 
 int main(void) {
-        const struct CMUnitTest tests[] = { cmocka_unit_test(test_small), cmocka_unit_test(test_large), cmocka_unit_test(test_dir), cmocka_unit_test(test_quiet_points) };
+        const struct CMUnitTest tests[] = { cmocka_unit_test(test_small), cmocka_unit_test(test_large), cmocka_unit_test(test_side_by_side), cmocka_unit_test(test_dir), cmocka_unit_test(test_quiet_points) };
         return cmocka_run_group_tests_name("level", tests, NULL, NULL);
 }
