@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,14 +43,14 @@ static inline void tmpdir_reap(int fd) {
         _exit(0);
 }
 
-/* Makes a directory from a template as mkdtemp's. NULL: as there. */
-static inline char *tmpdir_new(char *path) {
+/* What lies at path when the process ends goes too. false: errno. */
+static inline bool tmpdir_adopt(const char *path) {
         static int to_reaper = -1;
         static pid_t owner; /* a process that was forked off has its own */
         if (to_reaper < 0 || owner != getpid()) {
                 int fds[2];
                 if (pipe2(fds, O_CLOEXEC) < 0)
-                        return NULL;
+                        return false;
                 pid_t pid = fork();
                 if (pid == 0) {
                         (void)setsid(); /* who ends our group does not end this one */
@@ -58,14 +59,19 @@ static inline char *tmpdir_new(char *path) {
                         _exit(0);
                 }
                 if (pid < 0 || waitpid(pid, NULL, 0) != pid)
-                        return NULL;
+                        return false;
                 (void)close(fds[0]);
                 to_reaper = fds[1];
                 owner = getpid();
         }
-        if (strlen(path) >= sizeof ((struct tmpdir_path *)0)->path || !mkdtemp(path))
-                return NULL;
         char line[sizeof ((struct tmpdir_path *)0)->path] = "";
+        if (strlen(path) >= sizeof line)
+                return false;
         memcpy(line, path, strlen(path)); /* whole lines of less than PIPE_BUF: never mixed */
-        return write(to_reaper, line, sizeof line) == (ssize_t)sizeof line ? path : NULL;
+        return write(to_reaper, line, sizeof line) == (ssize_t)sizeof line;
+}
+
+/* Makes a directory from a template as mkdtemp's. NULL: as there. */
+static inline char *tmpdir_new(char *path) {
+        return mkdtemp(path) && tmpdir_adopt(path) ? path : NULL;
 }

@@ -83,6 +83,7 @@ static inline void cw_stop_0(struct job *j) { cw_stop_run(container_of(j, struct
 static inline void cw_stop_1(struct job *j) { cw_stop_run(container_of(j, struct cw_stop, jobs[1])); }
 static inline void cw_copy(struct cw *w, const char *what, char to[static 200]) {
         (void)snprintf(to, 200, "%s%s.copy", w->dir, what);
+        assert_true(tmpdir_adopt(to));
         struct cw_stop s = { .jobs = { { .run = cw_stop_0 }, { .run = cw_stop_1 } } };
         assert_int_equal(pthread_barrier_init(&s.held, NULL, CW_WORKERS + 1), 0);
         assert_int_equal(pthread_barrier_init(&s.over, NULL, CW_WORKERS + 1), 0);

@@ -200,7 +200,7 @@ static void test_kill(void **state) {
         cw_accept_all(w);
         cw_settle(w);
         (void)snprintf(w->server_dir, sizeof w->server_dir, "%s.server", w->dir);
-        assert_int_equal(mkdir(w->server_dir, 0700), 0);
+        assert_true(mkdir(w->server_dir, 0700) == 0 && tmpdir_adopt(w->server_dir));
         cw_close(w);
         pool_free(w->pool); /* a child has threads of its own */
         world_stop_source(w->source);

@@ -513,6 +513,7 @@ static void test_two_cuts(void **state) {
         char cmd[1000], copy[200], stages[200], earlier[200];
         cw_copy(w, "/stages", stages);
         (void)snprintf(earlier, sizeof earlier, "%s.stages", w->dir); /* where no start looks */
+        assert_true(tmpdir_adopt(earlier));
         assert_int_equal(rename(stages, earlier), 0);
         die(w, true);
         expect(w, "x", 0, 0);
