@@ -555,13 +555,57 @@ static int add_root(void *arg, const struct node *node) {
         return 0;
 }
 
+static int add_newer(void *arg, uint64_t ino, const struct content *content) {
+        return add_root(arg, &(struct node){ .ino = ino, .kind = NODE_FILE, .content = *content });
+}
+
 int cache_keep_held(struct cache *c) {
         struct roots s = { 0 };
         int r = tree_held(c->tree) ? tree_held_list(c->tree, 0, add_root, &s) : 0;
         if (r == 0)
+                r = tree_newer_list(c->tree, false, add_newer, &s);
+        if (r == 0)
                 r = blobs_keep(c->blobs, s.v, s.n);
         free(s.v);
         return r;
+}
+
+struct answers { struct cache *c; bool wait; struct { uint64_t ino; bool here; } v[64]; size_t n; };
+static int newer_here(void *arg, uint64_t ino, const struct content *content) {
+        struct answers *a = arg;
+        struct blob *blob;
+        int r = blob_get(a->c->blobs, content, &blob);
+        if (r < 0)
+                return r;
+        bool moves = a->wait && files_retiring(a->c->files, content); /* asked first: what has moved meanwhile is in the blob */
+        a->v[a->n].ino = ino;
+        a->v[a->n++].here = blob_complete(blob);
+        blob_put(blob);
+        if (moves && !a->v[a->n - 1].here)
+                return -EAGAIN;
+        return a->n == ARRAY_SIZE(a->v);
+}
+
+static int newer_any(void *arg, uint64_t ino, const struct content *content) {
+        struct answers *a = arg;
+        a->n = 1;
+        return 1;
+}
+
+int cache_newer(struct cache *c, bool wait) {
+        for (bool kept = false;; kept = true) {
+                struct answers a = { .c = c, .wait = wait };
+                int r = tree_newer_list(c->tree, true, kept ? newer_here : newer_any, &a);
+                if (r == 0 && !kept && a.n) {
+                        r = cache_keep_held(c); /* before anybody looks what is here */
+                        if (r == 0)
+                                continue;
+                }
+                for (size_t i = 0; i < a.n && r == 0; i++)
+                        r = tree_newer_answer(c->tree, a.v[i].ino, a.v[i].here);
+                if (r < 0 || a.n < ARRAY_SIZE(a.v))
+                        return r;
+        }
 }
 
 /* ---- open, close ---- */

@@ -576,14 +576,26 @@ static void retire_run(struct job *j) {
                 fs->retire_first = re->next;
                 if (!re->next)
                         fs->retire_last = NULL;
+                fs->retire_now = re->content;
                 lock_drop(&fs->lock);
                 retire_one(fs, re, &done);
+                lock_take(&fs->lock);
+                fs->retire_now = (struct content){ 0 };
+                lock_drop(&fs->lock);
         }
         fs->jobs--;
         cond_broadcast(&fs->idle);
         cond_broadcast(&fs->work);
         cond_broadcast(&fs->drained);
         lock_drop(&fs->lock);
+}
+
+bool files_retiring(struct files *fs, const struct content *content) {
+        LOCK_SCOPE(&fs->lock);
+        for (const struct retire *re = fs->retire_first; re; re = re->next)
+                if (content_equal(&re->content, content))
+                        return true;
+        return content_equal(&fs->retire_now, content);
 }
 
 void files_retire(struct files *fs, uint64_t upto) {

@@ -57,6 +57,7 @@ struct files {
         int64_t dirty_since_ms, index_due_ms;  /* index: of the blobs, once a minute */
         struct cond work, idle;
         struct retire *retire_first, *retire_last;
+        struct content retire_now;    /* of the one that a worker has taken from the list; size 0: none */
         uint64_t retire_added, retire_upto; /* those up to this one were synced and may go */
         unsigned jobs;                /* retire_job is on a worker: 1 */
         struct job retire_job;
@@ -108,6 +109,7 @@ void files_discard(struct files *fs, struct stage *top);
 void files_loose_look(struct files *fs);               /* which of them may go: before a sync */
 void files_loose_go(struct files *fs);                 /* those go: after it. No lock held, one thread */
 void files_retire_add(struct files *fs, struct stage *st, const struct content *content, const struct id *version); /* takes the reference */
+bool files_retiring(struct files *fs, const struct content *content); /* its bytes are in a stage of that list */
 void files_retire(struct files *fs, uint64_t upto); /* hands the list up to that one to the workers; after a sync */
 /* cache.c. Adds to the counts. May take what was found for later. */
 int files_recover(struct files *fs, struct stages_found *found, bool new_boot, unsigned *ret_recovered, unsigned *ret_lost) _must_check_;

@@ -8,7 +8,8 @@
  * Applying, in steps of one transaction each, restartable at each (meta snap_phase, setting '.snapshot_pos'):
  *
  *   phase    does                                                                       by
- *   PREPARE  indexes on snap_entry; chooses FILL for an empty tree, else NODES          -
+ *   PREPARE  indexes on snap_entry; chooses FILL for an empty tree, else NODES (NEWER)  -
+ *   NEWER    another epoch: files that are newer here are noted (tree_newer.c)          node id
  *   NODES    rows: new nodes come without names, others get a newer row                 node id
  *   NAMES    lists of names that differ                                                 node id
  *   WEIGH    counts the nodes of the server that the snapshot does not have             ino
@@ -31,7 +32,7 @@
 #define FILL_FACTOR 16u       /* rows of FILL and LINK cost that much less than those that are compared */
 #define SHRINK_PAGES 64
 
-enum phase { PHASE_LOAD = 0, PHASE_NODES = 1, PHASE_NAMES = 2, PHASE_DELETES = 3, PHASE_FILL = 4, PHASE_LINK = 5, PHASE_FINISH = 6, PHASE_SHRINK = 7, PHASE_WEIGH = 8 };
+enum phase { PHASE_LOAD = 0, PHASE_NODES = 1, PHASE_NAMES = 2, PHASE_DELETES = 3, PHASE_FILL = 4, PHASE_LINK = 5, PHASE_FINISH = 6, PHASE_SHRINK = 7, PHASE_WEIGH = 8, PHASE_NEWER = 9 };
 
 /* ---- state ---- */
 
@@ -145,7 +146,7 @@ static int clear(struct tree *t) {
         int r = 0;
         for (size_t i = 0; i < ARRAY_SIZE(sql) && r == 0; i++)
                 r = db_run(t->w, sql[i], "");
-        return r;
+        return r < 0 ? r : newer_abandon(t);
 }
 
 /* ---- loading ---- */
@@ -332,6 +333,8 @@ static int one_node(struct step *s, const struct snap_row *n) {
         if (r < 0 || (s->same_epoch && n->seq <= row.seq))
                 return r;
         r = shadow_get(t, &row, &side);
+        if (r == 0 && !s->same_epoch)
+                r = newer_keep(t, &row, &side, &n->v);
         side.v = n->v;
         side.exists = true;
         side.deleted = false;
@@ -346,6 +349,27 @@ static int step_nodes(struct step *s) {
         for (size_t i = 0; i < n && r == 0; i++) {
                 if (!list[i].deleted)
                         r = one_node(s, &list[i]);
+                memcpy(s->pos.b, list[i].id.b, ID_BYTES);
+                if (over(s, i) && i + 1 < n) {
+                        s->end = false;
+                        break;
+                }
+        }
+        return r;
+}
+
+static int step_newer(struct step *s) {
+        struct tree *t = s->t;
+        struct snap_row *list;
+        size_t n;
+        bool all;
+        uint64_t above;
+        int r = next_nodes(s, s->max, &list, &n);
+        if (r == 0)
+                r = held_rule(t, false, &all, &above);
+        for (size_t i = 0; i < n && r == 0; i++) {
+                if (!list[i].deleted)
+                        r = newer_look(t, &list[i].id, &list[i].v, all ? 0 : above);
                 memcpy(s->pos.b, list[i].id.b, ID_BYTES);
                 if (over(s, i) && i + 1 < n) {
                         s->end = false;
@@ -620,9 +644,11 @@ static int prepare(struct step *s, enum phase *ret) {
         if (r < 0)
                 return r;
         bool fill = nodes == 1 && !pending && id_is_zero(&t->cursor.epoch);
-        *ret = fill ? PHASE_FILL : PHASE_NODES;
-        return fill ? db_run(t->w, "CREATE INDEX IF NOT EXISTS snap_entry_parent ON snap_entry(parent, entry_id)", "")
-                    : db_run(t->w, "CREATE INDEX IF NOT EXISTS snap_entry_node ON snap_entry(node)", "");
+        const bool other = !s->same_epoch && !id_is_zero(&t->cursor.epoch);
+        *ret = fill ? PHASE_FILL : other ? PHASE_NEWER : PHASE_NODES;
+        if (fill || other)
+                r = db_run(t->w, "CREATE INDEX IF NOT EXISTS snap_entry_parent ON snap_entry(parent, entry_id)", "");
+        return r < 0 || fill ? r : db_run(t->w, "CREATE INDEX IF NOT EXISTS snap_entry_node ON snap_entry(node)", "");
 }
 
 static int finish(struct step *s, const struct cursor *upto) {
@@ -660,7 +686,7 @@ static int shrink(struct tree *t) {
 }
 
 static int step_in(struct step *s, const struct cursor *upto) {
-        static const enum phase after[] = { [PHASE_NODES] = PHASE_NAMES, [PHASE_NAMES] = PHASE_WEIGH, [PHASE_WEIGH] = PHASE_DELETES, [PHASE_DELETES] = PHASE_FINISH, [PHASE_FILL] = PHASE_LINK, [PHASE_LINK] = PHASE_FINISH };
+        static const enum phase after[] = { [PHASE_NEWER] = PHASE_NODES, [PHASE_NODES] = PHASE_NAMES, [PHASE_NAMES] = PHASE_WEIGH, [PHASE_WEIGH] = PHASE_DELETES, [PHASE_DELETES] = PHASE_FINISH, [PHASE_FILL] = PHASE_LINK, [PHASE_LINK] = PHASE_FINISH };
         struct tree *t = s->t;
         enum phase phase;
         int r = position_read(t->w, &phase, &s->pos);
@@ -682,6 +708,9 @@ static int step_in(struct step *s, const struct cursor *upto) {
                 if (r == 0)
                         r = position_write(t, phase, &(struct position){ .number = 0 });
                 return r < 0 ? r : 1;
+        case PHASE_NEWER:
+                r = step_newer(s);
+                break;
         case PHASE_NODES:
                 r = step_nodes(s);
                 break;

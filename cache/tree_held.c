@@ -25,6 +25,8 @@
  *                 who decides; a held file that is saved over is gone, and the new one is a new file for the server
  *   made in it    who makes something in a held directory, or moves something into it, sends that directory; and so does what was pending in it when the server went back
  *
+ * What is newer here than on the server, of a node that both have, is held as a copy beside it: tree_newer.c.
+ *
  * Local deletions, and deletions that events tell, one by one, never come here: they are somebody's explicit act, and the server keeps what they deleted.
  *
  * t->n_held (t->lock) mirrors the table's size, so that nothing is asked where nothing is held. */
@@ -41,7 +43,7 @@ int held_open(struct tree *t) {
         if (r == 0)
                 r = db_int(t->w, &n, "SELECT count(*) FROM held", "");
         t->n_held = (uint64_t)n;
-        return r;
+        return r < 0 ? r : newer_open(t);
 }
 
 int held_refresh(struct tree *t) {
@@ -51,7 +53,7 @@ int held_refresh(struct tree *t) {
                 r = db_int(t->w, &n, "SELECT count(*) FROM held", "");
         if (r == 0)
                 t->n_held = (uint64_t)n;
-        return r;
+        return r < 0 ? r : newer_refresh(t);
 }
 
 int held_end(struct tree *t, uint64_t ino) {
@@ -154,6 +156,20 @@ int tree_held_list(struct tree *t, uint64_t after, int (*each)(void *arg, const 
         }
 }
 
+int held_remove(struct tree *t, uint64_t ino) {
+        struct nrow row;
+        struct server_side side;
+        int r = row_get(t, t->w, ino, &row);
+        if (r == 0)
+                r = shadow_get(t, &row, &side);
+        if (r == 0) {
+                side.deleted = true;
+                side.seq = MAX(side.seq, t->cursor.seq);
+                r = settle(t, row.ino, &side, NULL);
+        }
+        return r < 0 && r != -ENOENT ? r : db_run(t->w, "DELETE FROM held WHERE ino=?", "i", (int64_t)ino);
+}
+
 int tree_held_drop(struct tree *t, size_t max, bool (*is_open)(void *arg, uint64_t ino), void *arg) {
         struct open_set list = { 0 };
         struct tree_applied out;
@@ -169,20 +185,10 @@ int tree_held_drop(struct tree *t, size_t max, bool (*is_open)(void *arg, uint64
                 else
                         r = db_step(s);
         }
-        for (size_t i = 0; i < list.n && r == 0; i++) {
-                struct nrow row;
-                struct server_side side;
-                r = row_get(t, t->w, list.ino[i], &row);
-                if (r == 0)
-                        r = shadow_get(t, &row, &side);
-                if (r == 0) {
-                        side.deleted = true;
-                        side.seq = MAX(side.seq, t->cursor.seq);
-                        r = settle(t, row.ino, &side, NULL);
-                }
-                if (r == 0 || r == -ENOENT)
-                        r = db_run(t->w, "DELETE FROM held WHERE ino=?", "i", (int64_t)list.ino[i]);
-        }
+        for (size_t i = 0; i < list.n && r == 0; i++)
+                r = held_remove(t, list.ino[i]);
+        if (r == 0 && list.n < max)
+                r = db_run(t->w, "DELETE FROM newer WHERE state=3", "");
         if (r == 0)
                 r = held_refresh(t);
         r = tree_end(t, r);

@@ -276,6 +276,16 @@ int held_send_wanted(struct tree *t) _must_check_;        /* the held directorie
 int held_weigh(struct tree *t, uint64_t seen, uint64_t absent, bool end) _must_check_; /* adds up over the steps; at the end: does the brake hold? */
 int held_rule(struct tree *t, bool same_epoch, bool *ret_all, uint64_t *ret_above_seq) _must_check_; /* what is absent is held: all, or what is newer */
 
+int held_remove(struct tree *t, uint64_t ino) _must_check_; /* here, as if the server had said so */
+
+/* ---- tree_newer.c: inside a transaction ---- */
+int newer_open(struct tree *t) _must_check_;
+int newer_abandon(struct tree *t) _must_check_;          /* what an unfinished load has found */
+int newer_refresh(struct tree *t) _must_check_;          /* rows of what is gone go */
+int newer_look(struct tree *t, const struct id *node, const struct vrow *server, uint64_t above_seq) _must_check_; /* notes the node if its content here is newer, and would not be shown any more */
+int newer_keep(struct tree *t, const struct nrow *row, const struct server_side *side, const struct vrow *now) _must_check_; /* before the server's row is taken: the copy, if the node was noted */
+int newer_settled(struct tree *t, const struct nrow *row) _must_check_; /* the node has other bytes: a copy with the same ones goes */
+
 /* ---- tree_apply.c ---- */
 int apply_changes(struct tree *t, const struct change *changes, size_t n, uint64_t list_seq /* 0: of the rows */, const struct orow *own, const struct id *own_version) _must_check_;
 int apply_done(struct tree *t, const struct orow *o, const struct content *content, const struct id *version) _must_check_;

@@ -510,6 +510,10 @@ int local_unlink_replaced(struct tree *t, struct nrow *old, uint64_t dir, const 
 
 /* ---- all ---- */
 
+static int held_bytes(struct tree *t, const struct nrow *row) {
+        return row->v.kind == NODE_FILE && row->v.size > 0 ? held_has(t, row->ino) : 0;
+}
+
 static int rename_in(struct tree *t, struct rename *m, struct node *ret_moved, struct node *ret_replaced) {
         struct orow *ops = NULL;
         size_t n_ops = 0;
@@ -523,6 +527,8 @@ static int rename_in(struct tree *t, struct rename *m, struct node *ret_moved, s
                 return 0;
         }
         bool is_exchange = m->flags & RENAME_EXCHANGE, replaced = m->over && !is_exchange;
+        if ((r = held_bytes(t, &m->s)) != 0 || (is_exchange && (r = held_bytes(t, &m->d)) != 0)) /* the server could not be told: a copy of the bytes is a file of its own (mv does that) */
+                return r < 0 ? r : -EXDEV;
         const bool last = replaced && (m->d.v.kind == NODE_DIR || m->d.nlink == 1);
         if (m->dir2 != m->dir && (r = held_send(t, m->dir2)) < 0 && r != -EEXIST && r != -EAGAIN && r != -EMLINK && r != -ELOOP)
                 return r;

@@ -281,7 +281,9 @@ int settle(struct tree *t, uint64_t ino, const struct server_side *s, const stru
         }
         if (r == 0 && !extra)
                 r = row_write_extra(t, &row);
-        return r < 0 ? r : row_write(t, &row);
+        if (r == 0)
+                r = row_write(t, &row);
+        return r == 0 && s && !bytes ? newer_settled(t, &row) : r;
 }
 
 int settle_pending(struct tree *t) {

@@ -11,7 +11,7 @@
  *   {"cmd": "failpoint", "arm": TEXT}       -> {"ok": true} or {"error": ...}, then
  *   {"cmd": "failpoints"}                   -> {"points": {NAME: HITS, ...}}: for tests, see base/failpoint.h; there are none in a release build
  *   {"cmd": "accept"}                       -> {"ok": true}: what the brake holds is removed, in the background
- *   {"cmd": "held"}, {"cmd": "held_send"}   -> see held.c
+ *   {"cmd": "held"}, {"cmd": "held_of"}, {"cmd": "held_send"}, {"cmd": "held_seen"}   -> see held.c
  *   {"cmd": "scrub"}                        -> later: the object that scrub.c makes. Who asks while one goes on gets the result of that
  *   anything else                           -> {"error": "unknown command"}
  *
@@ -229,6 +229,10 @@ static void command(struct control *c, struct conn *k) {
                 conn_answer(c, k, json_pack("{s:b}", "ok", 1));
         } else if (strcmp(cmd, "held") == 0) {
                 conn_answer(c, k, held_list_json(c->c.cache, json_get_int(j, "after", 0, INT64_MAX, &ino) == 0 ? (uint64_t)ino : 0));
+        } else if (strcmp(cmd, "held_of") == 0) {
+                conn_answer(c, k, held_of_json(c->c.cache, json_get_int(j, "ino", 1, INT64_MAX, &ino) == 0 ? (uint64_t)ino : 0));
+        } else if (strcmp(cmd, "held_seen") == 0) {
+                conn_answer(c, k, json_get_int(j, "ino", 1, INT64_MAX, &ino) == 0 ? held_seen_json(c->c.cache, (uint64_t)ino) : json_pack("{s:s}", "error", "which?"));
         } else if (strcmp(cmd, "held_send") == 0) {
                 conn_answer(c, k, json_get_int(j, "ino", 1, INT64_MAX, &ino) == 0 ? held_send_json(c->c.cache, (uint64_t)ino) : json_pack("{s:s}", "error", "which?"));
         } else if (strcmp(cmd, "conflicts") == 0) {

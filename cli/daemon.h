@@ -39,6 +39,8 @@ json_t *conflicts_json(struct cache *cache);
 /* ---- held.c: what the brake holds, a page of it, and sending one (a row without bytes) again. NULL: no memory ---- */
 json_t *held_list_json(struct cache *cache, uint64_t after_ino);
 json_t *held_send_json(struct cache *cache, uint64_t ino);
+json_t *held_of_json(struct cache *cache, uint64_t ino);
+json_t *held_seen_json(struct cache *cache, uint64_t ino);
 
 /* ---- retry.c: what is parked, and trying it now (path: relative to the mount point; NULL or "": all). NULL: no memory ---- */
 #define PARKED_LISTED_MAX 100u

@@ -42,7 +42,7 @@ static void show(const json_t *j) {
         (void)printf("\n");
         if (answer_int(j, "held_nodes") > 0) {
                 const char *first = json_string_value(json_array_get(json_object_get(j, "held"), 0));
-                (void)printf("  held     %lld files and directories that the server does not have any more (%s ...) are kept here; `tarn held` lists them, sends them again (--send) or removes them (--drop; `tarn accept %s`: all)\n",
+                (void)printf("  held     %lld files and directories that the server does not have (any more) (%s ...) are kept here; `tarn held` lists them, sends them again (--send) or removes them (--drop; `tarn accept %s`: all)\n",
                              (long long)answer_int(j, "held_nodes"), first ? first : "?", answer_str(j, "mountpoint"));
         }
         if (answer_int(j, "rescues"))

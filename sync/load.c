@@ -28,6 +28,8 @@
 #include "priv.h"
 
 #define SETTING "load_from"
+#define NEWER_WAIT_MS 30000   /* for bytes that were uploaded just now to reach their blob */
+#define NEWER_LOOK_MS 100
 
 void load_init(struct engine *e) {
         struct cursor c;
@@ -81,7 +83,7 @@ void load_start(struct engine *e) {
         struct buf saved = BUF_INIT(256);
         struct cursor from;
         events_stop(e);
-        l->retry_at_ms = 0;
+        l->retry_at_ms = l->apply_since_ms = 0;
         l->phase = LOAD_NODES;
         l->begun = false;
         if (tree_setting_get(e->c.cache->tree, SETTING, &saved) >= 0 && saved.bytes == sizeof from) {
@@ -347,7 +349,15 @@ static void ask_events(struct engine *e) {
 static int64_t apply(struct engine *e, int64_t now) {
         struct load *l = &e->load;
         FAILPOINT_HERE("load.step");
-        int r = tree_snapshot_step(e->c.cache->tree, &l->at.upto, ROWS_PER_STEP, engine_is_open, e->c.cache);
+        if (l->apply_since_ms == 0)
+                l->apply_since_ms = now;
+        int r = cache_newer(e->c.cache, now - l->apply_since_ms < NEWER_WAIT_MS);
+        if (r == -EAGAIN) {
+                l->retry_at_ms = now + NEWER_LOOK_MS;
+                return l->retry_at_ms;
+        }
+        if (r == 0)
+                r = tree_snapshot_step(e->c.cache->tree, &l->at.upto, ROWS_PER_STEP, engine_is_open, e->c.cache);
         if (r > 0)
                 return now;
         if (r < 0) {

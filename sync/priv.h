@@ -94,6 +94,7 @@ struct load {
         unsigned page_rows;
         struct request *request;
         struct backoff backoff; int64_t retry_at_ms;
+        int64_t apply_since_ms;    /* 0: not yet */
         uint64_t rows;
 };
 void load_init(struct engine *e);

@@ -634,6 +634,8 @@ void compare(struct world *w, struct model *m) {
         world_check(w);
 }
 
+void (*load_before_step)(struct world *w);
+
 void load_snapshot(struct world *w, struct model *m, size_t page, size_t step) {
         struct cursor c = model_cursor(m, m->seq);
         struct snapshot_state st;
@@ -653,8 +655,11 @@ void load_snapshot(struct world *w, struct model *m, size_t page, size_t step) {
                 MUST(tree_snapshot_entries(w->tree, entries + i, MIN(page, k - i), &st));
         free(rows);
         free(entries);
-        int r;
-        while ((r = tree_snapshot_step(w->tree, &c, step, world_is_open, w)) > 0)
-                ;
+        int r = 1;
+        while (r > 0) {
+                if (load_before_step)
+                        load_before_step(w);
+                r = tree_snapshot_step(w->tree, &c, step, world_is_open, w);
+        }
         MUST(r);
 }

@@ -478,6 +478,128 @@ static void test_gone_back_and_deleted(void **state) {
         world_check(&w);
 }
 
+static uint64_t partly; /* of this file not everything is here */
+struct asked { uint64_t ino[16]; size_t n; };
+static int one_asked(void *arg, uint64_t ino, const struct content *content) {
+        struct asked *a = arg;
+        a->ino[a->n++] = ino;
+        return 0;
+}
+static void answer(struct world *world) {
+        struct asked a = { .n = 0 };
+        MUST(tree_newer_list(world->tree, true, one_asked, &a));
+        for (size_t i = 0; i < a.n; i++)
+                MUST(tree_newer_answer(world->tree, a.ino[i], a.ino[i] != partly));
+}
+static int one_lost(void *arg, uint64_t ino, uint64_t size, int64_t mtime_ns) {
+        struct asked *a = arg;
+        assert_int_equal(size, 300);
+        a->ino[a->n++] = ino;
+        return 0;
+}
+
+/* Edited after the moment to which the server went back: the server's version has the name, the other one is held beside it, if it is here as a whole. */
+static void test_newer(void **state) {
+        enum { SENT, SAME, CHANGED, PARTLY, CHMOD, OLDER, PENDING, N };
+        struct node_row was[N];
+        struct id id[N];
+        uint64_t ino[N], copy[N];
+        struct tree_newer of;
+        struct cursor old;
+        struct asked lost = { .n = 0 };
+        char name[64];
+        populate(1, 1);
+        MUST(tree_setting_set(w.tree, "host", "box", 3));
+        const struct id dir = model_at(&m, &id_root, "dir0")->row.node;
+        for (unsigned i = 0; i < N; i++) {
+                (void)snprintf(name, sizeof name, "n%u.txt", i);
+                id[i] = model_make(&m, &dir, name, NODE_FILE, 10 + i);
+        }
+        load_snapshot(&w, &m, 1000, 1000);
+        assert_int_equal(model_write(&m, &id[OLDER], 77), RES_OK); /* of this the client does not hear before the server goes back */
+        const struct node_row older = model_find(&m, &id[OLDER])->row;
+        for (unsigned i = 0; i < N; i++)
+                was[i] = model_find(&m, &id[i])->row;
+        const uint64_t fork = m.seq;
+        for (unsigned i = 0; i < N; i++) {
+                if (i == CHMOD)
+                        assert_int_equal(model_chmod(&m, &id[i], 0600), RES_OK);
+                else if (i != OLDER)
+                        assert_int_equal(model_write(&m, &id[i], i == PARTLY ? 300 : 100 + i), RES_OK);
+        }
+        const struct content same = model_find(&m, &id[SAME])->row.content;
+        sync_events(&w, &m, fork, m.seq);
+        MUST(tree_cursor(w.tree, &old));
+        const uint64_t at = look(&w, INO_ROOT, "dir0").ino;
+        for (unsigned i = 0; i < N; i++) {
+                (void)snprintf(name, sizeof name, "n%u.txt", i);
+                ino[i] = look(&w, at, name).ino;
+        }
+        partly = ino[PARTLY];
+        (void)put_content(&w, ino[PENDING], 9000, 9);
+        /* the server goes back, and goes on: somebody makes a file that is called as our copy would be */
+        for (unsigned i = 0; i < N; i++)
+                if (i != OLDER)
+                        model_find(&m, &id[i])->row = was[i];
+        (void)model_make(&m, &dir, "n0 (conflict box 1).txt", NODE_FILE, 1);
+        m.epoch.b[0] = 7;
+        MUST(tree_snapshot_fork(w.tree, &old.epoch, fork));
+        load_before_step = answer;
+        load_snapshot(&w, &m, 1000, 3); /* in small steps */
+        assert_int_equal(tree_held(w.tree), 3);
+        for (unsigned i = 0; i < N; i++) {
+                (void)snprintf(name, sizeof name, "n%u.txt", i);
+                assert_int_equal(look(&w, at, name).ino, ino[i]);
+                assert_int_equal(look(&w, at, name).size, i == PENDING ? 9 : i == OLDER ? older.content.size : was[i].content.size);
+                (void)snprintf(name, sizeof name, "n%u (conflict box %u).txt", i, i == SENT ? 2 : 1);
+                assert_int_equal(look_error(&w, at, name), i <= CHANGED ? 0 : -ENOENT);
+                if (i > CHANGED)
+                        continue;
+                const struct node n = look(&w, at, name);
+                copy[i] = n.ino;
+                assert_int_equal(n.size, 100 + i);
+                assert_false(n.pending);
+                assert_int_equal(tree_newer_of(w.tree, copy[i], &of), 1);
+                assert_int_equal(of.original, ino[i]);
+                assert_false(of.changed);
+        }
+        assert_int_equal(tree_newer_of(w.tree, ino[SENT], &of), 0);
+        MUST(tree_newer_lost(w.tree, one_lost, &lost));
+        assert_int_equal(lost.n, 1);
+        assert_int_equal(lost.ino[0], partly);
+        struct outbox_item item[8];
+        assert_int_equal(outbox_all(&w, item, 8), 1); /* the pending edit, and nothing else */
+        world_check(&w);
+        /* kept by a restart, and by another snapshot of the same line */
+        tree_close(w.tree);
+        world_reopen(&w, 2);
+        assert_int_equal(tree_held(w.tree), 3);
+        load_snapshot(&w, &m, 1000, 1000);
+        assert_int_equal(tree_held(w.tree), 3);
+        /* another client sends the same bytes: nothing is left to decide. Others: the copy is one of something that has changed */
+        struct op op = { .id = rng_id(&m.rng.rng), .kind = OP_CONTENT, .node = id[SAME], .version = was[SAME].version, .content = same };
+        assert_int_equal(model_commit(&m, &op).code, RES_OK);
+        assert_int_equal(model_write(&m, &id[CHANGED], 55), RES_OK);
+        assert_int_equal(model_write(&m, &id[PARTLY], 56), RES_OK);
+        sync_down(&w, &m);
+        assert_int_equal(tree_held(w.tree), 2);
+        assert_int_equal(look_error(&w, at, "n1 (conflict box 1).txt"), -ENOENT);
+        assert_int_equal(tree_newer_of(w.tree, copy[CHANGED], &of), 1);
+        assert_true(of.changed);
+        lost.n = 0;
+        MUST(tree_newer_lost(w.tree, one_lost, &lost));
+        assert_int_equal(lost.n, 0);
+        /* it cannot be renamed, as the server could not be told; it can be removed */
+        assert_int_equal(mv(&w, at, "n2 (conflict box 1).txt", at, "n2.txt", 0), -EXDEV);
+        assert_int_equal(mv(&w, at, "n2.txt", at, "n2 (conflict box 1).txt", RENAME_EXCHANGE), -EXDEV);
+        MUST(rm(&w, at, "n2 (conflict box 1).txt"));
+        assert_int_equal(tree_held(w.tree), 1);
+        assert_int_equal(tree_held_drop(w.tree, 100, NULL, NULL), 0);
+        load_before_step = NULL;
+        sync_all(&w, &m);
+        compare(&w, &m);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_first_load, setup, teardown), cmocka_unit_test_setup_teardown(test_links, setup, teardown),
@@ -486,6 +608,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_new_epoch, setup, teardown),  cmocka_unit_test_setup_teardown(test_brake, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_brake_limits, setup, teardown), cmocka_unit_test_setup_teardown(test_no_brake_for_a_tenth, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_events_do_not_brake, setup, teardown), cmocka_unit_test_setup_teardown(test_fork, setup, teardown), cmocka_unit_test_setup_teardown(test_gone_back, setup, teardown), cmocka_unit_test_setup_teardown(test_gone_back_and_deleted, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_newer, setup, teardown),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

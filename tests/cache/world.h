@@ -111,4 +111,5 @@ void sync_all(struct world *w, struct model *m);
 struct content model_content(uint64_t gen, uint64_t size);
 /* Tree and model show the same: names, kinds, modes, content versions. */
 void compare(struct world *w, struct model *m);
+extern void (*load_before_step)(struct world *w); /* as the engine does; NULL: nothing */
 void load_snapshot(struct world *w, struct model *m, size_t page, size_t step);

@@ -287,7 +287,7 @@ int write_text(struct client *c, const struct node *n, struct text *t) {
 
 static bool unexpected(struct client *c, const char *what, int r) {
         if (r >= 0 || r == -EEXIST || r == -ENOENT || r == -ENOTDIR || r == -EISDIR || r == -ENOTEMPTY || r == -EINVAL || r == -ELOOP || r == -EPERM || r == -EMLINK || r == -ENODATA ||
-            (c->w->full == c && (r == -ENOSPC || r == -EIO || r == -EINTR)))
+            (c->w->full == c && (r == -ENOSPC || r == -EIO || r == -EINTR)) || (r == -EXDEV && c->w->count[SIM_SERVER_ROLLBACKS]) /* held */)
                 return false;
         wrong(c->w, "%s: %s: %s", c->name, what, err_name(r));
         return true;

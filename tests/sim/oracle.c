@@ -206,6 +206,25 @@ static int wait_quiet(struct world *w, const char *what) {
         return w->why[0] ? -EIO : wrong(w, "%s: not quiet after 10 min", what);
 }
 
+/* What was newer than the server's and is held beside it: all of it is here. */
+static int check_newer(void *arg, const struct node *n) {
+        struct client *c = arg;
+        struct tree_newer newer;
+        struct buf bytes = BUF_INIT(16u << 20);
+        int r = n->kind == NODE_FILE ? tree_newer_of(c->cache->tree, n->ino, &newer) : 0;
+        if (r <= 0 || n->gen)
+                return r;
+        c->w->count[SIM_NEWER]++;
+        struct text *t = text_find(c->w, &n->content);
+        r = t ? read_whole(c, n, &bytes) : wrong(c->w, "%s: a held copy has a content that nobody wrote", c->name);
+        if (t && r == -EIO && c->w->count[SIM_POWER_CUTS]) /* what was downloaded is not synced */
+                r = 0;
+        else if (t && (r < 0 || bytes.bytes != t->n || memcmp(bytes.data, t->bytes, t->n)))
+                r = wrong(c->w, "%s: a held copy of text %u cannot be read: %s", c->name, t->number, r < 0 ? err_name(r) : "other bytes");
+        buf_free(&bytes);
+        return MIN(r, 0);
+}
+
 int oracle_check(struct world *w) {
         struct buf fresh = BUF_INIT(64u << 20), other = BUF_INIT(64u << 20);
         struct client *last = &w->clients[CLIENTS_MAX];
@@ -222,6 +241,8 @@ int oracle_check(struct world *w) {
                 engine_nudge(c->engine);
         }
         int r = wait_quiet(w, "healing");
+        for (unsigned i = 0; r >= 0 && i < w->n_clients; i++)
+                r = tree_held_list(w->clients[i].cache->tree, 0, check_newer, &w->clients[i]);
         for (unsigned i = 0; r >= 0 && i < w->n_clients && w->count[SIM_SERVER_ROLLBACKS]; i++) /* what only clients have is kept until their users let it go */
                 for (r = 1; r > 0;)
                         r = tree_held_drop(w->clients[i].cache->tree, 1000, NULL, NULL);

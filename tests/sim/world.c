@@ -20,7 +20,7 @@ const char *const sim_count_name[SIM_COUNTS] = {
         [SIM_POWER_CUTS] = "power cuts", [SIM_PAGES_LOST] = "pages lost", [SIM_ROLLBACKS] = "clients rolled back", [SIM_CLONES] = "clients cloned", [SIM_HORIZONS] = "horizons moved",
         [SIM_GONE] = "cursors gone", [SIM_FULL] = "full disks", [SIM_EXPIRED] = "tokens expired", [SIM_QUOTA] = "quotas used up", [SIM_LINKS] = "links", [SIM_EXCHANGES] = "exchanges",
         [SIM_XATTRS] = "xattrs",
-        [SIM_SERVER_ROLLBACKS] = "servers rolled back", [SIM_EPOCHS] = "new epochs",
+        [SIM_SERVER_ROLLBACKS] = "servers rolled back", [SIM_EPOCHS] = "new epochs", [SIM_NEWER] = "newer ones held",
         [SIM_ROW_EDIT_SAME] = "edit|same edit", [SIM_ROW_EDIT_EDIT] = "edit|edit", [SIM_ROW_EDIT_DELETE] = "edit|delete", [SIM_ROW_DELETE_EDIT] = "delete|edit",
         [SIM_ROW_DELETE_RENAME] = "delete|rename", [SIM_ROW_OVER_EDIT] = "rename over|edit", [SIM_ROW_RENAME_CREATE] = "rename|create", [SIM_ROW_RENAME_RENAME] = "rename|rename",
         [SIM_ROW_RENAME_EDIT] = "rename|edit", [SIM_ROW_RENAME_DELETE] = "rename|delete", [SIM_ROW_INTO_DELETED] = "into deleted directory", [SIM_ROW_CYCLE] = "cycle",

@@ -35,6 +35,9 @@ void cache_close(struct cache *c);
 int cache_loaded(struct cache *c) _must_check_;
 /* The set of held nodes (tree_held) has changed: the cached bytes of those are not evicted. Cost: one pass over them. */
 int cache_keep_held(struct cache *c) _must_check_;
+/* Before a step of a snapshot: of files that it has found newer here (tree_newer_list) nothing is evicted from now on, and the tree is told which of them are here as a whole. 1 SELECT if there are none.
+ * wait: -EAGAIN if bytes of one are on their way from a stage to its blob (a second, if the disk syncs). Without: what is not there counts as missing */
+int cache_newer(struct cache *c, bool wait) _must_check_;
 int cache_sync(struct cache *c) _must_check_;   /* everything accepted is durable (local) on return. A file whose sync fails is an error once here, and in each file_sync of it */
 int cache_turn(struct cache *c) _must_check_;   /* by_hand: a round of the flusher; as cache_sync, and what the flusher does after that */
 

@@ -207,6 +207,17 @@ int tree_held_drop(struct tree *t, size_t max, bool (*is_open)(void *arg, uint64
  * the server has its name by now. -EMLINK: it has several names. -EAGAIN: something of it is on its way. */
 int tree_held_send(struct tree *t, uint64_t ino) _must_check_;
 
+/* Newer here (tree_newer.c). While the steps of a snapshot go on: contents that will not be shown any more, and must not be evicted until they are copies; asked: only those of which nobody has
+ * said yet whether all of their bytes are here. As tree_held_list. */
+int tree_newer_list(struct tree *t, bool asked, int (*each)(void *arg, uint64_t ino, const struct content *content), void *arg) _must_check_;
+int tree_newer_answer(struct tree *t, uint64_t ino, bool here) _must_check_;
+/* 1: the held node is such a copy, 0: it is not. original: 0 if that is gone. changed: it has other bytes by now than when the copy was made. 2 SELECTs */
+struct tree_newer { uint64_t original; bool changed; };
+int tree_newer_of(struct tree *t, uint64_t ino, struct tree_newer *ret) _must_check_;
+/* Files whose newer bytes were here in part only, and are lost; and people have seen that (0: of all). */
+int tree_newer_lost(struct tree *t, int (*each)(void *arg, uint64_t ino, uint64_t size, int64_t mtime_ns), void *arg) _must_check_;
+int tree_newer_seen(struct tree *t, uint64_t ino) _must_check_;
+
 /* Everything that was queued about ino so far is durable. May say no for some ms longer than needed, never yes too early. 0 SQL */
 bool tree_synced(struct tree *t, uint64_t ino);
 /* Files with a name that pending operations name; each until it returns non-zero, as tree_list. 1 SELECT */
