@@ -4,6 +4,7 @@
  * Reading: meta says where a block lies (object, offset, length, encoding) if the subject may read it in this workspace; the store gives the bytes; they
  * are expanded within BLOCK_BYTES_MAX and hashed. Only bytes that match leave. A mismatch is logged with block and object and counted; the reader
  * gets an error, never other bytes. The block is marked, so that it is asked for again wherever its bytes may come from (meta_block.c); nothing is deleted.
+ * An object that is not there may have been emptied since meta was asked (maintain_compact.c): meta is asked again, and only a block that should lie there still counts as damaged.
  *
  * A content of one block has no page; one of up to 1,024 blocks has one page, larger ones a tree. content_walk goes down from the root by the
  * sizes in the pages and remembers the page of each level, so that a sequential read costs one look-up per block and one page per 1,024 blocks, and
@@ -40,16 +41,13 @@ static int damaged(struct service *s, const struct meta_place *place, int err) {
         return -EBADMSG;
 }
 
-int content_block_read(struct service *s, const struct meta_place *place, uint8_t *raw, uint8_t *stored, struct wire_block *ret_wire) {
+/* -ENOENT: no such object. */
+static int read_at(struct service *s, const struct meta_place *place, uint8_t *raw, uint8_t *stored, struct wire_block *ret_wire) {
         const struct meta_block *b = &place->block;
         struct wire_block wire = {.hash = b->hash, .encoding = b->encoding, .raw_bytes = b->raw_bytes, .n = b->stored_bytes};
         _cleanup_free_ uint8_t *own = NULL;
         int r;
 
-        assert(place->found);
-        r = FAILPOINT("content.read");
-        if (r < 0)
-                return r;
         if (b->raw_bytes > BLOCK_BYTES_MAX || b->stored_bytes > BLOCK_BYTES_MAX || b->stored_bytes == 0)
                 return damaged(s, place, -EPROTO);
         if (b->encoding == ENC_RAW) {
@@ -59,7 +57,7 @@ int content_block_read(struct service *s, const struct meta_place *place, uint8_
                         return damaged(s, place, -EPROTO);
                 r = s->store->get(s->store, place->object, b->offset, raw, b->raw_bytes);
                 if (r < 0)
-                        return r == -ENOENT || r == -EIO ? damaged(s, place, r) : r;
+                        return r == -EIO ? damaged(s, place, r) : r;
                 sha256(raw, b->raw_bytes, &d);
                 if (!digest_equal(&d, &b->hash))
                         return damaged(s, place, -EBADMSG);
@@ -71,7 +69,7 @@ int content_block_read(struct service *s, const struct meta_place *place, uint8_
                         return -ENOMEM;
                 r = s->store->get(s->store, place->object, b->offset, stored, b->stored_bytes);
                 if (r < 0)
-                        return r == -ENOENT || r == -EIO ? damaged(s, place, r) : r;
+                        return r == -EIO ? damaged(s, place, r) : r;
                 wire.bytes = stored;
                 r = wire_block_expand(&wire, NULL, 0, raw);
                 if (r < 0)
@@ -80,6 +78,29 @@ int content_block_read(struct service *s, const struct meta_place *place, uint8_
         if (ret_wire)
                 *ret_wire = wire;
         return 0;
+}
+
+int content_block_read(struct service *s, const struct meta_place *place, uint8_t *raw, uint8_t *stored, struct wire_block *ret_wire) {
+        char names[2][STORE_NAME_BYTES + 1];
+        struct meta_place at = *place;
+        int r;
+
+        assert(place->found);
+        r = FAILPOINT("content.read");
+        for (unsigned i = 0; r == 0; i = !i) { /* while it moves (maintain_compact.c): each time to an object that is newer than the question before */
+                struct meta_place now;
+
+                r = read_at(s, &at, raw, stored, ret_wire);
+                if (r != -ENOENT)
+                        return r;
+                r = meta_block_again(s->meta, place, &now, names[i]);
+                if (r == -ENOENT || (r == 0 && strcmp(now.object, at.object) == 0))
+                        return damaged(s, &at, -ENOENT);
+                if (r == 0 && now.block.raw_bytes != place->block.raw_bytes)
+                        return -EBADMSG;
+                at = now;
+        }
+        return r;
 }
 
 int content_walk_open(struct service *s, const struct meta_subject *who, uint64_t ws, const struct content *content, struct content_walk *ret) {

@@ -7,7 +7,7 @@
  *   tarn-server token add --user NAME --data DIR
  *   tarn-server fsck --data DIR [--repair] [--json]
  *   tarn-server scrub --data DIR [--rate BYTES] [--json]
- *   tarn-server gc --data DIR [--dry-run] [--min-age DURATION] [--trash-age DURATION] [--keep-events N] [--json]
+ *   tarn-server gc --data DIR [--dry-run] [--min-age DURATION] [--trash-age DURATION] [--keep-events N] [--compact] [--compact-below PERCENT] [--json]
  *   tarn-server backup FILE|-|--to DIR --data DIR [--json]
  *   tarn-server restore --from DIR|FILE|- --data DIR
  *   tarn-server serve --data DIR [--listen HOST:PORT] [--tls-cert F --tls-key F] [--gc-every DURATION] [--trash-age DURATION] [--keep-events N]
@@ -355,8 +355,8 @@ static int stdin_as_file(const char *data, char **ret) {
 }
 
 static int cmd_maintain(int argc, char **argv) {
-        const char *data = NULL, *to = NULL, *file = NULL, *min_age = NULL, *trash_age = NULL, *keep_events = NULL, *rate = NULL, *word = argv[0], *words[16];
-        bool json = false, repair = false, dry_run = false;
+        const char *data = NULL, *to = NULL, *file = NULL, *min_age = NULL, *trash_age = NULL, *keep_events = NULL, *rate = NULL, *compact_below = NULL, *word = argv[0], *words[20];
+        bool json = false, repair = false, dry_run = false, compact = false;
         const struct arg common[] = {{"data", 'd', ARG_STR, &data, "the server's data directory"}, {"json", 0, ARG_FLAG, &json, "report as JSON"}};
         const struct arg more[] = {{"repair", 0, ARG_FLAG, &repair, "repair what can be repaired (the server must be stopped)"},
                                    {"rate", 0, ARG_STR, &rate, "read at most so many bytes per second (no limit)"},
@@ -364,11 +364,13 @@ static int cmd_maintain(int argc, char **argv) {
                                    {"min-age", 0, ARG_STR, &min_age, "leave what is younger (1d)"},
                                    {"trash-age", 0, ARG_STR, &trash_age, "forget what was deleted so long ago (never)"},
                                    {"keep-events", 0, ARG_STR, &keep_events, "forget all but so many events of each workspace (all are kept)"},
+                                   {"compact", 0, ARG_FLAG, &compact, "put together what is left of objects that are mostly empty"},
+                                   {"compact-below", 0, ARG_STR, &compact_below, "those that are less than so many percent full (50)"},
                                    {"to", 0, ARG_STR, &to, "the directory of the backup"},
                                    {"rate", 0, ARG_STR, &rate, "copy at most so many bytes per second (no limit)"},
                                    {"FILE", 0, ARG_POSITIONAL_OPTIONAL, &file, "the file of the backup; -: standard output"}};
-        static const struct { const char *word; size_t from, to; } own[] = {{"fsck", 0, 1}, {"scrub", 1, 2}, {"gc", 2, 6}, {"backup", 6, 9}};
-        struct arg table[8] = {common[0], common[1]};
+        static const struct { const char *word; size_t from, to; } own[] = {{"fsck", 0, 1}, {"scrub", 1, 2}, {"gc", 2, 8}, {"backup", 8, 11}};
+        struct arg table[10] = {common[0], common[1]};
         _cleanup_free_ char *to_absolute = NULL;
         char program[40];
         size_t n = 2, k = 0;
@@ -388,6 +390,12 @@ static int cmd_maintain(int argc, char **argv) {
                 words[k++] = "--repair";
         if (dry_run)
                 words[k++] = "--dry-run";
+        if (compact)
+                words[k++] = "--compact";
+        if (compact_below) {
+                words[k++] = "--compact-below";
+                words[k++] = compact_below;
+        }
         if (min_age) {
                 words[k++] = "--min-age";
                 words[k++] = min_age;

@@ -56,6 +56,16 @@ int maintain_say(struct maintain *m, const char *name, uint64_t value) {
         return buf_printf(m->out, "%s: %llu\n", name, (unsigned long long)value);
 }
 
+static int percent(const char *value, unsigned *ret) {
+        uint64_t v;
+        int r = parse_bytes(value, &v);
+
+        if (r < 0 || v < 1 || v > 99)
+                return r < 0 ? r : -EINVAL;
+        *ret = (unsigned)v;
+        return 0;
+}
+
 static int options(struct maintain *m, const char *const *words, size_t n) {
         for (size_t i = 1; i < n; i++) {
                 const char *w = words[i], *value = i + 1 < n ? words[i + 1] : NULL;
@@ -73,6 +83,10 @@ static int options(struct maintain *m, const char *const *words, size_t n) {
                         m->dry_run = true;
                         continue;
                 }
+                if (strcmp(w, "--compact") == 0) {
+                        m->compact = true;
+                        continue;
+                }
                 if (!value)
                         return -EINVAL;
                 if (strcmp(w, "--to") == 0)
@@ -85,6 +99,8 @@ static int options(struct maintain *m, const char *const *words, size_t n) {
                         r = parse_duration_s(value, &m->trash_age_s);
                 else if (strcmp(w, "--keep-events") == 0)
                         r = parse_bytes(value, &m->keep_events);
+                else if (strcmp(w, "--compact-below") == 0)
+                        r = percent(value, &m->compact_below);
                 else if (strcmp(w, "--rate") == 0)
                         r = parse_bytes(value, &m->rate_bytes);
                 else
@@ -121,7 +137,7 @@ static void slot_give(struct service *s) {
 }
 
 int maintain_run(struct service *s, const char *const *words, size_t n, bool yields, struct buf *ret_text) {
-        struct maintain m = {.s = s, .min_age_s = DAY_S, .out = ret_text, .paced_ms = clock_mono_ms(clock_system())};
+        struct maintain m = {.s = s, .min_age_s = DAY_S, .compact_below = 50, .out = ret_text, .paced_ms = clock_mono_ms(clock_system())};
         _cleanup_json_ json_t *report = json_object();
         int (*run)(struct maintain *m) = NULL;
         const char *word = NULL;

@@ -6,7 +6,7 @@
 
 /* Whether `word` names one of these commands (they may take hours). */
 bool maintain_knows(const char *word);
-/* words: {"fsck", "--repair", "--json"}, {"scrub", "--rate", BYTES, "--json"}, {"gc", "--dry-run", "--min-age", SECONDS, "--trash-age", SECONDS, "--json"}, {"backup", "--to", DIR or "--file", FILE, "--json"}.
+/* words: {"fsck", "--repair", "--json"}, {"scrub", "--rate", BYTES, "--json"}, {"gc", "--dry-run", "--min-age", SECONDS, "--trash-age", SECONDS, "--compact", "--compact-below", PERCENT, "--json"}, {"backup", "--to", DIR or "--file", FILE, "--json"}.
  * yields: nobody asked for it; it ends (-ECANCELED) at its next step when another one wants to run.
  * 0; -EUCLEAN: done, and something is wrong (ret_text is the report); -EBUSY: another one is under way, or needs a stopped server; -ECANCELED: the server is stopping; -EINVAL. */
 int maintain_run(struct service *s, const char *const *words, size_t n, bool yields, struct buf *ret_text) _must_check_;
@@ -19,6 +19,8 @@ struct maintain {
         struct service *s;
         bool json, repair, dry_run;
         uint64_t min_age_s, rate_bytes, trash_age_s, keep_events; /* keep_events 0: all; trash_age_s 0: the trash is left alone */
+        bool compact;
+        unsigned compact_below;          /* percent */
         const char *to, *file;           /* of the backup: a directory, or one file */
         struct buf *out;                 /* text for people */
         json_t *report;                  /* with json: filled instead */
@@ -33,6 +35,7 @@ int maintain_say(struct maintain *m, const char *name, uint64_t value) _must_che
 int maintain_fsck(struct maintain *m) _must_check_;
 int maintain_scrub(struct maintain *m) _must_check_;
 int maintain_gc(struct maintain *m) _must_check_;
+int maintain_compact(struct maintain *m, int64_t before_ns) _must_check_; /* a part of gc */
 int maintain_backup(struct maintain *m) _must_check_;
 int maintain_backup_file(struct maintain *m) _must_check_;
 int backup_manifest(struct meta *db, struct buf *ret) _must_check_;

@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 
 #include "base/digest.h"
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "maintain.h"
@@ -158,8 +159,11 @@ int maintain_backup_file(struct maintain *m) {
         r = backup_file(&o, part, db_path);
         if (o.fd >= 0 && close(o.fd) < 0 && r == 0)
                 r = -errno;
+        if (r == 0)
+                r = FAILPOINT("backup.file.synced");
         if (r == 0 && rename(part, m->file) < 0)
                 r = -errno;
+        FAILPOINT_HERE("backup.file.renamed");
         if (r == 0)
                 r = fsync_parent(m->file);
         k = backup_db_remove(db_path);

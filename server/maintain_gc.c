@@ -11,7 +11,8 @@
  *
  * 5 asks first whether a request is writing the object and then whether there is a row: a request that ended in between has left its row, one that begins later has
  * another name. Every step is a short transaction of its own; killed anywhere, the next run goes on.
- * Space comes back when all blocks of an object are gone; objects are not rewritten. Those that are less than half full, and the bytes that they hold back, are counted and reported. */
+ * Space comes back when all blocks of an object are gone. With --compact objects that are mostly empty are put together then (maintain_compact.c). Those that are less than half full in the end, and the
+ * bytes that they hold back, are counted and reported. */
 #include <stdio.h>
 #include <string.h>
 
@@ -129,7 +130,7 @@ static int gc_sparse(struct gc *g) {
         int r = 0;
 
         while (r == 0 && !s.end) {
-                r = meta_gc_sparse(g->m->s->meta, ROWS_PER_STEP, &s);
+                r = meta_gc_sparse(g->m->s->meta, 50, ROWS_PER_STEP, &s, NULL, NULL);
                 g->sparse += s.blocks;
                 g->sparse_bytes += s.bytes;
                 if (r == 0)
@@ -227,6 +228,8 @@ int maintain_gc(struct maintain *m) {
                 r = gc_objects(&g, names);
         if (r == 0)
                 r = gc_orphans(&g, names);
+        if (r == 0 && m->compact && !m->dry_run)
+                r = maintain_compact(m, g.before_ns);
         if (r == 0)
                 r = gc_sparse(&g);
         if (r < 0)

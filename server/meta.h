@@ -112,6 +112,9 @@ struct meta_block {              /* where a block's bytes lie inside an object *
         struct digest base;      /* ENC_ZSTD_PATCH */
         uint64_t offset; uint32_t stored_bytes;
 };
+/* `place` was asked for before: where the block lies now, whoever it belongs to. -ENOENT: nowhere. The object's name goes to name. */
+struct meta_place;
+int meta_block_again(struct meta *m, const struct meta_place *place, struct meta_place *ret, char name[33]) _must_check_;
 struct meta_place { bool found, bad; struct meta_block block; const char *object; }; /* object in the arena; bad: was found damaged, new bytes are wanted */
 
 /* The object is durable and its blocks are hash-checked: maps them (a block that has a live mapping keeps the old one) and gives the subject a claim on each:

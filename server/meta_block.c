@@ -13,6 +13,7 @@
  *
  * A bad block (bytes found damaged) is wanted: "missing?" and the commit ask for it again, even where a kept version refers to it, and the first new bytes
  * replace its mapping. Until then it is still given to readers, who check its hash: a disk that failed once may read well the next time, and then the mark goes. */
+#include <stdio.h>
 #include <string.h>
 
 #include "meta_int.h"
@@ -243,6 +244,23 @@ int meta_blocks_find(struct meta *m, const struct meta_subject *subject, uint64_
                 if (ret[i].found)
                         last = ret[i].object;
         }
+        return 0;
+}
+
+int meta_block_again(struct meta *m, const struct meta_place *place, struct meta_place *ret, char name[33]) {
+        _cleanup_arena_ struct arena *a = NULL;
+        _cleanup_view_ struct view v = { m, NULL };
+        struct meta_place now;
+        int r = arena_new(4096, &a);
+        if (r == 0)
+                r = view_begin(m, &v.db);
+        if (r == 0)
+                r = place_get(v.db, &place->block.hash, a, NULL, &now);
+        if (r < 0 || !now.found)
+                return r < 0 ? r : -ENOENT;
+        (void)snprintf(name, 33, "%s", now.object);
+        now.object = name;
+        *ret = now;
         return 0;
 }
 

@@ -15,6 +15,7 @@
  *   5. An object's row goes only when no block lies in it. Names are never used again, so nothing can be mapped into it later, except by the request that made it and is
  *      still at work: those are named by `busy` (the service keeps a list of objects from before the put until after the last transaction of the request).
  *   6. The store's copy goes after the row's deletion is on disk. Killed in between, an object is left that no row names: gc finds it by listing the store.
+ *   7. meta_blocks_move gives blocks another place. Nothing but a reader who asked before it knows the old one; he asks again if the object is gone.
  * The grace between mark and sweep is for readers: an answer that was begun may still take bytes from the object, and a backup's database copy still
  * names it (gc and backup exclude each other besides). */
 #include <stdio.h>
@@ -159,14 +160,14 @@ int meta_gc_objects(struct meta *m, int64_t before_ns, size_t batch, bool dry_ru
         return 0;
 }
 
-int meta_gc_sparse(struct meta *m, size_t batch, struct meta_gc_step *s) {
+int meta_gc_sparse(struct meta *m, unsigned percent, size_t batch, struct meta_gc_step *s, struct meta_object *ret, size_t *ret_n) {
         _cleanup_view_ struct view v = { m, NULL };
         struct meta_gc_step to = *s;
         struct sql_stmt *st;
-        size_t rows = 0;
+        size_t rows = 0, n = 0;
         int r = view_begin(m, &v.db);
         if (r == 0)
-                r = sql_stmt(v.db, &st, "SELECT id, bytes, (SELECT coalesce(sum(stored), 0) FROM block b WHERE b.object = object.id AND b.dead_ns IS NULL) FROM object WHERE id > ?1 ORDER BY id LIMIT ?2",
+                r = sql_stmt(v.db, &st, "SELECT id, bytes, (SELECT coalesce(sum(stored), 0) FROM block b WHERE b.object = object.id AND b.dead_ns IS NULL), name, created_ns FROM object WHERE id > ?1 ORDER BY id LIMIT ?2",
                              "ii", (int64_t)s->after_object, (int64_t)batch);
         if (r < 0)
                 return r;
@@ -175,17 +176,75 @@ int meta_gc_sparse(struct meta *m, size_t batch, struct meta_gc_step *s) {
                 const uint64_t bytes = (uint64_t)sql_int(v.db, st, 1), live = (uint64_t)sql_int(v.db, st, 2);
                 rows++;
                 to.after_object = (uint64_t)sql_int(v.db, st, 0);
-                if (live == 0 || live > bytes / 2)
+                if (live == 0 || live * 100 > bytes * percent)
                         continue;
                 to.blocks++;
                 to.bytes += bytes - live;
+                if (!ret)
+                        continue;
+                const char *name = sql_text(v.db, st, 3);
+                ret[n] = (struct meta_object){ .id = to.after_object, .bytes = bytes, .created_ns = sql_int(v.db, st, 4) };
+                (void)snprintf(ret[n++].name, sizeof ret->name, "%s", name ? name : "");
         }
         sql_reset(v.db, st);
         to.end = rows < batch;
-        if (r == 0)
-                *s = to;
-        return r;
+        if (r < 0)
+                return r;
+        *s = to;
+        if (ret)
+                *ret_n = n;
+        return 0;
 }
+
+/* The object's row goes if no block lies in it and nobody is writing it. */
+static int object_emptied(struct txn *t, struct meta_move *g, uint64_t id) {
+        struct sql_stmt *st;
+        int r = sql_first(t->db, &st, "SELECT name, bytes FROM object WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM block b WHERE b.object = object.id)", "i", (int64_t)id);
+        if (r <= 0)
+                return r;
+        const char *name = sql_text(t->db, st, 0);
+        const bool goes = name && (!g->busy(g->busy_arg, name) || strcmp(name, g->object) == 0);
+        if (goes) {
+                (void)snprintf(g->removed[g->n_removed++], sizeof g->removed[0], "%s", name);
+                g->removed_bytes += (uint64_t)sql_int(t->db, st, 1);
+        }
+        sql_reset(t->db, st);
+        return goes ? sql_run(t->db, "DELETE FROM object WHERE id = ?1", "i", (int64_t)id) : 0;
+}
+
+static int move_write(struct txn *t, void *arg, int *ret_refusal) {
+        struct meta_move *g = arg;
+        struct sql_stmt *st;
+        g->n_removed = g->n_moved = 0;
+        g->removed_bytes = 0;
+        int r = sql_run(t->db, "INSERT INTO object(name, bytes, created_ns) VALUES(?1, ?2, ?3)", "tii", g->object, (int64_t)g->bytes, g->created_ns);
+        if (r == 0)
+                r = sql_first(t->db, &st, "SELECT id FROM object WHERE name = ?1", "t", g->object);
+        if (r <= 0)
+                return r < 0 ? r : -EIO;
+        const uint64_t id = (uint64_t)sql_int(t->db, st, 0);
+        sql_reset(t->db, st);
+        for (size_t i = 0; i < g->n; i++) {
+                const struct meta_moved *b = &g->blocks[i];
+                r = sql_run(t->db, "UPDATE block SET object = ?4, offset = ?5 WHERE hash = ?1 AND object = ?2 AND offset = ?3 AND dead_ns IS NULL AND bad_ns IS NULL", "diiii", &b->hash,
+                            (int64_t)b->from_object, (int64_t)b->from_offset, (int64_t)id, (int64_t)b->to_offset);
+                if (r < 0)
+                        return r;
+        }
+        r = sql_first(t->db, &st, "SELECT count(*) FROM block WHERE object = ?1", "i", (int64_t)id);
+        if (r <= 0)
+                return r < 0 ? r : -EIO;
+        g->n_moved = (size_t)sql_int(t->db, st, 0);
+        sql_reset(t->db, st);
+        for (size_t i = 0; r >= 0 && i < g->n; i++)
+                if (i == 0 || g->blocks[i].from_object != g->blocks[i - 1].from_object) /* those of one object are neighbours */
+                        r = object_emptied(t, g, g->blocks[i].from_object);
+        if (r >= 0)
+                r = object_emptied(t, g, id);
+        return r < 0 ? r : 0;
+}
+
+int meta_blocks_move(struct meta *m, struct meta_move *move) { return meta_write(m, move_write, move); }
 
 int meta_objects(struct meta *m, uint64_t after, size_t max, struct meta_object *ret, size_t *ret_n) {
         _cleanup_view_ struct view v = { m, NULL };

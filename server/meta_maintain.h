@@ -26,10 +26,22 @@ int meta_gc_sweep(struct meta *m, int64_t before_ns, size_t batch, bool dry_run,
 typedef char meta_object_name[33];
 int meta_gc_objects(struct meta *m, int64_t before_ns, size_t batch, bool dry_run, bool (*busy)(void *arg, const char *object), void *arg, struct meta_gc_step *s,
                     meta_object_name *ret_names, size_t *ret_n) _must_check_;
-/* Of the next `batch` objects those that hold blocks, but less than half full of them: their number in s->blocks and the bytes that nobody needs in s->bytes. Reads only. */
-int meta_gc_sparse(struct meta *m, size_t batch, struct meta_gc_step *s) _must_check_;
-/* Objects by number, after s->after_object: name, length. */
 struct meta_object { uint64_t id, bytes; meta_object_name name; int64_t created_ns; };
+/* Of the next `batch` objects those that hold live blocks, but are at most `percent` full of them: their number in s->blocks and the bytes that nobody needs in s->bytes. ret (room for
+ * batch; NULL: not wanted): they. Reads only. */
+int meta_gc_sparse(struct meta *m, unsigned percent, size_t batch, struct meta_gc_step *s, struct meta_object *ret, size_t *ret_n) _must_check_;
+/* Blocks get another place: one transaction. Those that do not lie any more where they are said to lie, are dead or bad, stay. Objects that hold no block after it are forgotten, unless `busy` (called
+ * inside the transaction) names them; so is the new one if nothing lies in it. removed has room for n + 1. */
+struct meta_moved { struct digest hash; uint64_t from_object, from_offset, to_offset; };
+struct meta_move {
+        const char *object; uint64_t bytes; int64_t created_ns; /* of the new one, which is durable in the store */
+        const struct meta_moved *blocks; size_t n;
+        bool (*busy)(void *arg, const char *object); void *busy_arg;
+        meta_object_name *removed;                              /* out, with the next three: for the store to remove */
+        size_t n_removed, n_moved; uint64_t removed_bytes;
+};
+int meta_blocks_move(struct meta *m, struct meta_move *move) _must_check_;
+/* Objects by number, after `after`: name, length. */
 int meta_objects(struct meta *m, uint64_t after, size_t max, struct meta_object *ret, size_t *ret_n) _must_check_;
 /* Live blocks that lie in one object, by hash. In the arena. */
 int meta_object_blocks(struct meta *m, const struct meta_object *o, struct arena *a, struct meta_place **ret, size_t *ret_n) _must_check_;

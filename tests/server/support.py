@@ -121,11 +121,25 @@ class Server:
     def file(self, path, workspace="w"):
         return f"/v1/workspaces/{workspace}/files/{urllib.parse.quote(path)}"
 
-    def put(self, path, body, **more):
-        return self.call("PUT", self.file(path), body=body, **more)
+    def put(self, path, body, workspace="w", **more):
+        return self.call("PUT", self.file(path, workspace), body=body, **more)
 
-    def get(self, path, **more):
-        return self.call("GET", self.file(path), **more)
+    def get(self, path, workspace="w", **more):
+        return self.call("GET", self.file(path, workspace), **more)
+
+
+def make_sparse(server, rng, workspace, name="part"):
+    """An object of which a third is needed: a big file is put, another one shares its beginning, the big one goes. What `name` holds; None: the server did not answer."""
+    big = rng.randbytes(4_000_000)
+    try:
+        for path, body in (("big", big), (name, big[:1_600_000])):
+            if server.put(path, body, workspace=workspace, timeout=20)[0] not in (200, 201):
+                return None
+        server.call("DELETE", server.file("big", workspace), timeout=20)
+        server.call("DELETE", f"/v1/workspaces/{workspace}/trash", timeout=20)
+    except (OSError, http.client.HTTPException):
+        return None
+    return big[:1_600_000]
 
 
 def deadline(seconds):

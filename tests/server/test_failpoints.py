@@ -15,7 +15,7 @@ import subprocess
 import threading
 
 import pytest
-from support import SCALE, SERVER, Server, deadline, run, seed_of
+from support import SCALE, SERVER, Server, deadline, make_sparse, run, seed_of
 from test_crash import Writer, check_all
 
 ROUNDS = max(1, round(3 * SCALE))
@@ -44,6 +44,7 @@ class Load:
     def __init__(self, server, point, backup):
         self.server, self.stop = server, threading.Event()
         command = {"gc": ["gc", "--min-age", "0"], "backup": ["backup", "--to", backup]}.get(point.split(".")[0])
+        command = ["gc", "--min-age", "0", "--compact"] if point.startswith("gc.compact.") else ["backup", backup + ".file"] if point.startswith("backup.file.") else command
         self.threads = [threading.Thread(target=self.read)] + ([threading.Thread(target=self.command, args=(command,))] if command else [])
         for t in self.threads:
             t.start()
@@ -59,6 +60,8 @@ class Load:
 
     def command(self, words):
         while not self.stop.is_set():
+            if "--compact" in words:
+                make_sparse(self.server, random.Random(), "sparse")
             if words[0] == "gc":  # something to remove: an object without a row, and a block that nobody refers to any more
                 name = os.urandom(16).hex()
                 path = os.path.join(self.server.data, "objects", name[0], name[1:3])
@@ -94,7 +97,7 @@ def start_armed(s, text):
 
 def whole_backup(to, point):
     """Whatever a backup died of: what it left, if it was one, is whole."""
-    if not os.path.exists(os.path.join(to, "meta.db")):  # the first one into this place, before it was one
+    if not os.path.exists(to if point.startswith("backup.file.") else os.path.join(to, "meta.db")):  # the first one into this place, before it was one
         return 0
     new = to + ".restored"
     run("restore", "--from", to, data=new)
@@ -108,7 +111,7 @@ def test_dies_while_it_serves(tmp_path):
     rng, fired, restored = random.Random(seed), 0, 0
     names = [n for n in points() if n not in COMMANDS]
     backup = str(tmp_path / "backup")
-    with Server() as s:
+    with Server(workspaces=("w", "sparse")) as s:
         s.options = ["--listen", f"127.0.0.1:{s.port}"]
         writers = [Writer(s, n, seed) for n in range(4)]
         s.stop()
@@ -129,7 +132,7 @@ def test_dies_while_it_serves(tmp_path):
                 code = s.stop(signal.SIGKILL)
                 fired += code == -signal.SIGKILL and f"{name}@{hit}" not in unfired
                 if name.startswith("backup."):
-                    restored += whole_backup(backup, name)
+                    restored += whole_backup(backup + ".file" if name.startswith("backup.file.") else backup, name)
                 s.start()
                 before = sum(w.acked for w in writers)
                 for _ in deadline(60):

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 import support
-from support import SCALE, SERVER, Server, deadline, run, sha
+from support import SCALE, SERVER, Server, deadline, make_sparse, run, sha
 
 DAMAGED = 7
 
@@ -41,9 +41,9 @@ def fill(server, seed=1, files=12):
     return made
 
 
-def same(server, made):
+def same(server, made, workspace="w"):
     for name, data in made.items():
-        status, _, body = server.get(name)
+        status, _, body = server.get(name, workspace=workspace)
         assert (status, sha(body)) == (200, sha(data)), name
 
 
@@ -296,10 +296,11 @@ def test_a_dead_block_counts_as_missing_and_comes_back():
 
 
 def test_gc_beside_writers_and_killed_in_the_middle_loses_nothing():
-    """Contents are shared and deleted and put again while gc runs without any grace, and the server is killed under it."""
+    """Contents are shared and deleted and put again while gc runs without any grace and puts objects together, and the server is killed under it."""
     rng = random.Random(11)
     rounds = max(3, int(6 * SCALE))
-    with Server() as s:
+    with Server(workspaces=("w", "sparse")) as s:
+        parts, moved = {}, 0
         pool = [rng.randbytes(n) for n in (100, 3000, 150_000, 300_000, 900_000, 2_500_000)]
         known, lock = {}, threading.Lock()
         kills = 0
@@ -324,10 +325,14 @@ def test_gc_beside_writers_and_killed_in_the_middle_loses_nothing():
             threads = [threading.Thread(target=writer, args=(w,)) for w in range(4)]
             [t.start() for t in threads]
             for i in range(3):
+                name = f"part{len(parts) % 7}"
+                part = make_sparse(s, rng, "sparse", name)
+                assert part
+                parts[name] = part
                 for _ in range(20):
                     os.utime(orphan(s.data), (1, 1))
                 # claims that never become versions are given up at once, so that gc has blocks to take
-                gc = subprocess.Popen([SERVER, "gc", "--min-age", "0", "--data", s.data], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                gc = subprocess.Popen([SERVER, "gc", "--min-age", "0", "--compact", "--json", "--data", s.data], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
                 if i == 2:
                     try:
                         gc.wait(rng.random() * 0.05)
@@ -335,12 +340,15 @@ def test_gc_beside_writers_and_killed_in_the_middle_loses_nothing():
                         pass
                     s.kill()
                     kills += 1
-                gc.communicate(timeout=60)
+                out = gc.communicate(timeout=60)[0]
+                moved += json.loads(out)["blocks_moved"] if gc.returncode == 0 else 0
             stop.set()
             [t.join() for t in threads]
             s.start()
             same(s, known)
+            same(s, parts, "sparse")
             assert report("fsck", data=s.data)["problems_left"] == 0
+        assert report("scrub", data=s.data)["blocks_damaged"] == 0 and moved
         assert kills == rounds and known
         print(f"kills {kills} files {len(known)} lost 0")
 
@@ -532,12 +540,37 @@ def test_killed_at_each_step_of_gc_backup_and_restore(tmp_path):
             assert report("fsck", data=s.data)["problems"] == []
         run("gc", "--min-age", "0", data=s.data)
         assert report("fsck", data=s.data)["objects_without_row"] == 0
+        for point in ("gc.compact.durable", "gc.compact.moved", "gc.compact.remove"):
+            s.start()
+            made["part"] = make_sparse(s, random.Random(point), "w")
+            s.stop()
+            killed(point, "gc", "--min-age", "0", "--compact", data=s.data)
+            assert report("fsck", data=s.data)["problems"] == []
+            done = report("gc", "--min-age", "0", "--compact", data=s.data)
+            assert (done["orphans_removed"], done["objects_half_empty"]) == (1, 0) and done["blocks_moved"] >= (1 if point == "gc.compact.durable" else 0)
+            assert report("fsck", data=s.data)["objects_without_row"] == 0 and report("scrub", data=s.data)["blocks_damaged"] == 0
+        s.start()
+        same(s, made)
+        s.stop()
         to = str(tmp_path / "backup")
         killed("backup.copied", "backup", "--to", to, data=s.data)
         assert run("restore", "--from", to, data=tmp_path / "none", check=False).returncode in (0, 3)
         shutil.rmtree(tmp_path / "none", ignore_errors=True)
         run("backup", "--to", to, data=s.data)
         killed("backup.switched", "backup", "--to", to, data=s.data)
+        file, new = str(tmp_path / "file"), str(tmp_path / "from_file")
+        killed("backup.file.synced", "backup", file, data=s.data)
+        assert not os.path.exists(file) and os.path.exists(file + ".part")  # no backup yet
+        run("backup", file, data=s.data)
+        former = os.stat(file).st_ino
+        killed("backup.file.synced", "backup", file, data=s.data)
+        assert os.stat(file).st_ino == former  # the former one
+        killed("backup.file.renamed", "backup", file, data=s.data)
+        assert os.stat(file).st_ino != former and not os.path.exists(file + ".part")
+        run("restore", "--from", file, data=new)
+        assert report("fsck", data=new)["problems"] == [] and report("scrub", data=new)["blocks_damaged"] == 0
+        run("backup", file, data=s.data)
+        assert not glob.glob(file + ".*")  # nothing is left of those that died
         killed("restore.copied", "restore", "--from", to, data=tmp_path / "half")
         assert run("fsck", data=tmp_path / "half", check=False).returncode == 3  # not a data directory yet
         run("restore", "--from", to, data=tmp_path / "new")
