@@ -6,12 +6,18 @@ after, by the daemon (what the kernel has cached of them may be old), through ha
 deletion that the server refuses, because somebody else changed the file, gives the name back, maybe before they are counted. A file counts as taken away if either says so; how often only one of
 them did is counted, for that is where a loss could hide.
 
+Where a version from elsewhere came in the place of one from here in the moment in which the writer closed the next one, the handle is of what the file was before (ESTALE), and tells nothing. The name then
+leads to the next one, with the same inode number: if it shows the bytes that were closed last, they are what is taken away.
+
 Who writes over a file went on from his own bytes only if these are what he saw there. If it was something else, others had changed the file meanwhile, and his bytes must be a version."""
 import collections
 import ctypes
+import errno
+import hashlib
 import os
 
 AT_EMPTY_PATH, AT_STATX_FORCE_SYNC, STATX_NLINK = 0x1000, 0x2000, 0x4
+SUPERSEDED = -1
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -19,7 +25,7 @@ def links(fd):
     """Names of the file, as the daemon knows them now; 0 of one that is not there any more."""
     buf = ctypes.create_string_buffer(256)
     if libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_NLINK, buf) < 0:
-        return 0
+        return SUPERSEDED if ctypes.get_errno() == errno.ESTALE else 0
     return int.from_bytes(buf[16:20], "little")
 
 
@@ -31,14 +37,24 @@ def inode(at):
         return None
 
 
+def shows(path, digest):
+    """A file with these bytes is there."""
+    try:
+        with open(path, "rb", buffering=0) as f:
+            data = f.read()
+            return digest == (hashlib.sha256(data).hexdigest() if data else "0" * 64)
+    except OSError:
+        return False
+
+
 def taken(handles, act, path=None, source=None, counted=None):
     """Does act(). handles: key -> handle. Those whose files lost their last name by it. One that has none before may get one again: who wants the same name is not decided yet."""
     before = {key: (links(fd), inode(fd)) for key, fd in handles.items()}
     there, moved = inode(path), inode(source)
     act()
     named = there is not None and there != moved
-    by_links = {key for key, (n, _) in before.items() if n and not links(handles[key])}
-    by_name = {key for key, (n, ino) in before.items() if named and n <= 1 and ino == there}
+    by_links = {key for key, (n, _) in before.items() if n > 0 and links(handles[key]) == 0}
+    by_name = {key for key, (n, ino) in before.items() if named and 0 <= n <= 1 and ino == there}
     if counted is not None:
         counted.update(both=len(by_links & by_name), links=len(by_links - by_name), name=len(by_name - by_links))
     return by_links | by_name
@@ -85,6 +101,8 @@ class Closed:
         """act() may take the last name from a file: the one at this path, in whose place source may come. Returns the inodes of which it did."""
         there = inode(path)
         unseen = {there} if there in self.last and there not in self.watched and there != inode(source) else set()  # had no name when its handles were made anew, and has one again
+        if there in self.last and there in self.watched and links(self.watched[there]) == SUPERSEDED and there != inode(source) and shows(path, self.last[there][0]):
+            unseen = {there}
         gone = taken(self.watched, act, path, source, self.told) | unseen
         self.told["unseen"] += len(unseen)
         for ino in gone:

@@ -142,13 +142,16 @@ class Machine(RuleBasedStateMachine):
         return (head + b"x" * size)[:max(size, len(head))]
 
     def note(self, m, fd, data, closes=True):
-        """The file of this handle holds these bytes now. closes: they will be a version."""
+        """The file of this handle holds these bytes now. closes: they will be a version, unless another handle of the file is open here: then they are on the way to what that one leaves."""
         self.known.add(digest(data))
-        if closes:
+        if closes and not self.kept_too(m, fd):
             self.s.closed += 1
             self.last[m].note(fd, (digest(data), f"example {self.n}: {self.log[-1]}"))
         else:
             self.last[m].forget(fd)
+
+    def kept_too(self, m, fd):
+        return any(k[0] == m and h[0] != fd and os.fstat(h[0]).st_ino == os.fstat(fd).st_ino for k, h in self.kept.items())
 
     def whole(self, m, fd):
         """All bytes behind a handle, or None if they are elsewhere."""
@@ -173,7 +176,7 @@ class Machine(RuleBasedStateMachine):
             if data is None:
                 self.last[m].forget(fd)
             else:
-                self.note(m, fd, data, closes=not any(k[0] == m and os.fstat(h[0]).st_ino == os.fstat(fd).st_ino for k, h in self.kept.items()))
+                self.note(m, fd, data)
         finally:
             os.close(fd)
 
@@ -271,8 +274,7 @@ class Machine(RuleBasedStateMachine):
     def through(self, m, number, data):
         """Writes through a kept handle, if it is the only one of its file (two would write over each other)."""
         fd, before, _ = self.kept[m, number]
-        mine = os.fstat(fd).st_ino
-        if any(k[0] == m and k != (m, number) and os.fstat(h[0]).st_ino == mine for k, h in self.kept.items()):
+        if self.kept_too(m, fd):
             self.blind = True
         self.s.handles += 1
         os.pwrite(fd, data, len(before) if len(before) < SIZE_MAX else 0)
