@@ -486,6 +486,13 @@ int tree_note(struct tree *t, enum note_kind kind, uint64_t ino, const char *nam
         return 0;
 }
 
+int tree_sure_of(struct tree *t, uint64_t dir, const char *name, size_t n) {
+        bool doubts = false;
+        for (size_t i = 0; i < t->n_listeners; i++)
+                doubts |= t->listeners[i]->doubts && t->listeners[i]->doubts(t->listeners[i], dir, name, n);
+        return doubts ? -ESTALE : 0;
+}
+
 void tree_naming(struct tree *t, uint64_t ino) {
         if (!t->named || t->namings_all || (t->namings.n && t->namings.ino[t->namings.n - 1] == ino))
                 return;

@@ -337,6 +337,8 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
         int r = local_place_check(t, dir, name, n, &parent);
         if (r == -EEXIST) /* "." and ".." */
                 r = rmdir ? -EINVAL : -EISDIR;
+        if (r == 0 && rmdir)
+                r = tree_sure_of(t, dir, name, n);
         if (r == 0)
                 r = entry_at(t->w, dir, name, n, &at);
         if (r == 0)

@@ -157,6 +157,7 @@ int tree_number(struct tree *t, enum number which, uint64_t *ret) _must_check_;
 int tree_gen_seen(struct tree *t, uint64_t gen) _must_check_; /* a row gets it */
 int tree_note(struct tree *t, enum note_kind kind, uint64_t ino, const char *name, size_t n) _must_check_;
 int tree_settle_later(struct tree *t, uint64_t ino) _must_check_;
+int tree_sure_of(struct tree *t, uint64_t dir, const char *name, size_t n) _must_check_; /* -ESTALE: the caller may mean another node than the one that has this name now (struct listener) */
 void tree_naming(struct tree *t, uint64_t ino); /* the transaction may give a file its only name, or take it, or the node goes; 0: of any */
 void tree_touch(struct tree *t, uint64_t ino);  /* the transaction queues or changes an operation of it: more than a content, whose stage says it all */
 void tree_count_commit(struct tree *t);

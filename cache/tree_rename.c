@@ -62,6 +62,10 @@ static int check(struct tree *t, struct rename *m) {
         if (r == -EEXIST) /* "." and ".." */
                 r = -EBUSY;
         if (r == 0)
+                r = tree_sure_of(t, m->dir, m->name, m->n);
+        if (r == 0)
+                r = tree_sure_of(t, m->dir2, m->name2, m->n2);
+        if (r == 0)
                 r = entry_at(t->w, m->dir, m->name, m->n, &m->at);
         if (r == 0)
                 r = row_get(t, t->w, m->at.ino, &m->s);

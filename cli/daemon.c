@@ -114,6 +114,12 @@ static void gate_wake(struct listener *l) {
                 g->to->wake(g->to);
 }
 
+static bool gate_doubts(struct listener *l, uint64_t dir, const char *name, size_t n) {
+        struct gate *g = container_of(l, struct gate, listener);
+        LOCK_SCOPE(&g->lock);
+        return g->to && g->to->doubts && g->to->doubts(g->to, dir, name, n);
+}
+
 static void gate_set(struct gate *g, struct listener *to) {
         LOCK_SCOPE(&g->lock);
         g->to = to;
@@ -579,7 +585,7 @@ int daemon_run(const struct daemon_config *c) {
         lock_init(&d.lock, "daemon", RANK_HANDLE);
         lock_init(&d.gate.lock, "gate", RANK_QUEUE - 1);
         cond_init(&d.cond);
-        d.gate.listener = (struct listener){ .notes = gate_notes, .wake = gate_wake };
+        d.gate.listener = (struct listener){ .notes = gate_notes, .wake = gate_wake, .doubts = gate_doubts };
         if (gethostname(d.host, sizeof d.host - 1) < 0)
                 (void)snprintf(d.host, sizeof d.host, "this machine");
         d.host[strcspn(d.host, ".")] = 0;

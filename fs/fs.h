@@ -38,6 +38,7 @@ struct noted {                       /* a note on its way to the kernel */
         struct noted *next;
         uint64_t seq;                /* registrations up to this one may have read the rows before the change */
         uint32_t number;             /* never 0 */
+        bool doubted;                /* a change of this name was refused because of it */
         enum note_kind kind;
         uint64_t ino;
         size_t name_bytes;
@@ -87,6 +88,7 @@ struct mount {
         uint64_t n_entry_notes;
         uint32_t note_number;
         struct noted *queue, **queue_last;
+        struct noted *issued;        /* the one that the kernel is being told */
         size_t n_queued, notes_max;
         bool flood;                  /* notes were lost: everything that the kernel knows is doubtful */
         uint64_t flood_seq;

@@ -16,7 +16,9 @@
  *      the old state back behind the invalidation. Neither skipped nor early.
  *   3. A note that drops pages waits in the node's own list while requests of that node are parked (the kernel holds pages locked for them), so that it
  *      stalls nobody else's.
- *   4. -ENOENT is success: the kernel did not know it, or no longer does.
+ *   4. rmdir and rename name no node. The kernel marks the one that it knows by the name as dead, or moves it to the other name, and that would be for a day; but until it has the note the name may be another
+ *      node's here. Such a call gets ESTALE, inside its transaction, upon which the kernel asks for the name and calls again. It holds the directory's lock meanwhile, so the note cannot come between.
+ *   5. -ENOENT is success: the kernel did not know it, or no longer does.
  *
  * A note about something that the kernel does not know, and that no reply in flight can tell it about, is dropped at the door: most of a first load. notes() is
  * called with the tree's lock held, so it never waits. If the queue is full (NOTES_MAX) or there is no memory, notes are lost and the *flood* begins: the pages
@@ -101,8 +103,31 @@ static void listener_notes(struct listener *l, const struct note *notes, size_t 
 static void listener_wake(struct listener *l) {
 }
 
+static bool doubt(struct noted *first, uint64_t dir, const char *name, size_t n) {
+        bool found = false;
+        for (struct noted *x = first; x; x = x->next)
+                if (x->kind == NOTE_ENTRY && x->ino == dir && x->name_bytes == n && !x->doubted && memcmp(x->name, name, n) == 0)
+                        found = x->doubted = true;
+        return found;
+}
+
+static bool listener_doubts(struct listener *l, uint64_t dir, const char *name, size_t n) {
+        struct mount *m = container_of(l, struct mount, listener);
+        uint64_t ids[8];
+        LOCK_SCOPE(&m->lock);
+        bool found = doubt(m->queue, dir, name, n);
+        if (m->issued)
+                found |= doubt(m->issued, dir, name, n);
+        size_t k = slots_of_ino_locked(m, dir, ids, ARRAY_SIZE(ids));
+        for (size_t i = 0; i < k; i++) {
+                struct slot *s = slot_find_locked(m, ids[i]);
+                found |= s->hot && doubt(s->hot->waiting, dir, name, n);
+        }
+        return found;
+}
+
 void notify_init(struct mount *m) {
-        m->listener = (struct listener){ listener_notes, listener_wake };
+        m->listener = (struct listener){ listener_notes, listener_wake, listener_doubts };
         m->queue_last = &m->queue;
         m->notes_max = NOTES_MAX;
         cond_init(&m->note_more);
@@ -216,9 +241,11 @@ static void *notifier(void *arg) {
                         parked->waiting_last = &n->next;
                         continue;
                 }
+                m->issued = n;
                 lock_drop(&m->lock);
                 issue(m, n, ids, k);
                 lock_take(&m->lock);
+                m->issued = NULL;
                 if (n->kind == NOTE_ENTRY)
                         list_dir = n->ino;
                 pending_set(m, n, true);

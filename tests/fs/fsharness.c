@@ -286,6 +286,11 @@ static void gate_notes(struct listener *l, const struct note *notes, size_t n) {
 static void gate_wake(struct listener *l) {
 }
 
+static bool gate_doubts(struct listener *l, uint64_t dir, const char *name, size_t n) {
+        LOCK_SCOPE(&gate.lock);
+        return gate.inner && gate.inner->doubts(gate.inner, dir, name, n);
+}
+
 static void gate_set(struct listener *inner) {
         LOCK_SCOPE(&gate.lock);
         gate.inner = inner;
@@ -546,7 +551,7 @@ int main(int argc, char **argv) {
                 r = mount_new(&mc, &m);
         }
         if (r == 0) {
-                gate.listener = (struct listener){ gate_notes, gate_wake };
+                gate.listener = (struct listener){ gate_notes, gate_wake, gate_doubts };
                 lock_init(&gate.lock, "harness gate", RANK_QUEUE - 1);
                 gate_set(mount_listener(m));
                 cache_set_listener(cache, &gate.listener);

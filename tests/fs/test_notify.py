@@ -348,6 +348,39 @@ def test_nothing_old_is_seen_after_something_new(mount):
             assert exists(mount / f"d/f{i}-{n}") == (n == numbers[i]), (i, n)
 
 
+@pytest.mark.parametrize("change", ["rmdir", "rename", "rename over"])
+def test_a_name_that_is_another_directory_since(mount, change):
+    """Between a remote change and the note about it the kernel means the old directory: it must not be marked as dead, nor be shown under a name that another one has."""
+    mount.do("mkdir", "A", "/", "x")
+    mount.do("create", "f", "A", "inside", "text")
+    os.mkdir(mount / "o")
+    os.mkdir(mount / "empty")
+    fd = os.open(mount / "o/f", os.O_CREAT | os.O_WRONLY)
+    os.write(fd, b"bytes")
+    assert os.listdir(mount / "x") == ["inside"]
+    known = os.open(mount / "x", os.O_PATH)  # the kernel does not forget it
+    mount.do("arm", "file.freeze=hold")  # a request that is under way holds the notes back
+    held = threading.Thread(target=os.rename, args=(mount / "o/f", mount / "o/g"))
+    held.start()
+    wait_for(lambda: int(mount.do("hits", "file.freeze")), "the request is held")
+    mount.do("rename", "A", "/", "y")
+    mount.do("mkdir", "B", "/", "x")
+    if change == "rmdir":
+        os.rmdir(mount / "x")
+    elif change == "rename":
+        os.rename(mount / "x", mount / "z")
+    else:
+        os.rename(mount / "x", mount / "empty")
+    mount.do("arm", "file.freeze=off")
+    held.join()
+    os.close(fd)
+    shown(mount, lambda: not exists(mount / "x"))
+    if change != "rmdir":  # first, and no listing of the root: a look at y, which is the other one, would tell the kernel
+        assert os.listdir(mount / ("z" if change == "rename" else "empty")) == []
+    assert os.listdir(mount / "y") == ["inside"] and read(mount / "y/inside") == b"text"
+    os.close(known)
+
+
 def test_events_while_names_change_here(mount):
     """The deadlock of libfuse's own warning: invalidations of a directory while its names are created and removed here. Everything ends, and nobody waits for anybody."""
     mount.do("mkdir", "d", "/", "d")

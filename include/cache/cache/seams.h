@@ -40,4 +40,7 @@ struct listener {
         void (*notes)(struct listener *l, const struct note *notes, size_t n);
         /* Something for the engine: an outbox row came, a stage wants to go up early, room is short. Queues only. */
         void (*wake)(struct listener *l);
+        /* May whoever asks for a local change still believe something older of this name, because a note about it is on its way? True once for each note: who was refused (-ESTALE) looks again. May be
+         * NULL. Asked inside the transaction, takes RANK_QUEUE at most. */
+        bool (*doubts)(struct listener *l, uint64_t dir, const char *name, size_t n);
 };
