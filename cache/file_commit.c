@@ -615,8 +615,17 @@ void files_retire(struct files *fs, uint64_t upto) {
 
 /* ---- totals ---- */
 
+/* The server took its name, and nobody here can reach it any more: what could not be written before that will never be sent. It waits for the next start, which puts it aside. */
+static bool given_up(struct file *f) {
+        LOCK_SCOPE(&f->lock);
+        lock_take(&f->fs->lock);
+        bool held = f->handles > 0 || f->opening > 0;
+        lock_drop(&f->fs->lock);
+        return !held && f->top && stage_error(f->top) != 0;
+}
+
 /* Files with an open stage whose bytes are to go somewhere. A deleted one that a program still has open goes with its last handle, whatever is in it. What is known of each counts until the tree tells that
- * a name of it came or went (files_named): one SELECT then, none else. */
+ * a name of it came or went (files_named), or its last handle: one SELECT then, none else. */
 static int open_pending(struct cache *c, uint64_t *ret) {
         struct files *fs = c->files;
         struct file *v[OPEN_LOOK_MAX];
@@ -639,9 +648,10 @@ static int open_pending(struct cache *c, uint64_t *ret) {
                 for (size_t i = 0; i < n; i++) {
                         struct node node;
                         int k = r == 0 ? tree_get(c->tree, v[i]->ino, &node) : r;
+                        bool none = k == -ENOENT || (k == 0 && node.unlinked && (!node.taken || given_up(v[i])));
                         lock_take(&fs->lock);
                         if ((k == 0 || k == -ENOENT) && v[i]->namings == seen[i])
-                                file_name_set_locked(v[i], k == 0 && !(node.unlinked && !node.taken) ? NAME_KEPT : NAME_NONE);
+                                file_name_set_locked(v[i], none ? NAME_NONE : NAME_KEPT);
                         else if (k != -ENOENT)
                                 r = k;
                         lock_drop(&fs->lock);

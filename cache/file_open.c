@@ -126,6 +126,8 @@ void file_release(struct file *f, bool write) {
         f->handles--;
         f->writers -= write;
         bool last_writer = write && f->writers == 0, last = f->handles == 0, open = f->has_open;
+        if (last && open)
+                file_name_set_locked(f, NAME_UNKNOWN); /* what is left may be given up (file_commit.c) */
         lock_drop(&fs->lock);
         int r = 0;
         if (last_writer && open) {

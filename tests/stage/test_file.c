@@ -447,6 +447,35 @@ static void test_failed_and_deleted(void **state) {
         cw_free(w);
 }
 
+/* Such a file that the server takes away: it is pending as long as somebody can still write to it. */
+static void test_failed_and_taken(void **state) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        cw_open(w);
+        struct node n = cw_create(w, INO_ROOT, "f");
+        cw_accept_all(w);
+        struct file *f = cw_file(w, n.ino, true, false);
+        assert_int_equal(write_at(f, 0, "bytes", 5, false, 0), 5);
+        file_write_failed(&(struct file_write) { .file = f, .off = 0, .n = 5 }, -EIO);
+        struct server_node *s = cw_server_node(w, &n.id, false);
+        s->row.deleted = true;
+        s->row.seq = ++w->seq;
+        struct arena *a;
+        assert_int_equal(arena_new(16 << 20, &a), 0);
+        struct change ch = { .node = s->row, .has_entries = true };
+        struct event e = { .seq = w->seq, .changes = &ch, .n_changes = 1 };
+        struct cursor to = { .epoch = { { 1 } }, .seq = w->seq };
+        struct tree_applied applied = { 0 };
+        assert_int_equal(tree_apply(w->cache->tree, &e, 1, &to, (bool (*)(void *, uint64_t))file_is_open, w->cache, a, &applied), 0);
+        file_committed(w->cache, applied.done, applied.n_done);
+        arena_free(a);
+        assert_true(cw_row(w, n.ino).taken);
+        assert_int_equal(pending_files(w), 1);
+        file_release(f, true);
+        assert_int_equal(pending_files(w), 0);
+        assert_int_equal(cache_wait_drained(w->cache, now_ms()), 0);
+        cw_free(w);
+}
+
 /* A file saved again and again while nothing can be sent. */
 static void test_layers(void **state) {
         struct cw *w = cw_new(256 * MIB, test_seed());
@@ -701,7 +730,7 @@ static void test_speed(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_save), cmocka_unit_test(test_large), cmocka_unit_test(test_truncate_and_holes), cmocka_unit_test(test_random), cmocka_unit_test(test_append),
-                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_open_pending), cmocka_unit_test(test_failed_and_deleted), cmocka_unit_test(test_layers), cmocka_unit_test(test_unlinked_save), cmocka_unit_test(test_save_on_its_way), cmocka_unit_test(test_replaced_before_retired), cmocka_unit_test(test_speed),
+                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_open_pending), cmocka_unit_test(test_failed_and_deleted), cmocka_unit_test(test_failed_and_taken), cmocka_unit_test(test_layers), cmocka_unit_test(test_unlinked_save), cmocka_unit_test(test_save_on_its_way), cmocka_unit_test(test_replaced_before_retired), cmocka_unit_test(test_speed),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
