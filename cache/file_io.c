@@ -241,26 +241,25 @@ ssize_t file_write(struct file_write *w) {
         return (ssize_t)w->n;
 }
 
-/* A spoiled generation that is cut to nothing starts anew, on a stage of its own. */
+/* A spoiled generation that is cut to nothing starts anew, on a stage of its own. After a start there may be another one below it, which had been left that way before. */
 static void drop_untrusted(struct file *f) {
         LOCK_SCOPE(&f->lock);
-        struct stage *st = f->top;
-        if (!st)
-                return;
-        lock_take(&st->io);
-        bool bad = st->untrusted && st->state == STAGE_OPEN;
-        lock_drop(&st->io);
-        if (!bad)
-                return;
-        lock_take(&st->lock);
-        f->top = st->below ? stage_ref(st->below) : NULL;
-        st->below_shared = true;
-        if (!f->top && !f->blob)
-                f->content = st->base;
-        lock_drop(&st->lock);
-        files_discard(f->fs, st);
-        file_update_flags(f);
-        f->error = 0;
+        for (struct stage *st = f->top; st; st = f->top) {
+                lock_take(&st->io);
+                bool bad = st->untrusted && st->state == STAGE_OPEN;
+                lock_drop(&st->io);
+                if (!bad)
+                        return;
+                lock_take(&st->lock);
+                f->top = st->below ? stage_ref(st->below) : NULL;
+                st->below_shared = true;
+                if (!f->top && !f->blob)
+                        f->content = st->base;
+                lock_drop(&st->lock);
+                files_discard(f->fs, st);
+                file_update_flags(f);
+                f->error = 0;
+        }
 }
 
 int file_set_size(struct file *f, uint64_t size) {

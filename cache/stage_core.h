@@ -163,6 +163,7 @@ int stage_note(struct stage *st, enum slog_kind kind, uint64_t off, uint64_t byt
 int stage_sync(struct stage *st) _must_check_;         /* No lock held. -ENOSPC: not now; -EIO: never */
 int stages_sync_dirty(struct stages *s) _must_check_;  /* No lock held */
 int stages_sync_sealed(struct stages *s) _must_check_; /* locks below RANK_STAGE_IO may be held */
+void stages_spoil(struct stages *s, uint64_t gen);     /* its sync failed */
 /* Has the sync of a generation failed that is still needed? named: as outbox_carries. No lock held. */
 bool stages_spoilt(struct stages *s, int (*named)(void *arg, uint64_t gen), void *arg);
 void stages_unspoil(struct stages *s, uint64_t gen);   /* it was synced after all */

@@ -7,7 +7,8 @@
  *   after a power cut (new boot)   own logs: up to the last SYNC record, because the bytes of later ones may be missing; shared log: every record carries the sum of its bytes, so
  *                     up to the first gap; a gap before the segment's sync mark is damage
  *
- * A sealed stage whose sync had failed (FAILED behind the seal) is sealed again: its bytes carry sums, so what the disk has lost of it is found when it is read, and all the rest gets to the server.
+ * A stage whose sync had failed (FAILED, for all of it) is not trusted now either, and what it replaced is kept as before. A sealed one is sealed again: its bytes carry sums, so what the disk has lost of it
+ * is found when it is read, and all the rest gets to the server. An open one keeps its error until it is emptied.
  *
  * Damage is never deleted and never uploaded: what can be read of the stage goes to lost+found/ as a plain file. Files in stages/ and lent/ that no log names go there
  * too, empty ones to the pools.
@@ -464,8 +465,8 @@ static int build(struct reading *rd, struct rec *v, size_t n, struct found_stage
         blobs_charge_found(s->cfg.blobs, pages * EXTENT_PAGE);
         lock_take(&st->lock);
         stage_account(st, pages, small);
-        if (f.sealed) { /* an error of it is one of a sync that came later: it goes to the server as it is, but is never called local */
-                st->untrusted = st->error != 0;
+        st->untrusted = st->error != 0 && (f.sealed || st->error_bytes == UINT64_MAX); /* a sync failed, not a write */
+        if (f.sealed) { /* it goes to the server as it is, but is never called local until then */
                 st->error = 0;
                 st->state = STAGE_SEALED;
                 stages_count_state(s, STAGE_OPEN, STAGE_SEALED);
@@ -476,6 +477,8 @@ static int build(struct reading *rd, struct rec *v, size_t n, struct found_stage
                 stage_put(st);
                 return r;
         }
+        if (st->untrusted)
+                stages_spoil(s, st->gen);
         /* after a mere kill the page cache may hold some of it; what is done, damaged or without its file has nothing to sync, and a sync that must fail would stop the start */
         if ((!rd->new_boot || made || (st->large && good < n)) && !f.done && !f.damaged && !st->data_gone && !st->untrusted)
                 stage_mark_dirty(st);

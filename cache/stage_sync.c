@@ -140,11 +140,13 @@ static void set_synced(struct stage *st, uint64_t changes, bool large) {
 }
 
 /* A row may name it, and what it replaced is still needed then. */
-static void note_spoilt(struct stage *st) {
-        struct stages *s = st->owner;
+void stages_spoil(struct stages *s, uint64_t gen) {
         LOCK_SCOPE(&s->lock);
-        if (!st->untrusted && s->n_spoilt < SPOILT_MAX)
-                s->spoilt[s->n_spoilt++] = st->gen;
+        for (size_t i = 0; i < s->n_spoilt; i++)
+                if (s->spoilt[i] == gen)
+                        return;
+        if (s->n_spoilt < SPOILT_MAX)
+                s->spoilt[s->n_spoilt++] = gen;
 }
 
 bool stages_spoilt(struct stages *s, int (*named)(void *arg, uint64_t gen), void *arg) {
@@ -195,7 +197,7 @@ static void end(struct one *o, bool did) {
         if (o->result == 0 && !o->large && !st->large)
                 o->result = segments_state(st);
         if (o->result < 0) {
-                note_spoilt(st);
+                stages_spoil(st->owner, st->gen);
                 log_error("stage gen=%llu sync error=%s", (unsigned long long)st->gen, err_name(o->result));
                 st->untrusted = true;
                 stage_fail(st, -EIO, 0, UINT64_MAX);

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a disk that has refused a sync may not do afterwards: to those who come later, after a restart, beside another sync. Nothing is synced but by the test. */
+#include "cache_world.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include "base/failpoint.h"
+
+static void open_by_hand(struct cw *w) {
+        char note[200];
+        struct cache_config c = { .dir = w->dir, .limit_bytes = w->limit, .uid = 1000, .gid = 1000, .clock = clock_system(), .rng = rng_system(), .counters = &w->counters,
+                                  .workers = pool_executor(w->pool), .by_hand = true };
+        assert_int_equal(cache_open(&c, &w->cache, note, sizeof note), 0);
+        cache_set_source(w->cache, &w->source->source);
+        cw_load(w);
+}
+
+static struct cw *begin(void) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        open_by_hand(w);
+        return w;
+}
+
+static void die(struct cw *w, bool cut) {
+        char copy[200];
+        cw_copy(w, "", copy);
+        cw_become(w, copy, cut);
+        open_by_hand(w);
+}
+
+static void arm(const char *how) {
+        assert_int_equal(failpoint_arm(how), 0);
+}
+#define ALL_OFF "stage.sync=off;stage.sync.log=off;segment.sync=off"
+
+static struct node node_of(struct cw *w, const char *name, bool make) {
+        struct node n;
+        int r = tree_lookup(w->cache->tree, INO_ROOT, name, strlen(name), &n);
+        if (r == -ENOENT && make)
+                return cw_create(w, INO_ROOT, name);
+        assert_int_equal(r, 0);
+        return n;
+}
+
+static void put(struct file *f, char c, size_t n) {
+        uint8_t *p = malloc(n);
+        assert_non_null(p);
+        memset(p, c, n);
+        assert_int_equal(write_at(f, 0, p, n, false, WAIT_MS), n);
+        free(p);
+}
+
+static struct file *write_open(struct cw *w, const char *name, char c, size_t n) {
+        struct file *f = cw_file(w, node_of(w, name, true).ino, true, true);
+        put(f, c, n);
+        return f;
+}
+
+static void save(struct cw *w, const char *name, char c, size_t n) {
+        file_release(write_open(w, name, c, n), true);
+}
+
+static void expect(struct cw *w, const char *name, char c, size_t n) {
+        struct file *f = cw_file(w, node_of(w, name, false).ino, false, false);
+        uint8_t *p = malloc(n + 1);
+        assert_non_null(p);
+        assert_int_equal(read_at(f, 0, p, n + 1), n);
+        for (size_t i = 0; i < n; i++)
+                assert_int_equal(p[i], c);
+        free(p);
+        file_release(f, false);
+}
+
+static void mv(struct cw *w, const char *from, const char *to) {
+        struct node node = node_of(w, from, false), old = { 0 };
+        uint64_t gen;
+        assert_int_equal(file_freeze(w->cache, node.ino, &gen), 0);
+        assert_int_equal(tree_rename(w->cache->tree, INO_ROOT, from, strlen(from), INO_ROOT, to, strlen(to), 0, (bool (*)(void *, uint64_t))file_is_open, w->cache, &node, &old), 0);
+        file_renamed(w->cache, &node, &old);
+        if (old.ino)
+                file_forget(w->cache, old.ino);
+}
+
+static struct stage *stage_of(struct cw *w, const char *name) {
+        struct stage *st;
+        assert_int_equal(stage_get(w->cache->stages, node_of(w, name, false).gen, &st), 0);
+        return st;
+}
+
+static bool is_there(struct cw *w, uint64_t gen) {
+        struct stage *st;
+        if (stage_get(w->cache->stages, gen, &st) < 0)
+                return false;
+        stage_put(st);
+        return true;
+}
+
+static int chunk(struct stage *st) {
+        const struct blocklist *list;
+        struct content content;
+        return stage_chunk(st, now_ms() + WAIT_MS, &list, &content);
+}
+
+/* However often one file is tried again: what others have replaced goes all the same. */
+static void test_tried_often(void **state) {
+        struct cw *w = begin();
+        save(w, "bad", 'b', 300000);
+        arm("stage.sync=fail:EIO");
+        assert_true(cache_sync(w->cache) < 0);
+        struct stage *st = stage_of(w, "bad");
+        for (unsigned i = 0; i < 2 * SPOILT_MAX; i++)
+                assert_int_equal(chunk(st), -EIO);
+        assert_true(w->cache->stages->n_spoilt == 1);
+        arm(ALL_OFF);
+        assert_int_equal(chunk(st), 0);
+        stage_put(st);
+        save(w, "f", 'a', 3000);
+        uint64_t gen = node_of(w, "f", false).gen;
+        save(w, "f", 'c', 3000);
+        for (int i = 0; i < 3; i++)
+                assert_int_equal(cache_sync(w->cache), 0);
+        assert_false(is_there(w, gen));
+        cw_free(w);
+}
+
+/* Open, refused, killed: the next process does not take it for good either. */
+static void open_and_killed(const char *how, size_t n, bool twice) {
+        struct cw *w = begin();
+        struct file *f = write_open(w, "f", 'a', n);
+        for (int i = 0; i <= twice; i++) {
+                if (i) { /* emptied, and refused again */
+                        assert_int_equal(file_set_size(f, 0), 0);
+                        put(f, 'c', n);
+                }
+                arm(how);
+                assert_true(file_sync(f) < 0);
+                arm(ALL_OFF);
+                assert_true(file_sync(f) < 0);
+        }
+        uint64_t gen = f->top->gen;
+        char copy[200];
+        cw_copy(w, "", copy);
+        file_release(f, true);
+        cw_become(w, copy, false);
+        open_by_hand(w);
+        f = cw_file(w, node_of(w, "f", false).ino, true, false);
+        assert_true(f->top && f->top->gen == gen);
+        assert_true(file_sync(f) < 0);
+        assert_int_equal(file_set_size(f, 0), 0);
+        put(f, 'b', n);
+        assert_true(f->top->gen != gen);
+        assert_int_equal(file_sync(f), 0);
+        file_release(f, true);
+        assert_int_equal(cache_sync(w->cache), 0);
+        die(w, true);
+        expect(w, "f", 'b', n);
+        cw_free(w);
+}
+static void test_open_and_killed(void **state) {
+        for (int i = 0; i < 2; i++) {
+                open_and_killed("segment.sync=fail:EIO", 3000, i);
+                open_and_killed("stage.sync=fail:EIO", 300000, i);
+                open_and_killed("stage.sync.log=fail:EIO", 300000, i);
+        }
+}
+
+/* Saved over a file, refused, killed: what was there before is kept by the next process, too. */
+static void over_and_killed(const char *how, size_t n, bool sent) {
+        struct cw *w = begin();
+        save(w, "f", 'o', n);
+        assert_int_equal(cache_sync(w->cache), 0);
+        if (sent) {
+                assert_true(cw_accept_all(w) > 0);
+                assert_int_equal(cache_sync(w->cache), 0);
+        }
+        save(w, ".f.tmp", 'n', n + 7);
+        mv(w, ".f.tmp", "f");
+        arm(how);
+        assert_true(cache_sync(w->cache) < 0);
+        arm(ALL_OFF);
+        die(w, false);
+        expect(w, "f", 'n', n + 7);
+        for (int i = 0; i < 3; i++)
+                (void)!cache_sync(w->cache);
+        die(w, true);
+        expect(w, "f", 'o', n);
+        cw_free(w);
+}
+static void test_over_and_killed(void **state) {
+        for (int i = 0; i < 2; i++)
+                over_and_killed("stage.sync=fail:EIO", 300000, i);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = { cmocka_unit_test(test_tried_often), cmocka_unit_test(test_open_and_killed), cmocka_unit_test(test_over_and_killed) };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
