@@ -22,7 +22,10 @@
  *   tree: new, its predecessor lost  kept aside (files.late) until the tree is loaded from the server (cache_loaded), then as above: tree_recover.c
  *
  * An outbox row without its stage, or with one that is not whole (no seal), can only come from damage, a sync that failed, or a power cut under a program that had no marks yet: it goes back to what is here
- * of the file (the stage as far as it was synced, if it is the file's own; else an older generation), or is dropped, so that the file shows its last version again. One thread until the flusher starts. */
+ * of the file (the stage as far as it was synced, if it is the file's own; else an older generation), or is dropped, so that the file shows its last version again. One thread until the flusher starts.
+ *
+ * A start may be killed itself. Until the boot id is written, last, the next one after a power cut takes the tree back to the same mark; so what this one writes into the stages before its own changes of the tree
+ * are marked must not speak of them: no log says which node a stage was given (note_moved), and no seal makes a row believed that is longer than what is sealed (doubt_unsealed). */
 #include <assert.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -237,11 +240,11 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
                         LOCK_SCOPE(&x->io);
                         x->head.ino = id.ino;
                         x->head.node = id.node;
-                        uint8_t b[STAGE_HEADER_BYTES];
-                        stage_header_encode(&x->head, b);
-                        r = stage_note(x, LOG_REASSIGN, 0, 0, 0, 0, b, sizeof b);
-                        if (r < 0)
-                                log_warn("cache recover gen=%" PRIu64 " reassign_note error=%s", x->gen, err_name(r));
+                        if (!x->moved) {
+                                x->moved = true;
+                                x->moved_next = fs->moved;
+                                fs->moved = stage_ref(x);
+                        }
                 }
         }
         for (struct stage *x = st; x; x = x->below) {
@@ -251,6 +254,26 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
         r = attach(fs, st);
         *ret_keep = r == 0;
         return r;
+}
+
+/* The nodes that stages were given are durable, and their rows name them: now their logs may say so, too. Said before, a start that is killed would leave it to the next one, whose tree goes back to the mark
+ * and knows nothing of such a node. */
+static void note_moved(struct files *fs) {
+        for (struct stage *st; (st = fs->moved);) {
+                fs->moved = st->moved_next;
+                lock_take(&st->io);
+                uint8_t b[STAGE_HEADER_BYTES];
+                stage_header_encode(&st->head, b);
+                lock_take(&st->lock);
+                bool gone = st->state == STAGE_GONE;
+                lock_drop(&st->lock);
+                st->moved = false;
+                int r = gone ? 0 : stage_note(st, LOG_REASSIGN, 0, 0, 0, 0, b, sizeof b);
+                lock_drop(&st->io);
+                if (r < 0)
+                        log_warn("cache recover gen=%" PRIu64 " reassign_note error=%s", st->gen, err_name(r));
+                stage_put(st);
+        }
 }
 
 static int drop_rows_without_stage(struct files *fs, unsigned *ret_dropped) {
@@ -407,7 +430,9 @@ static bool was_saved_over(struct files *fs, const struct stage *st, const struc
  * becomes that of this state. A save over another file has no such state: the name shows all of it or nothing. 1: settled. */
 static int doubt_unsealed(struct files *fs, struct stages_found *found, const struct outbox_item *item, bool new_boot) {
         struct found_stage *fo = found_of(found, item->gen);
-        if (!fo || fo->damaged || fo->done || fo->sealed || fo->stage->error)
+        if (!fo || fo->damaged || fo->done || fo->stage->error)
+                return 0;
+        if (fo->sealed && (!new_boot || stage_size(fo->stage) == item->op.content.size)) /* another size: sealed by a start after the power cut that was killed before the row had it */
                 return 0;
         if (!new_boot && stage_size(fo->stage) == item->op.content.size)
                 return 0;
@@ -528,6 +553,8 @@ int cache_loaded(struct cache *c) {
         stages_found_free(&late);
         if (r == 0)
                 r = files_flush(fs);
+        if (r == 0)
+                note_moved(fs);
         if (r < 0) { /* what was not matched is found again at the next start */
                 log_error("cache recover after_load error=%s", err_name(r));
                 return r;
@@ -682,6 +709,8 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
                 r = cache_keep_held(c);
         if (r == 0)
                 r = files_flush(c->files); /* what was found is durable before anything builds on it */
+        if (r == 0)
+                note_moved(c->files);
         c->new_boot = fresh_boot;
         if (r == 0 && fresh_boot)
                 r = file_replace(boot_path, boot, 36, 0600);
@@ -752,6 +781,10 @@ void cache_close(struct cache *c) {
                         struct stage *next = st->chain;
                         stage_put(st);
                         st = next;
+                }
+                while ((st = fs->moved)) {
+                        fs->moved = st->moved_next;
+                        stage_put(st);
                 }
         }
         if (c->blobs) {

@@ -103,6 +103,7 @@ struct stage {
         struct blocklist list; uint64_t *starts; struct content content; uint8_t *sent_bits, *reused_bits; /* reused: taken over from a list, not cut anew */
         /* in no stack any more (file_commit.c): all by the file layer's lock */
         struct stage *chain; bool listed, due;
+        struct stage *moved_next; bool moved; /* recovery (cache.c) */
         _Atomic bool rescue;          /* what can be read is still to go to lost+found/; until then it stays */
         bool dead;                    /* what could be read is in lost+found/: goes even if an operation names it */
 };

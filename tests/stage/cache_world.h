@@ -275,6 +275,21 @@ static inline void cw_accept(struct cw *w, const struct outbox_item *item) {
         arena_free(a);
 }
 
+/* Somebody else deletes it. */
+static inline void cw_deleted(struct cw *w, const struct id *id) {
+        struct arena *a;
+        assert_int_equal(arena_new(1 << 20, &a), 0);
+        struct server_node *n = cw_server_node(w, id, false);
+        assert_non_null(n);
+        n->row.deleted = true;
+        n->row.seq = ++w->seq;
+        struct change ch = { .node = n->row, .has_entries = true };
+        struct event e = { .seq = w->seq, .changes = &ch, .n_changes = 1 };
+        struct tree_applied applied = { 0 };
+        assert_int_equal(tree_apply(w->cache->tree, &e, 1, NULL, (bool (*)(void *, uint64_t))file_is_open, w->cache, a, &applied), 0);
+        arena_free(a);
+}
+
 /* What another process accepted becomes known here. */
 static inline void cw_load_server(struct cw *w) {
         char *const paths[] = { w->server_dir, NULL };

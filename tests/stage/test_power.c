@@ -12,21 +12,47 @@
 #include "base/failpoint.h"
 #include "tree_priv.h"
 
-static void open_by_hand(struct cw *w) {
+static const char *killed_start; /* each start after a power cut is the second one: the first one ended at this place. NULL: it is the first */
+static unsigned killed_starts;
+
+static int try_open(struct cw *w) {
         char note[200];
         struct cache_config c = { .dir = w->dir, .limit_bytes = w->limit, .uid = 1000, .gid = 1000, .clock = clock_system(), .rng = rng_system(), .counters = &w->counters,
                                   .workers = pool_executor(w->pool), .by_hand = true };
-        assert_int_equal(cache_open(&c, &w->cache, note, sizeof note), 0);
+        return cache_open(&c, &w->cache, note, sizeof note);
+}
+
+static void open_by_hand(struct cw *w) {
+        assert_int_equal(try_open(w), 0);
         cache_set_source(w->cache, &w->source->source);
         cw_load(w);
 }
 
-/* The machine starts again with what was on the disk at this moment. */
+/* The machine starts again with that copy. */
+static void start_with(struct cw *w, const char *copy, bool cut) {
+        cw_become(w, copy, cut);
+        if (cut && killed_start) {
+                assert_int_equal(failpoint_arm(killed_start), 0);
+                int r = try_open(w); /* a start that fails makes nothing durable: as if it had been killed there */
+                assert_int_equal(failpoint_arm("recover.match=off;recover.flush=off;tree.sync=off"), 0);
+                assert_true(r == 0 || r == -EIO);
+                killed_starts += r < 0;
+                if (r == 0) { /* it did not come by there */
+                        char path[200];
+                        cw_load(w);
+                        cw_close(w);
+                        (void)snprintf(path, sizeof path, "%s/boot", w->dir);
+                        assert_int_equal(file_replace(path, "00000000-0000-0000-0000-000000000000", 36, 0600), 0);
+                }
+        }
+        open_by_hand(w);
+}
+
+/* With what was on the disk at this moment. */
 static void die(struct cw *w, bool cut) {
         char copy[200];
         cw_copy(w, "", copy);
-        cw_become(w, copy, cut);
-        open_by_hand(w);
+        start_with(w, copy, cut);
 }
 
 static void save(struct cw *w, const char *name, char c, size_t n, bool sync) {
@@ -456,6 +482,55 @@ static void test_behind_the_mark(void **state) {
         }
 }
 
+/* Deleted by the server while it was open here, and what was written since is fsynced: the start makes it again, under its name. */
+static void made_again(size_t n) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        open_by_hand(w);
+        save(w, "f", 'o', n, false);
+        save(w, "g", 'g', n, true);
+        assert_true(cw_accept_all(w) > 0);
+        assert_int_equal(cache_sync(w->cache), 0);
+        struct node node;
+        assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, "f", 1, &node), 0);
+        static uint8_t p[400000];
+        memset(p, 'n', sizeof p);
+        struct file *f = cw_file(w, node.ino, true, false);
+        assert_int_equal(write_at(f, 0, p, n, false, WAIT_MS), n);
+        cw_deleted(w, &node.id);
+        assert_int_equal(file_sync(f), 0);
+        assert_int_equal(tree_sync(w->cache->tree), 0);
+        char then[200];
+        cw_copy(w, "", then);
+        file_release(f, true);
+        start_with(w, then, true);
+        expect(w, "f", 'n', n);
+        expect(w, "g", 'g', n);
+        assert_false(in_lost_found(w, "f", 'n', n));
+        cw_free(w);
+}
+
+static void test_made_again(void **state) {
+        made_again(3000);
+        made_again(300000);
+}
+
+/* A start after a power cut that is killed itself: the next one comes to the same result. */
+static void test_killed_starts(void **state) {
+        static const char *const places[] = { "recover.match=error:EIO", "recover.match=error:EIO@2", "recover.flush=error:EIO", "tree.sync=error:EIO" };
+        for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
+                const unsigned before = killed_starts;
+                killed_start = places[i];
+                for (int k = 0; k < 4; k++) {
+                        save_over(k & 1 ? 300000 : 3000, false, k & 2, true);
+                        sync_fails("stage.sync=fail:EIO", false, k & 1, k & 2, 300000);
+                }
+                test_made_again(state);
+                test_behind_the_mark(state);
+                killed_start = NULL;
+                assert_true(killed_starts >= before + 2);
+        }
+}
+
 /* No room for lost+found/ (here: what has its name is a file): it stays, over a start too, and comes there when there is room. */
 static void no_room_for_it(size_t n, bool again) {
         struct cw *w = cw_new(256 * MIB, 1);
@@ -534,6 +609,6 @@ static void test_two_cuts(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = { cmocka_unit_test(test_save_over), cmocka_unit_test(test_fsynced), cmocka_unit_test(test_the_log_is_back), cmocka_unit_test(test_a_sync_that_failed),
-                                            cmocka_unit_test(test_two_who_sync), cmocka_unit_test(test_sent_after_all), cmocka_unit_test(test_behind_the_mark), cmocka_unit_test(test_no_room_for_it), cmocka_unit_test(test_two_cuts) };
+                                            cmocka_unit_test(test_two_who_sync), cmocka_unit_test(test_sent_after_all), cmocka_unit_test(test_behind_the_mark), cmocka_unit_test(test_no_room_for_it), cmocka_unit_test(test_made_again), cmocka_unit_test(test_killed_starts), cmocka_unit_test(test_two_cuts) };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
