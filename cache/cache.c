@@ -12,7 +12,7 @@
  * Recovery. Stages are rebuilt from their logs (stage_recover.c), then matched with the tree, newest generation of each node first:
  *
  *   DONE in its log                  its files go back to the pools
- *   damaged                          what can be read goes to lost+found/; a row of the outbox that names it is dropped. No room there: it stays as it is until there is (rescued)
+ *   damaged                          what can be read goes to lost+found/; a row of the outbox that names it is dropped. No room there: it stays as it is until there is (files_rescued)
  *   nothing was ever changed         discarded
  *   a write of it had failed         shown again as it was, not committed, until it is healed or truncated
  *   tree: already in the outbox      KNOWN: kept with its layers
@@ -25,7 +25,7 @@
  * of the file (the stage as far as it was synced, if it is the file's own; else an older generation), or is dropped, so that the file shows its last version again. One thread until the flusher starts.
  *
  * A start may be killed itself. Until the boot id is written, last, the next one after a power cut takes the tree back to the same mark; so what this one writes into the stages before its own changes of the tree
- * are marked must not speak of them: no log says which node a stage was given (note_moved), and no seal makes a row believed that is longer than what is sealed (doubt_unsealed). */
+ * are marked must not speak of them: no log says which node a stage was given (files_note_moved), and no seal makes a row believed that is longer than what is sealed (doubt_unsealed). */
 #include <assert.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -129,26 +129,6 @@ static int by_gen(const void *a, const void *b) {
         return x->stage->gen < y->stage->gen ? -1 : x->stage->gen > y->stage->gen;
 }
 
-/* What can be read of it goes to lost+found/. If that fails (there is no room) it stays as it is, and is tried again (files_loose_look) and at the next start. note: its log says so. */
-static bool rescued(struct files *fs, struct stage *st, bool note) {
-        int r = stage_salvage(st, fs->lost_dir);
-        if (r == 0)
-                return true;
-        log_error("cache recover gen=%" PRIu64 " salvage error=%s: it stays, and is tried again", st->gen, err_name(r));
-        st->rescue = true;
-        if (note) { /* else the next start asks the tree, which knows it no more */
-                LOCK_SCOPE(&st->io);
-                struct stage_header h = st->head;
-                uint8_t b[STAGE_HEADER_BYTES];
-                h.ino = STAGE_NOBODY;
-                stage_header_encode(&h, b);
-                r = stage_note(st, LOG_REASSIGN, 0, 0, 0, 0, b, sizeof b);
-                if (r < 0)
-                        log_error("cache recover gen=%" PRIu64 " note error=%s", st->gen, err_name(r));
-        }
-        return false;
-}
-
 static int attach(struct files *fs, struct stage *st) {
         struct node node;
         int r = tree_get(fs->c->tree, stage_ino(st), &node);
@@ -170,7 +150,7 @@ static int attach(struct files *fs, struct stage *st) {
                 if (bottom->base_limit == 0)
                         bottom->below = steal_ptr(old);
                 else if (outbox_carries(fs->c->tree, old->gen) == 0) /* else the newer one was based on what becomes of it, and the row of that went with a power cut: it is sent first */
-                        (void)rescued(fs, old, true);
+                        (void)files_rescued(fs, old, true);
         }
         f->top = stage_ref(st);
         f->content = node.content;
@@ -194,7 +174,7 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
                         return MIN(newer, 0);
                 *ret_keep = attach(fs, st) == 0;
                 if (!*ret_keep)
-                        (void)rescued(fs, st, true);
+                        (void)files_rescued(fs, st, true);
                 return 0;
         }
         if (!fo->sealed) {
@@ -220,7 +200,7 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
                 log_info("cache recover gen=%" PRIu64 " ino=%" PRIu64 " result=%d", st->gen, id.ino, (int)how);
         if (how == RECOVER_BEHIND) {
                 for (struct stage *x = id.size ? st : NULL; x; x = x->below)
-                        (void)rescued(fs, x, true);
+                        (void)files_rescued(fs, x, true);
                 *ret_lost += id.size > 0;
                 return 0;
         }
@@ -254,26 +234,6 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
         r = attach(fs, st);
         *ret_keep = r == 0;
         return r;
-}
-
-/* The nodes that stages were given are durable, and their rows name them: now their logs may say so, too. Said before, a start that is killed would leave it to the next one, whose tree goes back to the mark
- * and knows nothing of such a node. */
-static void note_moved(struct files *fs) {
-        for (struct stage *st; (st = fs->moved);) {
-                fs->moved = st->moved_next;
-                lock_take(&st->io);
-                uint8_t b[STAGE_HEADER_BYTES];
-                stage_header_encode(&st->head, b);
-                lock_take(&st->lock);
-                bool gone = st->state == STAGE_GONE;
-                lock_drop(&st->lock);
-                st->moved = false;
-                int r = gone ? 0 : stage_note(st, LOG_REASSIGN, 0, 0, 0, 0, b, sizeof b);
-                lock_drop(&st->io);
-                if (r < 0)
-                        log_warn("cache recover gen=%" PRIu64 " reassign_note error=%s", st->gen, err_name(r));
-                stage_put(st);
-        }
 }
 
 static int drop_rows_without_stage(struct files *fs, unsigned *ret_dropped) {
@@ -330,7 +290,7 @@ static int sort_found(struct files *fs, struct stages_found *found, unsigned *re
                 if (fo->damaged) {
                         (*ret_lost)++;
                         st->dead = true;
-                        (void)rescued(fs, st, false);
+                        (void)files_rescued(fs, st, false);
                 }
         }
         for (size_t i = 0; i < found->n; i++) {
@@ -554,7 +514,7 @@ int cache_loaded(struct cache *c) {
         if (r == 0)
                 r = files_flush(fs);
         if (r == 0)
-                note_moved(fs);
+                files_note_moved(fs);
         if (r < 0) { /* what was not matched is found again at the next start */
                 log_error("cache recover after_load error=%s", err_name(r));
                 return r;
@@ -710,7 +670,7 @@ int cache_open(const struct cache_config *cfg, struct cache **ret, char *ret_not
         if (r == 0)
                 r = files_flush(c->files); /* what was found is durable before anything builds on it */
         if (r == 0)
-                note_moved(c->files);
+                files_note_moved(c->files);
         c->new_boot = fresh_boot;
         if (r == 0 && fresh_boot)
                 r = file_replace(boot_path, boot, 36, 0600);
@@ -782,10 +742,7 @@ void cache_close(struct cache *c) {
                         stage_put(st);
                         st = next;
                 }
-                while ((st = fs->moved)) {
-                        fs->moved = st->moved_next;
-                        stage_put(st);
-                }
+                files_forget_moved(fs);
         }
         if (c->blobs) {
                 int r = blobs_sync(c->blobs);

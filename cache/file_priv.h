@@ -112,5 +112,12 @@ void files_loose_go(struct files *fs);                 /* those go: after it. No
 void files_retire_add(struct files *fs, struct stage *st, const struct content *content, const struct id *version); /* takes the reference */
 bool files_retiring(struct files *fs, const struct content *content); /* its bytes are in a stage of that list */
 void files_retire(struct files *fs, uint64_t upto); /* hands the list up to that one to the workers; after a sync */
+/* file_recover.c */
+/* What can be read of it goes to lost+found/. If that fails (there is no room) it stays as it is, and is tried again (files_loose_look) and at the next start. note: its log says so. */
+bool files_rescued(struct files *fs, struct stage *st, bool note);
+/* The nodes that stages were given are durable, and their rows name them: now their logs may say so, too. Said before, a start that is killed would leave it to the next one, whose tree goes back to the mark
+ * and knows nothing of such a node. */
+void files_note_moved(struct files *fs);
+void files_forget_moved(struct files *fs);             /* the next start does it */
 /* cache.c. Adds to the counts. May take what was found for later. */
 int files_recover(struct files *fs, struct stages_found *found, bool new_boot, unsigned *ret_recovered, unsigned *ret_lost) _must_check_;
