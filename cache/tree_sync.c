@@ -159,7 +159,7 @@ static void checkpoint_if_due(struct tree *t, unsigned times, bool wait) {
 int tree_sync(struct tree *t) {
         lock_assert_below(RANK_STAGE_IO);
         lock_take(&t->slock);
-        if (atomic_load(&t->commits) != atomic_load(&t->commits_synced) || t->syncing) {
+        if (atomic_load(&t->commits) != atomic_load(&t->commits_synced) || t->syncing || t->sync_result < 0) { /* what failed may have been a checkpoint, after all was synced */
                 uint64_t mine = t->sync_started + 1; /* the first round that begins from now on covers all commits until now */
                 while (t->sync_done < mine)
                         if (t->syncing)
