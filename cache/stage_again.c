@@ -10,8 +10,10 @@
  *
  * and it is synced as if it were new. If that succeeds it is as good as any other one. If not, or if bytes are not what was written, it stays what it was: an error, and the next try does the same.
  *
+ * A sync that had begun before somebody else's failed may still be at work, and may hear of what is being written here: then it has not been written either, and this was no try.
+ *
  * Nothing that is sealed changes but by notes; `io` is held for one batch of pages at a time, and whether the file is still ours is asked under it: who gives it back (stage_release_disk), or makes it a
- * blob's, notes so in the log under `io` before. Nobody else syncs a stage that is not trusted. */
+ * blob's, notes so in the log under `io` before. Nobody else begins to sync a stage that is not trusted. */
 #include "stage_core.h"
 
 #include <stdlib.h>
@@ -91,11 +93,20 @@ static int write_log(struct stage *st) {
         return pwrite_full(st->log.fd, first, sizeof first, 0);
 }
 
-/* It is dirty as a whole, and nothing is known to be wrong with it. */
-static int trust(struct stage *st) {
+static unsigned failures(struct stage *st) {
+        LOCK_SCOPE(&st->sync);
+        return st->sync_failures;
+}
+
+/* It is dirty as a whole, and nothing is known to be wrong with it. before: so many syncs had failed before it was written. */
+static int trust(struct stage *st, unsigned before) {
         lock_take(&st->sync);
-        st->sync_failed = false;
+        bool failed = st->sync_failures != before;
+        if (!failed)
+                st->sync_failed = false;
         lock_drop(&st->sync);
+        if (failed)
+                return -EIO;
         LOCK_SCOPE(&st->io);
         if (!ours(st))
                 return -EIO;
@@ -115,12 +126,13 @@ static int trust(struct stage *st) {
 
 int stage_again(struct stage *st) {
         lock_assert_none();
+        const unsigned before = failures(st);
         lock_take(&st->io);
         bool is_ours = ours(st), large = st->large;
         lock_drop(&st->io);
         int r = !is_ours ? -EIO : large ? write_pages(st) : move_small(st);
         if (r == 0)
-                r = trust(st);
+                r = trust(st, before);
         if (r == 0)
                 r = stage_sync(st);
         if (r == 0) {

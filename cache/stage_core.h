@@ -65,7 +65,8 @@ struct stage {
         bool data_gone;               /* its data file is another one's or not there: fixed by recovery. Nothing of it is synced or given back */
         bool untrusted;               /* io: an fsync failed: nothing of it is believed */
         struct lock sync;             /* RANK_STAGE_IO, with nothing else: who asks the disk about its own files. The kernel tells a failure once, to whoever comes first */
-        bool sync_failed;             /* sync: it was told; for good */
+        bool sync_failed;             /* sync: it was told; until it was written once more */
+        unsigned sync_failures;       /* sync: so often */
 
         struct lock lock;             /* RANK_STAGE: everything below */
         enum stage_state state;

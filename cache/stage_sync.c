@@ -72,7 +72,10 @@ static int ask_disk(struct stage *st, int fd, int r) {
         lock_assert_held(&st->sync);
         if (r == 0 && fdatasync(fd) < 0)
                 r = -errno;
-        st->sync_failed |= r < 0;
+        if (r < 0) {
+                st->sync_failed = true;
+                st->sync_failures++;
+        }
         return r == 0 && st->sync_failed ? -EIO : r;
 }
 

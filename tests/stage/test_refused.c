@@ -193,7 +193,86 @@ static void test_over_and_killed(void **state) {
                 over_and_killed("stage.sync=fail:EIO", 300000, i);
 }
 
+/* ---- beside a sync that had begun before ---- */
+
+static _Atomic int slow_fd = -1, bad_fd = -1;
+static _Atomic unsigned step, bad_calls;
+static void until(unsigned n) {
+        for (int64_t end = now_ms() + WAIT_MS; atomic_load(&step) < n;) {
+                assert_true(now_ms() < end);
+                (void)sched_yield();
+        }
+}
+
+int __real_fdatasync(int fd);
+int __wrap_fdatasync(int fd);
+int __wrap_fdatasync(int fd) {
+        if (atomic_load(&step) == 1 && fd != atomic_load(&bad_fd)) { /* the first one's other file: both have begun */
+                atomic_store(&slow_fd, fd);
+                atomic_store(&step, 2);
+                until(3);
+        }
+        if (atomic_load(&step) > 1 && fd == atomic_load(&bad_fd)) {
+                unsigned n = atomic_fetch_add(&bad_calls, 1);
+                if (n == 1)
+                        atomic_store(&step, 4); /* st->sync is held: who wants it waits until this has been noted */
+                if (n < 2) {
+                        errno = EIO;
+                        return -1;
+                }
+        }
+        return __real_fdatasync(fd);
+}
+
+int __real_pwrite_full(int fd, const void *p, size_t n, uint64_t off);
+int __wrap_pwrite_full(int fd, const void *p, size_t n, uint64_t off);
+int __wrap_pwrite_full(int fd, const void *p, size_t n, uint64_t off) {
+        int r = __real_pwrite_full(fd, p, n, off);
+        if (atomic_load(&step) == 2 && fd == atomic_load(&bad_fd)) { /* the stage is being written once more */
+                atomic_store(&step, 3);
+                until(4);
+        }
+        return r;
+}
+
+static void *sync_all_of(void *arg) {
+        return (void *)(intptr_t)stages_sync_dirty(((struct cw *)arg)->cache->stages);
+}
+
+/* What is written once more while a slow sync of it is under way, and is refused to that one, has not been written. */
+static void test_beside_another(void **state) {
+        struct cw *w = begin();
+        pthread_t thread;
+        void *result;
+        save(w, "slow", 's', 300000);
+        save(w, "bad", 'b', 300000);
+        struct stage *st = w->cache->stages->dirty; /* that one is asked first */
+        struct stage *slow = stage_of(w, "slow"), *bad = stage_of(w, "bad");
+        if (st == bad) {
+                bad = slow;
+                slow = st;
+        }
+        atomic_store(&bad_fd, bad->fd);
+        atomic_store(&step, 1);
+        assert_int_equal(pthread_create(&thread, NULL, sync_all_of, w), 0);
+        until(2);
+        assert_int_equal(slow_fd, slow->fd);
+        assert_int_equal(stage_sync(bad), -EIO);
+        int r = chunk(bad);
+        assert_int_equal(pthread_join(thread, &result), 0);
+        atomic_store(&step, 0);
+        assert_int_equal((intptr_t)result, -EIO);
+        assert_int_equal(r, -EIO);
+        assert_int_equal(bad_calls, 2);
+        assert_true(bad->untrusted);
+        assert_int_equal(chunk(bad), 0);
+        assert_false(bad->untrusted);
+        stage_put(bad);
+        stage_put(slow);
+        cw_free(w);
+}
+
 int main(void) {
-        const struct CMUnitTest tests[] = { cmocka_unit_test(test_tried_often), cmocka_unit_test(test_open_and_killed), cmocka_unit_test(test_over_and_killed) };
+        const struct CMUnitTest tests[] = { cmocka_unit_test(test_tried_often), cmocka_unit_test(test_open_and_killed), cmocka_unit_test(test_over_and_killed), cmocka_unit_test(test_beside_another) };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
