@@ -462,7 +462,7 @@ static int adopt_file(struct stage *st, const struct content *content, const str
 static int adopt(struct stage *st, const struct content *content, struct blob *blob, bool *ret_taken) {
         const struct blocklist *list;
         struct content cut;
-        if (content->size == 0)
+        if (content->size == 0 || (stage_is_base(st) && content_equal(&st->base, content))) /* the blob has what is here of it */
                 return 0;
         int r = stage_chunk(st, clock_mono_ms(st->owner->cfg.clock) + CHUNK_LATE_MS, &list, &cut);
         if (r < 0)

@@ -18,6 +18,8 @@
 #include "base/log.h"
 #include "file_priv.h"
 
+#define SHARE_BYTES_MIN INLINE_BYTES_MAX /* below it the bytes go to the server in the operation anyway */
+
 /* ---- reading ---- */
 enum { READ_LOCAL = 1, READ_SUBMIT = 2, READ_BLOB = 3, READ_COMPLETED = 4, READ_PLACE = 7, READ_CANCELLED = 8 };
 
@@ -138,7 +140,7 @@ void file_read_cancel(struct file_read *r) {
 }
 
 /* ---- changing ---- */
-struct change_args { enum { CHANGE_DATA, CHANGE_SIZE, CHANGE_ZERO } what; uint64_t off, n; const void *buf; bool append, grow; };
+struct change_args { enum { CHANGE_DATA, CHANGE_SIZE, CHANGE_ZERO, CHANGE_SHARE } what; uint64_t off, n; const void *buf; bool append, grow; const struct content *content; struct blob *blob; };
 
 static int change_once(struct file *f, const struct change_args *a, struct stage_room *room, struct stage **ret) {
         struct stage *st;
@@ -159,6 +161,9 @@ static int change_once(struct file *f, const struct change_args *a, struct stage
                 break;
         case CHANGE_SIZE:
                 r = stage_put_size(st, a->n, room);
+                break;
+        case CHANGE_SHARE:
+                r = stage_put_share(st, a->content, a->blob, a->off, a->n, room);
                 break;
         case CHANGE_ZERO: {
                 uint64_t n = a->grow || a->off >= size ? a->n : MIN(a->n, size - a->off);
@@ -275,6 +280,27 @@ int file_set_size(struct file *f, uint64_t size) {
                 return 0;
         bool full;
         return change(f, &(struct change_args) { .what = CHANGE_SIZE, .n = size }, &full);
+}
+
+int file_share(struct file *f, struct file *from, uint64_t off, uint64_t n, uint64_t *ret_n) {
+        lock_assert_none();
+        struct blob *blob = NULL;
+        struct content content;
+        if (f == from)
+                return -EOPNOTSUPP;
+        lock_take(&from->lock);
+        content = from->content;
+        int r = from->top || off >= content.size ? -EOPNOTSUPP : file_blob(from, &blob); /* what has a stage is not on the server, or not as long as this one may need it */
+        lock_drop(&from->lock);
+        if (r < 0)
+                return r;
+        n = MIN(n, content.size - off);
+        bool full;
+        r = off + n < SHARE_BYTES_MIN || off + n > FILE_BYTES_MAX ? -EOPNOTSUPP : change(f, &(struct change_args) { .what = CHANGE_SHARE, .off = off, .n = n, .content = &content, .blob = blob }, &full);
+        blob_put(blob);
+        if (r == 0)
+                *ret_n = n;
+        return r;
 }
 
 int file_truncate(struct cache *c, uint64_t ino, uint64_t size) {

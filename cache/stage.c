@@ -242,6 +242,12 @@ struct stage *stage_below(struct stage *st) {
         return st->below ? stage_ref(st->below) : NULL;
 }
 
+bool stage_is_base(struct stage *st) {
+        struct extent any;
+        LOCK_SCOPE(&st->lock);
+        return st->state != STAGE_GONE && !st->below && st->base.size > 0 && st->size == st->base.size && st->base_limit == st->size && !extents_find(&st->map, 0, &any);
+}
+
 uint64_t stage_ino(const struct stage *st) {
         return atomic_load(&st->ino);
 }

@@ -22,6 +22,7 @@
 
 #include "base/chunk.h"
 #include "base/digest.h"
+#include "base/log.h"
 
 #define CUT_PARAM CHUNK_PARAM_1
 #define CUT_STEP (512u << 10)
@@ -262,6 +263,18 @@ static int walk(struct stage *st, int64_t deadline_ms, struct blocklist *list, u
         return r;
 }
 
+/* The list of the base, if it shows through and was never needed here. What it cannot be had for is read, which tells the error. */
+static void learn_base(struct stage *st, int64_t deadline_ms) {
+        int r = 0;
+        lock_take(&st->lock);
+        bool shows = !st->below && !st->become && st->base_limit > 0 && st->base.depth > 0;
+        lock_drop(&st->lock);
+        struct blob *blob = shows ? stage_base_blob(st, &r) : NULL;
+        if (blob && (r = blob_fetch_list(blob, deadline_ms)) < 0)
+                log_debug("stage gen=%llu base_list error=%s", (unsigned long long)st->gen, err_name(r));
+        blob_put(blob);
+}
+
 void stage_chunk_stop(struct stage *stage) {
         atomic_store(&stage->chunk_stop, true);
 }
@@ -285,6 +298,7 @@ int stage_chunk(struct stage *stage, int64_t deadline_ms, const struct blocklist
                 _cleanup_free_ uint64_t *starts = NULL;
                 size_t bits_room = 0;
                 struct content content;
+                learn_base(stage, deadline_ms);
                 r = walk(stage, deadline_ms, &list, &bits, &bits_room);
                 if (r == 0)
                         r = blocklist_content(&list, NULL, &content);

@@ -153,6 +153,10 @@ void stage_room_end(struct stages *s, struct stage_room *room);
 int stage_put_data(struct stage *st, uint64_t off, const void *buf, size_t n, struct stage_room *room) _must_check_;
 int stage_put_zero(struct stage *st, uint64_t off, uint64_t n, bool grow, struct stage_room *room) _must_check_;
 int stage_put_size(struct stage *st, uint64_t size, struct stage_room *room) _must_check_;
+/* [off, off + n) of another content, at the end of what it shows, which is nothing or what comes before in that content: it stands on that content now, not a byte is copied.
+ * -EOPNOTSUPP: it shows something else, or there is no room in the log for one more record: the bytes have to be written. */
+int stage_put_share(struct stage *st, const struct content *content, struct blob *blob, uint64_t off, uint64_t n, struct stage_room *room) _must_check_;
+bool stage_is_base(struct stage *st);                         /* it shows its base as it is, whole */
 int stage_put_mtime(struct stage *st, int64_t mtime_ns) _must_check_;
 /* A write of [off, off + n) failed and the program was told: not committed until that range is written or cut. io held. */
 void stage_fail(struct stage *st, int error, uint64_t off, uint64_t n);

@@ -35,7 +35,8 @@ enum slog_kind {
         LOG_SYNC = 13,    /* everything before `off` (shared: position; own: seq) is on the platter; own: bytes: digest of the sums, or 0 */
         LOG_CUT = 14,     /* recovery: records of this stage with this seq or more that were written before this one are void */
         LOG_INTENT = 15,  /* not in a log, but at the start of the sums file: this range is being changed */
-        LOG_KIND_LAST = LOG_INTENT,
+        LOG_SHARE = 16,   /* bytes; payload: stage_header's base content, of which the first `bytes` bytes are all that the stage shows now */
+        LOG_KIND_LAST = LOG_SHARE,
 };
 struct slog_entry {
         enum slog_kind kind;

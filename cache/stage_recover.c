@@ -228,7 +228,7 @@ static int replay(struct stage *st, const struct rec *r, struct found_stage *fou
         int k = extents_reserve(&st->map);
         if (k < 0)
                 return k;
-        found->changed |= e->kind == LOG_DATA || e->kind == LOG_ZERO || e->kind == LOG_SIZE || e->kind == LOG_SENT || e->kind == LOG_MTIME;
+        found->changed |= e->kind == LOG_DATA || e->kind == LOG_ZERO || e->kind == LOG_SIZE || e->kind == LOG_SENT || e->kind == LOG_MTIME || e->kind == LOG_SHARE;
         switch (e->kind) {
         case LOG_DATA:
                 if (!e->bytes || end < e->off || (r->seg && (e->payload_bytes != e->bytes || e->bytes > SMALL_STAGE_BYTES || !r->payload)))
@@ -291,6 +291,19 @@ static int replay(struct stage *st, const struct rec *r, struct found_stage *fou
                 found->sealed = true;
                 st->mtime_ns = e->time_ns;
                 break;
+        case LOG_SHARE: {
+                struct stage_header x;
+                k = stage_header_decode(r->payload, r->payload ? e->payload_bytes : 0, &x);
+                if (k < 0)
+                        return k;
+                if (e->bytes > x.base.size)
+                        return -EBADMSG;
+                h->base = x.base;
+                h->below_gen = 0;
+                st->base_limit = st->size = e->bytes;
+                st->mtime_ns = e->time_ns;
+                break;
+        }
         case LOG_REBASE:
         case LOG_REASSIGN: {
                 struct stage_header x;

@@ -395,6 +395,43 @@ int stage_put_size(struct stage *st, uint64_t size, struct stage_room *room) {
         return 0;
 }
 
+int stage_put_share(struct stage *st, const struct content *content, struct blob *blob, uint64_t off, uint64_t n, struct stage_room *room) {
+        lock_assert_held(&st->io);
+        assert(st->state == STAGE_OPEN && n > 0 && off + n <= content->size);
+        struct extent any;
+        lock_take(&st->lock);
+        bool can = !st->below && st->size == off && st->base_limit == off && !extents_find(&st->map, 0, &any) && !st->error && (off == 0 || content_equal(&st->base, content));
+        lock_drop(&st->lock);
+        if (!can || st->large || st->untrusted || st->records + 2 >= SMALL_STAGE_RECORDS || st->n_segs + 2 >= STAGE_SEGS_MAX)
+                return -EOPNOTSUPP;
+        int64_t now_ns = clock_real_ns(st->owner->cfg.clock);
+        struct stage_header head = st->head;
+        uint8_t b[STAGE_HEADER_BYTES];
+        head.base = *content;
+        head.below_gen = 0;
+        head.base_limit = off + n;
+        stage_header_encode(&head, b);
+        struct slog_entry e = { .kind = LOG_SHARE, .bytes = off + n, .time_ns = now_ns, .payload_bytes = sizeof b };
+        int r = append(st, &e, b, false, NULL, NULL);
+        if (r == -EAGAIN)
+                room->want_record = 2 * slog_record_bytes(STAGE_HEADER_BYTES);
+        if (r < 0)
+                return r;
+        st->head = head;
+        lock_take(&st->lock);
+        struct blob *old = st->blob;
+        st->blob = blob_ref(blob);
+        st->base = *content;
+        st->base_limit = st->size = off + n;
+        early_touch(st, off, off + n);
+        touched(st, false, 0, now_ns);
+        lock_drop(&st->lock);
+        blob_put(old);
+        stage_set_based(st);
+        stage_mark_dirty(st);
+        return 0;
+}
+
 int stage_put_mtime(struct stage *st, int64_t mtime_ns) {
         int r = stage_note(st, LOG_MTIME, 0, 0, mtime_ns, 0, NULL, 0);
         if (r < 0)

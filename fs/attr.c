@@ -214,6 +214,11 @@ int drop_caps(struct mount *m, uint64_t ino) {
         return r == -ENODATA ? 0 : r;
 }
 
+int take_privileges(struct mount *m, fuse_req_t req, uint64_t nodeid, const struct file *file) {
+        int r = !may_keep_priv(req) && nodes_take_kill(m, nodeid) ? drop_priv(m, req, file_ino(file)) : 0;
+        return r == 0 && m->cfg.owner_stored && nodes_take_caps(m, nodeid) ? drop_caps(m, file_ino(file)) : r;
+}
+
 static int setattr(struct mount *m, fuse_req_t req, uint64_t nodeid, const struct stat *attr, int valid, struct handle *h, struct node *ret, bool *ret_superseded) {
         struct cache *c = m->cfg.cache;
         uint64_t ino = nodeid_ino(nodeid);

@@ -174,6 +174,8 @@ int node_row(struct mount *m, uint64_t nodeid, struct node *ret, bool *ret_super
 int drop_priv(struct mount *m, fuse_req_t req, uint64_t ino) _must_check_; /* suid and sgid go, as the caller's change has it */
 int drop_caps(struct mount *m, uint64_t ino) _must_check_;        /* so do capabilities */
 bool may_keep_priv(fuse_req_t req);
+/* What a change of bytes takes away: 0 SQL unless there is something. */
+int take_privileges(struct mount *m, fuse_req_t req, uint64_t nodeid, const struct file *file) _must_check_;
 void op_getattr(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi);
 void op_setattr(fuse_req_t req, fuse_ino_t nodeid, struct stat *attr, int valid, struct fuse_file_info *fi);
 void op_statfs(fuse_req_t req, fuse_ino_t nodeid);
@@ -226,6 +228,7 @@ void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 void op_release(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi);
 void handles_end(struct mount *m);   /* releases those for which the kernel sent no RELEASE before the connection ended */
 void op_fallocate(fuse_req_t req, fuse_ino_t nodeid, int mode, off_t off, off_t len, struct fuse_file_info *fi);
+void op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct fuse_file_info *fi_in, fuse_ino_t out, off_t off_out, struct fuse_file_info *fi_out, size_t len, int flags);
 void op_lseek(fuse_req_t req, fuse_ino_t nodeid, off_t off, int whence, struct fuse_file_info *fi);
 /* The last handle of a node without a name has gone: so does its row. */
 void node_drop(struct mount *m, uint64_t ino);

@@ -210,6 +210,22 @@ void op_fallocate(fuse_req_t req, fuse_ino_t nodeid, int mode, off_t off, off_t 
         call_end(&c);
 }
 
+/* A whole file, or its beginning, into an empty one: the blocks are shared, no byte is read or written. Everything else the kernel copies through the page cache, as it does on EOPNOTSUPP; of that the server is
+ * sent no block that it has. */
+void op_copy_file_range(fuse_req_t req, fuse_ino_t in, off_t off_in, struct fuse_file_info *fi_in, fuse_ino_t out, off_t off_out, struct fuse_file_info *fi_out, size_t len, int flags) {
+        struct call c;
+        uint64_t done = 0;
+        call_begin(&c, req);
+        int r = off_in != off_out || off_in < 0 || len == 0 || (fi_out->flags & O_APPEND) ? -EOPNOTSUPP : take_privileges(c.m, req, out, fi_handle(fi_out)->file);
+        if (r == 0)
+                r = file_share(fi_handle(fi_out)->file, fi_handle(fi_in)->file, (uint64_t)off_in, len, &done);
+        if (r < 0)
+                reply_fail(req, r == -ENOSPC ? -EOPNOTSUPP : r); /* as a write it can wait for room */
+        else
+                (void)fuse_reply_write(req, (size_t)done);
+        call_end(&c);
+}
+
 void op_lseek(fuse_req_t req, fuse_ino_t nodeid, off_t off, int whence, struct fuse_file_info *fi) {
         struct mount *m = req_mount(req);
         uint64_t at = 0;

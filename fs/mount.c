@@ -78,6 +78,7 @@ static const struct fuse_lowlevel_ops ops = {
         .access = op_access,
         .fallocate = op_fallocate,
         .lseek = op_lseek,
+        .copy_file_range = op_copy_file_range,
 };
 
 static int why(char *ret, size_t n, int r, const char *fmt, ...) _printf_(4, 5);

@@ -330,10 +330,8 @@ void op_write(fuse_req_t req, fuse_ino_t nodeid, const char *buf, size_t size, o
         counter_add(c.m->cfg.counters, fuse_write, 1);
         struct park *p = park_take(c.m, req, nodeid, true);
         int r = !p ? -ENOMEM : off < 0 || size > IO_BYTES_MAX ? -EINVAL : 0;
-        if (r == 0 && !may_keep_priv(req) && nodes_take_kill(c.m, nodeid))
-                r = drop_priv(c.m, req, file_ino(h->file));
-        if (r == 0 && c.m->cfg.owner_stored && nodes_take_caps(c.m, nodeid))
-                r = drop_caps(c.m, file_ino(h->file));
+        if (r == 0)
+                r = take_privileges(c.m, req, nodeid, h->file);
         if (r < 0) {
                 reply_fail(req, r);
                 if (p)

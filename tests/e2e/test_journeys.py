@@ -3,7 +3,7 @@
 import os
 import time
 
-from support import until
+from support import run, until
 
 
 class Meter:
@@ -152,3 +152,23 @@ def test_remote_changes_are_applied_in_batches(world):
     settled(a, b)
     assert meter.grew("events_applied") >= 500
     assert meter.grew("sql_transactions") <= 60
+
+
+def test_a_copy_moves_no_byte(world):
+    """cp of a file that was never read here: neither fetched nor sent, and accepted like any write."""
+    a, b = world.client(), world.client()
+    data = os.urandom(40 << 20)
+    (a.dir / "big").write_bytes(data)
+    settled(a, b)
+    meter = Meter(b)
+    run("cp", b.dir / "big", b.dir / "copy")
+    assert meter.grew("fuse_write") == 0 and meter.grew("fuse_read") == 0
+    settled(a, b)
+    assert meter.grew("blocks_fetched") == 0 and meter.grew("blocks_sent") == 0
+    assert meter.grew("bytes_sent") + meter.grew("bytes_received") <= 48 << 10  # the list of blocks, once to us and once back by name; the polls
+    assert (a.dir / "copy").read_bytes() == data
+    run("cp", b.dir / "big", b.dir / "again")
+    b.kill()
+    b.restart()
+    settled(a, b)
+    assert (a.dir / "again").read_bytes() == data and (b.dir / "again").read_bytes() == data

@@ -101,6 +101,11 @@ def name_of(e):
     return "EOPNOTSUPP" if e == errno.EOPNOTSUPP else errno.errorcode.get(e, str(e))
 
 
+def filled(n, byte):
+    """What the harness makes of "@N:BYTE": each page begins with its number."""
+    return b"".join((i.to_bytes(8, "little") + byte * 4088) for i in range(-(-n // 4096)))[:n]
+
+
 def read(path):
     with open(path, "rb") as f:
         return f.read()

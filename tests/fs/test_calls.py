@@ -624,7 +624,7 @@ def test_local_is_reached_when_the_call_returns(pair):
         os.write(fd, b"x" * (10 if i % 2 else 200000))
         seen.add(state(f))
         (os.fsync if i % 3 else os.fdatasync)(fd)
-        assert state(f) == b"local"
+        assert state(f) == b"local", i
         os.close(fd)
         assert state(f) == b"local", "closing takes nothing back"
         fd = os.open(f"{inside}/s{i}", os.O_WRONLY | os.O_CREAT | (os.O_SYNC if i % 2 else os.O_DSYNC))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random reads and writes of one file in every way that a program has, checked byte by byte against a copy in memory: pread and pwrite, O_APPEND, O_DIRECT, mmap, truncate, fallocate,
-copy_file_range, several descriptors at once; between phases the file is closed and opened, or the daemon ends or is killed and starts again. Stops after TARN_TEST_SCALE times twenty seconds;
+copy_file_range inside it and from a file whose blocks it then shares, several descriptors at once; between phases the file is closed and opened, or the daemon ends or is killed and starts again. Stops after TARN_TEST_SCALE times twenty seconds;
 TARN_TEST_SEED repeats a run."""
 import ctypes
 import errno
@@ -9,19 +9,21 @@ import os
 import random
 import time
 
-from harness import read
+from harness import filled, read, wait_for
 
 libc = ctypes.CDLL(None, use_errno=True)
 SIZE_MAX = 1 << 21
 PAGE = 4096
 PUNCH, ZERO, KEEP = 2 | 1, 0x10, 1
+SOURCE = filled(700001, b"s")
 
 
 class Checked:
     def __init__(self, mount, rng):
         self.mount, self.rng, self.model, self.fds, self.direct, self.log, self.n = mount, rng, bytearray(), [], -1, [], 0
-        self.path = mount / "data"
+        self.path, self.sources, self.shared = mount / "data", 0, 0
         self.open()
+        self.new_source()
 
     # ---- the file ----
     def open(self):
@@ -33,6 +35,12 @@ class Checked:
         for fd in (*self.fds, self.direct):
             os.close(fd)
         self.fds = []
+
+    def new_source(self):
+        """A file of the server's. Each start of the harness is a server without contents: what shares its blocks needs them there again."""
+        self.sources += 1
+        self.mount.do("create", f"s{self.sources}", "/", f"s{self.sources}", f"@{len(SOURCE)}:s")
+        wait_for(lambda: os.path.exists(self.mount / f"s{self.sources}"), "the source is here")
 
     def say(self, *what):
         self.log.append(what)
@@ -164,6 +172,23 @@ class Checked:
             done += k
         self.put(b, data)
 
+    def do_share(self):
+        """A new file in the place of this one, filled from another: with its blocks if nothing was written before, else with its bytes."""
+        self.close()
+        os.unlink(self.path)
+        self.model = bytearray()
+        self.open()
+        fd, n, at = self.some_fd(), self.rng.choice((len(SOURCE), len(SOURCE), self.rng.randrange(1, len(SOURCE)))), 0
+        self.say("share", n)
+        source, written = os.open(self.mount / f"s{self.sources}", os.O_RDONLY), self.mount.counter("stage_bytes_written")
+        while at < n:
+            k = os.copy_file_range(source, fd, self.rng.choice((n - at, self.rng.randrange(1, n - at + 1))), at, at)
+            assert k > 0
+            at += k
+        os.close(source)
+        self.put(0, SOURCE[:n])
+        self.shared += self.mount.counter("stage_bytes_written") == written
+
     def do_seek(self):
         """Every byte that is not zero lies in what SEEK_DATA finds."""
         fd, at, size = self.some_fd(), 0, len(self.model)
@@ -195,10 +220,11 @@ class Checked:
             self.say("kill")
             self.mount.kill()
         assert self.mount.start().startswith("ready")
+        self.new_source()
         self.whole("after a restart")
         self.open()
 
-    STEPS = ((do_write, 24), (do_read, 18), (do_append, 6), (do_direct_read, 6), (do_direct_write, 6), (do_map, 14), (do_truncate, 5), (do_allocate, 8), (do_copy, 5), (do_seek, 2), (do_sync, 2),
+    STEPS = ((do_write, 24), (do_read, 18), (do_append, 6), (do_direct_read, 6), (do_direct_write, 6), (do_map, 14), (do_truncate, 5), (do_allocate, 8), (do_copy, 5), (do_share, 2), (do_seek, 2), (do_sync, 2),
              (do_reopen, 3), (do_restart, 1))
 
     def step(self):
@@ -216,7 +242,8 @@ def test_data(mount):
         checked.step()
     checked.whole("at the end")
     checked.close()
-    print(f"steps={checked.n}")
+    print(f"steps={checked.n} shared={checked.shared}")
     assert mount.stop() == "ok"
     assert mount.start().startswith("ready")
+    checked.new_source()
     checked.whole("after the last restart")

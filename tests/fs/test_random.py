@@ -114,6 +114,24 @@ class Both:
             self.run("chmod", a, call=lambda p: os.chmod(p, mode))
         elif k < 63:
             self.run("read", a, call=read)
+        elif k < 64:
+            n, off, at = r.choice((1, 5000, 1 << 30)), r.choice((0, 0, 100)), r.choice((0, 0, 3000))
+
+            def copy(x, y):
+                fd = os.open(x, os.O_RDONLY)
+                try:
+                    to = os.open(y, os.O_WRONLY | os.O_CREAT, 0o644)
+                    try:
+                        done = 0
+                        while k := os.copy_file_range(fd, to, n - done, off + done, at + done) if done < n else 0:
+                            done += k
+                        return done
+                    finally:
+                        os.close(to)
+                finally:
+                    os.close(fd)
+            if a != b:  # inside one file a long one may meet what it has written
+                self.run(f"copy {n} {off} {at}", a, b, call=copy)
         elif k < 66:
             self.run("list", a, call=lambda p: sorted(os.listdir(p)))
         elif k < 69:

@@ -38,6 +38,8 @@ void blob_put(struct blob *blob);
 const struct content *blob_content(const struct blob *blob);
 /* Block list, if known here: -ENODATA otherwise. Valid while the reference is held. */
 int blob_list(struct blob *blob, const struct blocklist **ret) _must_check_;
+/* Gets the list alone, if it is not known: its pages are fetched, no byte of the content. Blocking, for workers. -EBUSY: a reader is about to bring it; else as blob_pread, or -EHOSTDOWN when by_hand. */
+int blob_fetch_list(struct blob *blob, int64_t deadline_ms) _must_check_;
 bool blob_complete(struct blob *blob); /* every block present */
 
 /* Reads [off, off + n) clipped to the size. Everything present: fills buf, returns the byte count (0 SQL, 0 HTTP, 0 malloc). Otherwise claims the missing run, asks the source once,

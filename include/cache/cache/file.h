@@ -83,6 +83,9 @@ bool cache_tight(struct cache *c);                                  /* what adds
 bool cache_shed(struct cache *c);
 int cache_wait_room(struct cache *c, struct file_write *w) _must_check_;
 int file_set_size(struct file *f, uint64_t size) _must_check_;                 /* ftruncate: by the handle, as a write: a superseded one becomes the conflict copy */
+/* A copy that moves no byte: f, which is empty or holds what comes before off in it, gets [off, off + n) of what `from` shows. ret_n: how much (it ends with `from`). 1 record in the log of the stage, no HTTP.
+ * -EOPNOTSUPP: small, or one of the two is not like that: read and write instead. */
+int file_share(struct file *f, struct file *from, uint64_t off, uint64_t n, uint64_t *ret_n) _must_check_;
 int file_truncate(struct cache *c, uint64_t ino, uint64_t size) _must_check_;  /* also without a handle: then it is a commit point */
 enum file_alloc { FILE_ALLOC_EXTEND = 1, FILE_ALLOC_KEEP = 2, FILE_ALLOC_PUNCH = 3, FILE_ALLOC_ZERO = 4, FILE_ALLOC_ZERO_KEEP = 5 };
 int file_allocate(struct file *f, enum file_alloc how, uint64_t off, uint64_t n) _must_check_;
