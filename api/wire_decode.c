@@ -365,9 +365,11 @@ int wire_next(struct wire_reader *r, struct frame *ret) {
                 return -EPROTO;
         const uint8_t *p = r->p + r->at;
         uint32_t n = (uint32_t)p[1] | (uint32_t)p[2] << 8 | (uint32_t)p[3] << 16 | (uint32_t)p[4] << 24;
+        if (n > left - FRAME_HEADER_BYTES) /* first: what is not made of frames at all is not a newer version */
+                return -EPROTO;
         if (p[0] < FRAME_NODE || p[0] > FRAME_STATUS)
                 return -EPROTONOSUPPORT;
-        if (n > FRAME_BYTES_MAX || n > left - FRAME_HEADER_BYTES)
+        if (n > FRAME_BYTES_MAX)
                 return -EPROTO;
         *ret = (struct frame){ .kind = (enum frame_kind)p[0], .payload = p + FRAME_HEADER_BYTES, .bytes = n };
         r->at += FRAME_HEADER_BYTES + n;

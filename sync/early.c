@@ -126,9 +126,31 @@ static void start_task(struct early *y, enum early_state state, void (*work)(str
         task_start(y->e, y->e->c.workers, &y->task);
 }
 
+/* The answer names blocks: which of ours, once each. Before their bytes leave the disk the server itself must have said that it has them. */
+struct naming { struct early *y; bool named[ROUND_BLOCKS]; size_t n; };
+static int name_one(void *arg, const struct digest *hash) {
+        struct naming *x = arg;
+        for (size_t i = 0; i < x->y->n; i++)
+                if (!x->named[i] && digest_equal(hash, &x->y->blocks[i].ref.hash)) {
+                        x->named[i] = true;
+                        x->n++;
+                        return 0;
+                }
+        return -EPROTO;
+}
+
 static void put_over(struct request *r, int err) {
         struct early *y = r->owner;
+        struct naming x = { .y = y };
         y->put = NULL;
+        if (err >= 0) {
+                err = request_hashes(r, name_one, &x);
+                for (size_t i = 0; err >= 0 && i < y->n; i++)
+                        if (y->missing[i] && !x.named[i])
+                                err = -EPROTO;
+                if (err < 0)
+                        connect_protocol_error(y->e, err, "stored blocks");
+        }
         if (err < 0) {
                 over(y, err, r->call->retry_after_ms);
                 return;
@@ -150,33 +172,19 @@ static struct request *session_request(struct early *y, const char *what, size_t
 
 static void ask_over(struct request *r, int err) {
         struct early *y = r->owner;
-        struct wire_reader reader = { .p = r->call->answer.data, .n = r->call->answer.bytes };
-        struct frame f;
-        const struct digest *hashes;
-        size_t n, missing = 0;
-        int k;
+        struct naming x = { .y = y };
         if (err < 0) {
                 over(y, err, r->call->retry_after_ms);
                 return;
         }
-        while ((k = wire_next(&reader, &f)) > 0) {
-                k = f.kind == FRAME_HASHES ? wire_get_hashes(&f, &hashes, &n) : -EPROTO;
-                if (k < 0)
-                        break;
-                for (size_t i = 0; i < n; i++)
-                        for (size_t j = 0; j < y->n; j++)
-                                if (!y->missing[j] && digest_equal(&hashes[i], &y->blocks[j].ref.hash)) {
-                                        y->missing[j] = true;
-                                        missing++;
-                                        break;
-                                }
-        }
+        int k = request_hashes(r, name_one, &x);
         if (k < 0) {
                 connect_protocol_error(y->e, k, "missing blocks");
                 over(y, k, 0);
                 return;
         }
-        if (missing == 0) {
+        memcpy(y->missing, x.named, sizeof y->missing);
+        if (x.n == 0) {
                 start_task(y, EARLY_LOG, log_work);
                 return;
         }

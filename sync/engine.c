@@ -154,6 +154,22 @@ void request_cancel(struct request *r) {
         r->e->c.transport->cancel(r->e->c.transport, r->call);
 }
 
+int request_hashes(const struct request *r, int (*each)(void *arg, const struct digest *hash), void *arg) {
+        struct wire_reader reader = { .p = r->call->answer.data, .n = r->call->answer.bytes };
+        const struct digest *hashes;
+        struct frame f;
+        size_t n;
+        int k = wire_next(&reader, &f);
+        if (k <= 0 || f.kind != FRAME_HASHES)
+                return k < 0 ? k : -EPROTO;
+        k = wire_get_hashes(&f, &hashes, &n);
+        for (size_t i = 0; k >= 0 && i < n; i++)
+                k = each(arg, &hashes[i]);
+        if (k >= 0)
+                k = wire_next(&reader, &f);
+        return k > 0 ? -EPROTO : k;
+}
+
 /* ---- tasks ---- */
 
 static void task_finish(struct engine *e, struct completion *c) {

@@ -50,6 +50,8 @@ struct request *request_new(struct engine *e, enum http_method method, size_t ma
 void request_free(struct request *r);              /* never sent */
 /* Takes the request over in every case; `finished` comes later, also for errors. deadline 0: net_timeout from now. */
 void request_send(struct request *r, int64_t deadline_ms);
+/* Each hash of an answer that is one HASHES frame. -EPROTO: it is something else (each hash named before it counts for nothing), -EPROTONOSUPPORT; or what `each` says. */
+int request_hashes(const struct request *r, int (*each)(void *arg, const struct digest *hash), void *arg) _must_check_;
 void request_cancel(struct request *r);            /* finished comes with -ECANCELED */
 
 /* Work for a worker. `finished` runs on the control thread. Embedded in its owner. */
@@ -181,7 +183,8 @@ struct upload *upload_for(struct engine *e, const struct outbox_item *item);
 void upload_abandon(struct upload *u);
 void upload_unref(struct upload *u);               /* one task or request less */
 int upload_missing(struct upload *u, const struct digest *hashes, size_t n); /* the server named these */
-void upload_fail(struct upload *u, int err, int64_t retry_after_ms);
+void upload_fail(struct upload *u, int err, int64_t retry_after_ms); /* here */
+void upload_request_failed(struct upload *u, const struct request *r, int err); /* there, or on the way */
 const struct digest *upload_item_hash(const struct upload *u, size_t i);
 uint32_t upload_item_bytes(const struct upload *u, size_t i);
 int64_t put_step(struct upload *u, int64_t now);   /* starts what may start */

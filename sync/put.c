@@ -2,7 +2,7 @@
 /* put.c: missing blocks in requests of some MiB, in parallel.
  *
  * A put is a task (read the blocks from the sealed stage, check their hashes, compress those that shrink, frame them), then a request (POST blocks), then its answer (the hashes
- * that are durable). At most `uploads` puts are under way in the whole engine; their bodies are the memory this costs. Blocks are taken in file order; what fails goes
+ * that are durable, and each of those sent must be among them). At most `uploads` puts are under way in the whole engine; their bodies are the memory this costs. Blocks are taken in file order; what fails goes
  * back to the list. Early uploads (early.c) share the limit.
  *
  * A block whose bytes on disk no longer match their hash is local damage (-EBADMSG): the item is parked. If the server says that a hash does not match
@@ -14,7 +14,6 @@
 #include "base/digest.h"
 #include "priv.h"
 
-#define MISMATCHES_MAX 3u
 #define PUT_ITEMS_MAX 256u
 
 struct put {
@@ -24,6 +23,7 @@ struct put {
         int err;
         size_t n;
         uint32_t items[PUT_ITEMS_MAX];
+        bool named[PUT_ITEMS_MAX]; size_t durable; /* by the answer */
 };
 
 static void give_back(struct put *p) {
@@ -58,6 +58,18 @@ static void sent(struct put *p) {
         }
 }
 
+/* The server names what it has: an answer of somebody else (a portal, a proxy) must not let bytes go. */
+static int durable(void *arg, const struct digest *hash) {
+        struct put *p = arg;
+        for (size_t i = 0; i < p->n; i++)
+                if (!p->named[i] && digest_equal(upload_item_hash(p->u, p->items[i]), hash)) {
+                        p->named[i] = true;
+                        p->durable++;
+                        return 0;
+                }
+        return -EPROTO;
+}
+
 static void put_finished(struct request *r, int err) {
         struct put *p = r->owner;
         struct upload *u = p->u;
@@ -67,13 +79,18 @@ static void put_finished(struct request *r, int err) {
                 return;
         }
         if (err == 0) {
+                p->durable = 0;
+                int k = request_hashes(r, durable, p);
+                if (k < 0 || p->durable < p->n) {
+                        connect_protocol_error(u->e, k < 0 ? k : -EPROTO, "stored blocks");
+                        err = -EPROTO;
+                }
+        }
+        if (err == 0) {
                 sent(p);
         } else {
                 give_back(p);
-                if (r->call->status == 422 && ++u->mismatches < MISMATCHES_MAX)
-                        upload_fail(u, -EAGAIN, 0);
-                else
-                        upload_fail(u, r->call->status == 422 ? -EBADMSG : err == -ENOENT ? -EAGAIN : err == -EIO ? -EAGAIN : err, r->call->retry_after_ms);
+                upload_request_failed(u, r, err);
         }
         put_end(p);
 }

@@ -16,7 +16,8 @@
  * that must be fetched), and `uploads` requests with blocks (put.c). An upload that finds no room is simply left out of this look at the outbox.
  *
  * abandoned: the operation was completed by its own event, cancelled, or carries a newer generation. What is under way ends, its result is dropped.
- * A stage that is gone while its operation still names it is local damage: parked with EIO, in its place. */
+ * What failed here (cutting, reading: upload_fail) and what failed there (upload_request_failed) have errors of the same names and are told apart by who reports them: EIO is local damage here, and
+ * there a server that is asked again. A stage that is gone while its operation still names it is local damage: parked with EIO, in its place. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +31,8 @@
 #define HEAVY_BYTES (4u << 20)
 #define HASHES_PER_ASK 65536u
 #define CUT_DEADLINE_MS 60000
+#define PARKED_MS 600000
+#define MISMATCHES_MAX 3u
 
 void uploads_init(struct engine *e) {
 }
@@ -288,6 +291,10 @@ int upload_missing(struct upload *u, const struct digest *hashes, size_t n) {
 
 /* ---- asking ---- */
 
+static int mark_asked(void *arg, const struct digest *hash) {
+        return mark_todo(arg, hash) ? 0 : -EPROTO;
+}
+
 static void ask_finished(struct request *r, int err) {
         struct upload *u = r->owner;
         struct engine *e = u->e;
@@ -295,29 +302,18 @@ static void ask_finished(struct request *r, int err) {
         if (u->abandoned)
                 return;
         if (err < 0) {
-                upload_fail(u, err, r->call->retry_after_ms);
+                upload_request_failed(u, r, err);
                 return;
         }
-        struct wire_reader reader = { .p = r->call->answer.data, .n = r->call->answer.bytes };
-        struct frame f;
-        const struct digest *hashes;
-        size_t n, missing = 0;
-        int k;
-        while ((k = wire_next(&reader, &f)) > 0) {
-                k = f.kind == FRAME_HASHES ? wire_get_hashes(&f, &hashes, &n) : -EPROTO;
-                for (size_t i = 0; k >= 0 && i < n; i++)
-                        if (!mark_todo(u, &hashes[i]))
-                                k = -EPROTO;
-                if (k < 0)
-                        break;
-                missing += n;
-        }
+        const size_t before = u->left;
+        int k = request_hashes(r, mark_asked, u);
         if (k < 0) {
                 connect_protocol_error(e, k, "missing blocks");
                 u->asked = 0;
                 upload_fail(u, -EAGAIN, 0);
                 return;
         }
+        size_t missing = u->left - before;
         size_t asked = MIN((size_t)HASHES_PER_ASK, u->n_items - u->asked);
         u->asked += asked;
         counter_add(e->c.counters, blocks_deduplicated, asked > missing ? asked - missing : 0);
@@ -354,39 +350,52 @@ static void start_ask(struct upload *u) {
 
 /* ---- failing ---- */
 
+static void park(struct upload *u, int err, const char *why, int64_t retry_ms) {
+        outbox_park_item(u->e, &u->op, -err, why, retry_ms, false);
+        upload_abandon(u);
+}
+
 void upload_fail(struct upload *u, int err, int64_t retry_after_ms) {
-        struct engine *e = u->e;
-        const char *why = NULL;
-        int64_t retry_ms = 600000;
         switch (err) {
         case -EIO: case -EBADMSG:
-                why = "its bytes on this disk are damaged";
-                break;
+                park(u, err, "its bytes on this disk are damaged", PARKED_MS);
+                return;
         case -ENOENT:
-                why = "its bytes are gone from this disk";
-                break;
-        case -EDQUOT:
-                why = "over quota on the server";
-                retry_ms = 30000;
-                break;
-        case -ENOSPC:
-                why = "no space on the server";
-                retry_ms = 30000;
-                break;
-        case -EACCES:
-                why = "no right to change this";
-                retry_ms = 60000;
-                break;
+                park(u, err, "its bytes are gone from this disk", PARKED_MS);
+                return;
+        case -EACCES: /* bytes that it needs from there */
+                park(u, err, "no right to change this", 60000);
+                return;
         case -EINVAL: case -EMSGSIZE: case -EOPNOTSUPP:
-                why = "the server does not take this content";
-                break;
-        }
-        if (why) {
-                outbox_park_item(e, &u->op, -err, why, retry_ms, false);
-                upload_abandon(u);
+                park(u, err, "the server does not take this content", PARKED_MS);
                 return;
         }
-        u->retry_at_ms = engine_now(e) + connect_retry_ms(e, &u->backoff, retry_after_ms);
+        u->retry_at_ms = engine_now(u->e) + connect_retry_ms(u->e, &u->backoff, retry_after_ms);
+}
+
+void upload_request_failed(struct upload *u, const struct request *r, int err) {
+        if (r->call->err == 0 && r->call->status == 422) {
+                if (++u->mismatches < MISMATCHES_MAX)
+                        err = -EAGAIN;
+                else
+                        park(u, -EBADMSG, "the content is damaged on its way", PARKED_MS);
+        }
+        if (u->abandoned)
+                return;
+        switch (err) {
+        case -EDQUOT:
+                park(u, err, "over quota on the server", 30000);
+                return;
+        case -ENOSPC:
+                park(u, err, "no space on the server", 30000);
+                return;
+        case -EACCES: case -EINVAL: case -EMSGSIZE: case -EOPNOTSUPP:
+                upload_fail(u, err, 0);
+                return;
+        default: /* an error of the server's own disk, or of the network, says nothing about the bytes here */
+                upload_fail(u, -EAGAIN, r->call->retry_after_ms);
+                return;
+        }
 }
 
 /* ---- one turn ---- */

@@ -258,6 +258,8 @@ static void test_reader(void **state) {
         assert_int_equal(wire_next(&r, &f), -EPROTONOSUPPORT);
         r = (struct wire_reader){ zero, sizeof zero, 0 };
         assert_int_equal(wire_next(&r, &f), -EPROTONOSUPPORT);
+        r = (struct wire_reader){ (const uint8_t *)"<html><body>sign in</body></html>", 33, 0 }; /* not a newer version: not frames */
+        assert_int_equal(wire_next(&r, &f), -EPROTO);
         r = (struct wire_reader){ large, sizeof large, 0 };
         assert_int_equal(wire_next(&r, &f), -EPROTO);
         ctx_close(&c);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* net.c: the network of the simulation: a struct transport per client whose messages reach the server's own code in process. A message goes (delay), is handled, its
  * answer comes back (delay). On the way it may be lost, be handled twice, be answered by a busy proxy (503), or its answer may be lost after the server acted;
- * a cut link ends everything that is under way. Parked long polls wait in the service as they do under HTTP. */
+ * a cut link ends everything that is under way. A program may choose what a message meets (nth_request.c). Parked long polls wait in the service as they do under HTTP. */
 #include <stdlib.h>
 #include <string.h>
 #include <assert.h>
@@ -31,6 +31,47 @@ static int64_t delay(struct world *w) {
         return (int64_t)(1 + pick(w, 30) + (chance(w, 50) ? pick(w, 500) : 0));
 }
 
+static void meets(struct message *m, enum fate fate) {
+        switch (fate) {
+        case FATE_LOST: /* on its way */
+                m->err = -EHOSTDOWN;
+                m->state = MSG_COMING;
+                break;
+        case FATE_ANSWER_LOST:
+                m->lose_answer = true;
+                break;
+        case FATE_TWICE:
+                m->twice = true;
+                break;
+        case FATE_BUSY:
+                m->refuse = 503;
+                break;
+        case FATE_STALLS: /* until its deadline */
+                m->err = -ETIMEDOUT;
+                m->at = m->call->deadline_ms;
+                m->state = MSG_COMING;
+                break;
+        case FATE_ERROR:
+                m->refuse = 500;
+                break;
+        case FATE_GATEWAY:
+                m->status = 502;
+                break;
+        case FATE_CUT:
+                m->cut = true;
+                break;
+        case FATE_PORTAL: /* somebody who answers whatever is asked */
+                m->refuse = 200;
+                m->page = "<html><body>Welcome. Please sign in to use this network.</body></html>";
+                break;
+        case FATE_EMPTY:
+                m->refuse = 200;
+                break;
+        default:
+                break;
+        }
+}
+
 static int submit(struct transport *t, struct http_call *call) {
         struct client *c = container_of(t, struct client, transport);
         struct world *w = c->w;
@@ -50,27 +91,10 @@ static int submit(struct transport *t, struct http_call *call) {
         if (!c->connected) {
                 m->err = -EHOSTDOWN;
                 m->state = MSG_COMING;
+        } else if (w->fate) {
+                meets(m, w->fate(m));
         } else if (w->faults && chance(w, w->trouble)) {
-                switch (pick(w, 5)) {
-                case 0: /* lost on its way */
-                        m->err = -EHOSTDOWN;
-                        m->state = MSG_COMING;
-                        break;
-                case 1:
-                        m->lose_answer = true;
-                        break;
-                case 2:
-                        m->twice = true;
-                        break;
-                case 3:
-                        m->refuse = true;
-                        break;
-                default: /* stalls until its deadline */
-                        m->err = -ETIMEDOUT;
-                        m->at = call->deadline_ms;
-                        m->state = MSG_COMING;
-                        break;
-                }
+                meets(m, (enum fate)pick(w, FATES_AT_RANDOM));
         }
         m->next = w->messages;
         w->messages = m;
@@ -127,6 +151,8 @@ static void finish(struct world *w, struct message *m, int err) {
                                 call->err = n <= 0 ? -EHOSTDOWN : -EMSGSIZE;
                         off += (uint64_t)n;
                 }
+                if (m->cut) /* and nobody noticed: a proxy that made a whole answer of it */
+                        call->answer.bytes /= 2;
                 if (call->status >= 400 && call->answer.bytes) {
                         _cleanup_json_ json_t *j = NULL;
                         const char *s;
@@ -182,6 +208,10 @@ static void arrive(struct world *w, struct message *m, bool no_wait) {
                 trace(w, "%s answer lost %s status=%d", m->client->name, m->call->path, m->answer.status);
                 m->err = -EHOSTDOWN;
         }
+        if (m->status) { /* a proxy that has lost the server, after it acted */
+                service_answer_free(&m->answer);
+                m->answer = (struct service_answer){ .status = m->status, .body = BUF_INIT(64) };
+        }
 }
 
 void net_run(struct world *w, struct message *m) {
@@ -196,7 +226,9 @@ void net_run(struct world *w, struct message *m) {
         switch (m->state) {
         case MSG_GOING:
                 if (m->refuse) {
-                        m->answer = (struct service_answer){ .status = 503, .body = BUF_INIT(64), .retry_after_s = (int64_t)pick(w, 2) };
+                        m->answer = (struct service_answer){ .status = m->refuse, .body = BUF_INIT(200), .retry_after_s = m->refuse == 503 ? (int64_t)pick(w, 2) : 0 };
+                        if (m->page && buf_add(&m->answer.body, m->page, strlen(m->page)) < 0)
+                                abort();
                         m->has_answer = true;
                         m->state = MSG_COMING;
                         m->at = w->clock.mono_ms + delay(w);

@@ -71,7 +71,10 @@ static void fill(struct world *w, struct client *c, uint8_t *p, size_t n) {
 }
 
 struct text *text_new(struct client *c) {
-        size_t n = random_size(c->w);
+        return text_of_size(c, random_size(c->w));
+}
+
+struct text *text_of_size(struct client *c, size_t n) {
         uint8_t *p = malloc(n);
         assert(p);
         fill(c->w, c, p, n);

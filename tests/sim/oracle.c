@@ -157,7 +157,7 @@ static int check_file(struct check *k, uint64_t dir, unsigned depth) {
         return r;
 }
 
-static int wait_quiet(struct world *w, const char *what) {
+int oracle_wait(struct world *w, const char *what) {
         int64_t until = w->clock.mono_ms + 600000;
         bool quiet = false;
         for (unsigned i = 0; !quiet && !w->why[0]; i++) {
@@ -240,7 +240,7 @@ int oracle_check(struct world *w) {
                 (void)!outbox_unpark(c->cache->tree, &everything);
                 engine_nudge(c->engine);
         }
-        int r = wait_quiet(w, "healing");
+        int r = oracle_wait(w, "healing");
         for (unsigned i = 0; r >= 0 && i < w->n_clients; i++)
                 r = tree_held_list(w->clients[i].cache->tree, 0, check_newer, &w->clients[i]);
         for (unsigned i = 0; r >= 0 && i < w->n_clients && w->count[SIM_SERVER_ROLLBACKS]; i++) /* what only clients have is kept until their users let it go */
@@ -249,7 +249,7 @@ int oracle_check(struct world *w) {
         if (r >= 0)
                 r = client_up(last);
         if (r >= 0)
-                r = wait_quiet(w, "a client with an empty cache");
+                r = oracle_wait(w, "a client with an empty cache");
         if (r >= 0)
                 r = list(last, INO_ROOT, "", &fresh, 0);
         for (unsigned i = 0; r >= 0 && i < w->n_clients; i++) {

@@ -54,6 +54,8 @@ extern const char *const sim_count_name[SIM_COUNTS];
 
 /* One message under way (net.c). */
 enum message_state { MSG_GOING, MSG_PARKED, MSG_COMING, MSG_DEAD };
+/* What it meets on its way; the first of them at random. */
+enum fate { FATE_LOST, FATE_ANSWER_LOST, FATE_TWICE, FATE_BUSY, FATE_STALLS, FATES_AT_RANDOM, FATE_ERROR = FATES_AT_RANDOM, FATE_GATEWAY, FATE_CUT, FATE_PORTAL, FATE_EMPTY, FATES, FATE_NONE = FATES };
 struct message {
         struct message *next;
         struct client *client;
@@ -62,7 +64,9 @@ struct message {
         int64_t at;
         uint64_t order;
         int err;                /* what the client will see instead of an answer */
-        bool lose_answer, twice, refuse, ready, cancelled;
+        int refuse, status;     /* answered by somebody else: instead of the server, after it */
+        const char *page;       /* with this body */
+        bool lose_answer, twice, cut, ready, cancelled;
         struct service_waiter waiter;
         struct service_answer answer; bool has_answer;
 };
@@ -113,6 +117,8 @@ struct world {
         struct client *full; int64_t full_until; /* whose disk is full */
         int64_t quota_until;     /* the workspace's quota is used up */
         uint64_t cuts;
+        uint64_t limit_bytes;    /* of the caches that are opened; 0: they have room enough */
+        enum fate (*fate)(const struct message *m); /* NULL: at random */
         int64_t next_op_at;
         struct text **texts; size_t n_texts;
         struct told *told; size_t n_told; /* table.c's */
@@ -138,6 +144,7 @@ int net_server_at(struct world *w, struct cursor *ret);
 
 /* world.c */
 int world_open(struct world *w, uint64_t seed, const char *base /* directory */, bool verbose) _must_check_;
+int world_open_quiet(struct world *w, uint64_t seed, const char *base, bool verbose) _must_check_; /* the same without clients and troubles */
 void world_remove(const char *path); /* a tree of files */
 void world_close(struct world *w);
 int client_up(struct client *c) _must_check_;
@@ -163,6 +170,7 @@ void op_random(struct world *w, struct client *c);
 void op_meet(struct client *c); /* meet.c */
 /* Steps of operations, traced and checked. Directories and files by inode; -errno of the tree if it is an ordinary one, what is not ends the scenario. */
 struct text *text_new(struct client *c);
+struct text *text_of_size(struct client *c, size_t n);
 void supersede(struct client *c, const struct node *n);
 uint64_t random_dir(struct client *c);
 bool random_entry(struct client *c, int kind, uint64_t *ret_dir, struct tree_entry *ret);
@@ -182,4 +190,5 @@ bool readings_none(const struct client *c);
 
 /* oracle.c */
 int oracle_quiet(struct world *w, bool *ret);
+int oracle_wait(struct world *w, const char *what) _must_check_; /* until it is quiet */
 int oracle_check(struct world *w) _must_check_;

@@ -95,7 +95,7 @@ int client_up(struct client *c) {
         c->jobs_end = &c->jobs;
         c->executor = (struct executor){ .submit = submit_job };
         net_transport(c);
-        struct cache_config config = { .dir = c->dir, .limit_bytes = 256u << 20, .free_floor_bytes = 0, .uid = 1000, .gid = 1000, .clock = &w->clock.clock, .rng = &c->rng.rng,
+        struct cache_config config = { .dir = c->dir, .limit_bytes = w->limit_bytes ? w->limit_bytes : 256u << 20, .free_floor_bytes = 0, .uid = 1000, .gid = 1000, .clock = &w->clock.clock, .rng = &c->rng.rng,
                                        .counters = &c->counters, .by_hand = true };
         int r = cache_open(&config, &c->cache, note, sizeof note);
         if (r < 0)
@@ -478,7 +478,7 @@ bool world_turn(struct world *w, int64_t until) {
 
 /* ---- the world ---- */
 
-int world_open(struct world *w, uint64_t seed, const char *base, bool verbose) {
+int world_open_quiet(struct world *w, uint64_t seed, const char *base, bool verbose) {
         static uint64_t number;
         char why[200] = "";
         memset(w, 0, sizeof *w);
@@ -515,13 +515,6 @@ int world_open(struct world *w, uint64_t seed, const char *base, bool verbose) {
         if (r < 0)
                 wrong(w, "service_admin: %s (%s)", err_name(r), t ? t : "");
         buf_free(&text);
-        if (r < 0)
-                return r;
-        w->n_clients = 2 + (unsigned)pick(w, CLIENTS_MAX - 2);
-        w->trouble = chance(w, 300) ? 0 : (unsigned)pick(w, 150);
-        w->rough = chance(w, 300) ? 150 : 40;
-        w->power = chance(w, 300);
-        disk_watch(w->dir, w->power);
         for (unsigned i = 0; i <= CLIENTS_MAX; i++) {
                 struct client *c = &w->clients[i];
                 c->w = w;
@@ -532,6 +525,18 @@ int world_open(struct world *w, uint64_t seed, const char *base, bool verbose) {
                 snprintf(c->name, sizeof c->name, "c%u", i);
                 snprintf(c->dir, sizeof c->dir, "%s/%s", w->dir, c->name);
         }
+        return r;
+}
+
+int world_open(struct world *w, uint64_t seed, const char *base, bool verbose) {
+        int r = world_open_quiet(w, seed, base, verbose);
+        if (r < 0)
+                return r;
+        w->n_clients = 2 + (unsigned)pick(w, CLIENTS_MAX - 2);
+        w->trouble = chance(w, 300) ? 0 : (unsigned)pick(w, 150);
+        w->rough = chance(w, 300) ? 150 : 40;
+        w->power = chance(w, 300);
+        disk_watch(w->dir, w->power);
         for (unsigned i = 0; i < w->n_clients && r >= 0; i++)
                 r = client_up(&w->clients[i]);
         w->next_op_at = w->clock.mono_ms + 200;
