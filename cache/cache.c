@@ -164,6 +164,27 @@ static int attach(struct files *fs, struct stage *st) {
         return r;
 }
 
+static struct stage_identity identity(struct stage *st) {
+        struct stage_identity id = { .ino = stage_ino(st), .gen = st->gen, .below_gen = st->head.below_gen, .node = st->head.node, .parent = st->head.parent, .base_version = st->head.base_version,
+                                     .mode = st->head.mode, .mtime_ns = st->mtime_ns, .size = stage_size(st) };
+        memcpy(id.name, st->head.name, sizeof id.name);
+        return id;
+}
+
+/* It belongs to another node, or stands on something else, than its header says. Its log says so later (files_note_moved). */
+static void reassign(struct files *fs, struct stage *st, const struct stage_identity *id) {
+        atomic_store(&st->ino, id->ino);
+        LOCK_SCOPE(&st->io);
+        st->head.ino = id->ino;
+        st->head.node = id->node;
+        st->head.base_version = id->base_version;
+        if (!st->moved) {
+                st->moved = true;
+                st->moved_next = fs->moved;
+                fs->moved = stage_ref(st);
+        }
+}
+
 /* Seals what was open, asks the tree, keeps or drops. ret_keep: somebody shows it. */
 static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool *ret_recovered, unsigned *ret_lost) {
         struct stage *st = fo->stage;
@@ -172,7 +193,11 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
                 int newer = tree_queued_after(fs->c->tree, stage_ino(st), st->gen);
                 if (newer != 0) /* spoiled, and the file was saved anew since: it goes, whether the newer one is still to be sent or not */
                         return MIN(newer, 0);
-                *ret_keep = attach(fs, st) == 0;
+                struct stage_identity id = identity(st);
+                int r = tree_recover_base(fs->c->tree, &id, &id.base_version);
+                if (r > 0) /* what is saved in its place is not a conflict with the file itself */
+                        reassign(fs, st, &id);
+                *ret_keep = r >= 0 && attach(fs, st) == 0;
                 if (!*ret_keep)
                         (void)files_rescued(fs, st, true);
                 return 0;
@@ -185,9 +210,7 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
                         return r;
                 fo->sealed = true;
         }
-        struct stage_identity id = { .ino = stage_ino(st), .gen = st->gen, .below_gen = st->head.below_gen, .node = st->head.node, .parent = st->head.parent, .base_version = st->head.base_version,
-                                     .mode = st->head.mode, .mtime_ns = st->mtime_ns, .size = stage_size(st) };
-        memcpy(id.name, st->head.name, sizeof id.name);
+        struct stage_identity id = identity(st);
         enum recover_result how = RECOVER_BEHIND;
         int r = FAILPOINT("recover.match");
         if (r == 0 && id.ino != STAGE_NOBODY)
@@ -214,18 +237,11 @@ static int match(struct files *fs, struct found_stage *fo, bool *ret_keep, bool 
                 return 0;
         }
         *ret_recovered = how != RECOVER_KNOWN;
-        if (id.ino != stage_ino(st)) {
-                for (struct stage *x = st; x; x = x->below) {
-                        atomic_store(&x->ino, id.ino);
-                        LOCK_SCOPE(&x->io);
-                        x->head.ino = id.ino;
-                        x->head.node = id.node;
-                        if (!x->moved) {
-                                x->moved = true;
-                                x->moved_next = fs->moved;
-                                fs->moved = stage_ref(x);
-                        }
-                }
+        for (struct stage *x = id.ino != stage_ino(st) ? st : NULL; x; x = x->below) {
+                struct stage_identity now = identity(x);
+                now.ino = id.ino;
+                now.node = id.node;
+                reassign(fs, x, &now);
         }
         for (struct stage *x = st; x; x = x->below) {
                 LOCK_SCOPE(&x->lock);

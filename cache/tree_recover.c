@@ -149,12 +149,31 @@ static int make_again(struct tree *t, struct stage_identity *s, enum recover_res
         return 0;
 }
 
+static bool is_known(const struct tree *t, const struct stage_identity *s) {
+        return s->ino < t->inos_known && s->gen > t->born_us; /* inos are never used again */
+}
+
+/* A base that the tree does not know: what was there when a save that was taken back was made, or a generation whose row was. */
+static bool taken_back(const struct tree *t, const struct stage_identity *s, const struct nrow *row) {
+        return is_known(t, s) && (!id_equal(&s->node, &row->id) || s->below_gen > row->last_gen);
+}
+
+int tree_recover_base(struct tree *t, const struct stage_identity *s, struct id *ret_base) {
+        struct nrow row;
+        TREE_READ(rd, t);
+        int r = row_get(t, rd.db, s->ino, &row);
+        if (r < 0 || !taken_back(t, s, &row))
+                return r == -ENOENT ? 0 : MIN(r, 0);
+        *ret_base = row.v.version;
+        return 1;
+}
+
 static int recover_in(struct tree *t, struct stage_identity *s, enum recover_result *ret) {
         struct nrow row;
         uint64_t ino, seq, dropped;
         int64_t local;
         int r;
-        bool known = s->ino < t->inos_known && s->gen > t->born_us; /* inos are never used again */
+        bool known = is_known(t, s);
         if (t->power_cut && s->gen > t->born_us && s->ino > t->ino_newest) {
                 r = tomb_get(t, &s->node, &seq, &local);
                 *ret = local == TOMB_DELETED ? RECOVER_COMMITTED : RECOVER_BEHIND;
@@ -172,9 +191,7 @@ static int recover_in(struct tree *t, struct stage_identity *s, enum recover_res
                 *ret = superseded ? RECOVER_COMMITTED : RECOVER_QUEUED;
                 if (superseded)
                         return 0;
-                /* a base that the tree does not know: what was there when a save that was taken back was made, or a generation whose row was */
-                bool taken_back = known && (!id_equal(&s->node, &row.id) || s->below_gen > row.last_gen);
-                struct id base = taken_back ? row.v.version : s->base_version;
+                struct id base = taken_back(t, s, &row) ? row.v.version : s->base_version;
                 s->ino = row.ino; /* another one if the tree file was lost and the node was loaded again */
                 s->node = row.id;
                 return local_queue_content(t, &row, s->gen, s->size, s->mtime_ns, &base, &dropped);

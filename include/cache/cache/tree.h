@@ -245,5 +245,8 @@ enum recover_result { RECOVER_QUEUED, RECOVER_KNOWN /* already in the outbox */,
 int tree_content_lost(struct tree *t, uint64_t gen, const struct stage_identity *older) _must_check_;
 int tree_queued_after(struct tree *t, uint64_t ino, uint64_t gen) _must_check_; /* 1: a newer generation of ino was queued, whatever became of it. 0: none, or no such node. 1 SELECT */
 int tree_recover_stage(struct tree *t, struct stage_identity *s /* ino, node: updated to the node that has it now */, enum recover_result *ret) _must_check_;
+/* 1: after a power cut the tree does not know what the stage stands on any more (an operation that was not sent); ret_base is what it stands on now, as tree_recover_stage would have it. 0: it does,
+ * or there is no such node. For stages that are shown, and not queued. 2 SELECTs */
+int tree_recover_base(struct tree *t, const struct stage_identity *s, struct id *ret_base) _must_check_;
 /* The bytes of the new file that this operation makes are gone (a power cut before they were local, damage): it is an empty one. -ENOENT: no such CREATE is pending. */
 int tree_lost_content(struct tree *t, const struct id *op) _must_check_;
