@@ -37,6 +37,7 @@ static struct world world;
 static struct client *const a = &world.clients[0], *const b = &world.clients[1];
 static unsigned reads_refused, writes_refused;
 static int64_t slowest_ms;
+static uint64_t traces; /* the sum of all traces' digests: two runs print the same one */
 static char base_dir[200];
 static bool verbose;
 
@@ -191,7 +192,7 @@ static void write_over(struct file_write *fw, int result) {
 }
 
 /* A program that writes more than there is room for: its writes wait for the network. Without one they fail, and the program gives up. */
-static void stream(struct client *c, const char *path, size_t n) {
+static bool stream(struct client *c, const char *path, size_t n) {
         struct text *t = text_of_size(c, n);
         struct node node = { 0 };
         struct file *f;
@@ -224,6 +225,7 @@ static void stream(struct client *c, const char *path, size_t n) {
         want(path)->text = t;
         if (gave_up)
                 take_away(c, path);
+        return !gave_up;
 }
 
 /* ---- journeys ---- */
@@ -288,13 +290,14 @@ static void life(void) {
 static void streaming(void) {
         world.limit_bytes = 20u << 20;
         wait_loaded(a);
-        stream(a, "stream", 12u << 20);
+        bool whole = stream(a, "stream", 12u << 20);
         run_for(1000);
-        save(a, "after", 100);
+        if (whole) /* else its room comes back when the request that carries its blocks has ended */
+                save(a, "after", 100);
 }
 
 /* part: of all n, how many are run in the suite, once and lasting. */
-static const struct journey { const char *name; void (*run)(void); double part[2]; } journeys[] = { { "life", life, { 1, 0.3 } }, { "stream", streaming, { 0.15, 0.15 } } };
+static const struct journey { const char *name; void (*run)(void); double part[2]; } journeys[] = { { "life", life, { 1, 0.2 } }, { "stream", streaming, { 0.1, 0.1 } } };
 
 /* ---- what must hold ---- */
 
@@ -402,7 +405,10 @@ static unsigned one(const struct journey *j, enum fate fate, unsigned n, bool la
                         wrong(&world, "%zu names, %zu were made", all, n_wants);
         }
         struct digest trace_end;
+        uint64_t first;
         sha256_end(world.trace, &trace_end);
+        memcpy(&first, trace_end.b, sizeof first);
+        traces += first;
         world_close(&world);
         if (!world.why[0] && descriptors() != open_before)
                 wrong(&world, "%d descriptors, %d before", descriptors(), open_before);
@@ -458,6 +464,6 @@ int main(int argc, char **argv) {
                        (long long)slowest_ms, (double)(t1.tv_sec - t0.tv_sec) + (double)(t1.tv_nsec - t0.tv_nsec) / 1e9);
         }
         world_remove(base_dir);
-        printf("%u runs, %u failed\n", runs, bad);
+        printf("%u runs, traces %016llx, %u failed\n", runs, (unsigned long long)traces, bad);
         return bad || !runs ? 1 : 0;
 }
