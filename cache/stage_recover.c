@@ -113,6 +113,24 @@ static int to_lost(struct reading *rd, const char *path, const char *name, const
         return -EEXIST;
 }
 
+/* What lies in a segment behind its last sync is written once more. The process before may have been told that the disk refused it and have died before all who have bytes there heard of it: the kernel tells
+ * nobody else, and a sync would succeed without having written it (as with the tree's log, db_mark.c). */
+struct tail { int fd; const struct slog_file *file; uint64_t synced; };
+static int tail_record(void *arg, const struct slog_entry *e, uint64_t pos, const uint8_t *payload) {
+        const struct tail *t = arg;
+        return pos < t->synced || (e->payload_bytes && !payload) ? 0 : slog_write(t->fd, &t->file->salt, pos, e, payload);
+}
+static int write_tail(int fd, const struct slog_file *f, uint64_t synced) {
+        struct tail t = { fd, f, synced };
+        const struct slog_scan scan = { tail_record, &t };
+        struct slog_file again;
+        uint64_t end;
+        uint8_t first[LOG_UNIT];
+        slog_file_encode(f, first);
+        int r = synced > 0 ? 0 : pwrite_full(fd, first, sizeof first, 0);
+        return r < 0 ? r : slog_scan(fd, &again, &scan, &end);
+}
+
 static int read_log(struct reading *rd, const char *name, uint32_t number, const char *lost_dir) {
         struct stages *s = rd->s;
         _cleanup_close_ int fd = openat(s->dir_fd, name, O_RDWR | O_CLOEXEC);
@@ -158,6 +176,8 @@ static int read_log(struct reading *rd, const char *name, uint32_t number, const
         r = slog_scan(fd, &f, &scan, &end);
         if (f.kind == LOG_SHARED) {
                 segments_found_end(rd->seg, end, rd->synced);
+                if (r == 0 && !rd->new_boot && end > rd->synced + LOG_UNIT && write_tail(fd, &f, rd->synced) < 0)
+                        rd->seg->failed = true; /* whoever has bytes there hears of it */
                 (void)steal_fd(&fd); /* the segment's */
         } else if (r == 0) {
                 struct own_found *v = grown(rd->own, rd->n_own, sizeof *v);
