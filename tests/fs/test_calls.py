@@ -8,6 +8,7 @@ import mmap
 import os
 import tempfile
 import socket
+import subprocess
 import stat
 import time
 
@@ -863,7 +864,12 @@ def test_unsupported_is_never_eio(shared, pair):
     fd = os.open(f, os.O_RDWR)
     assert attempt(fcntl.ioctl, fd, 0x12345678) == "ENOTTY"
     assert attempt(os.setxattr, f, "security.x", b"") == (None if shared.mode == "stored" else "EOPNOTSUPP")
-    assert attempt(os.getxattr, f, "system.posix_acl_access") in ("EOPNOTSUPP", "ENODATA")
+    for name in ("system.posix_acl_access", "system.posix_acl_default"):
+        assert attempt(os.getxattr, inside, name) == attempt(os.setxattr, inside, name, b"\2\0\0\0") == "EOPNOTSUPP"
+    p = subprocess.run(["setfacl", "-m", "u:1:r", f], capture_output=True, text=True)
+    assert p.returncode == 1 and "not supported" in p.stderr
+    assert "user::rw-" in subprocess.run(["getfacl", "-c", f], capture_output=True, text=True, check=True).stdout
+    subprocess.run(["cp", "-a", f, f + "-copy"], check=True)
     assert renameat2(f, f + "2", RENAME_WHITEOUT) == "EINVAL"
     os.close(fd)
 
