@@ -211,6 +211,8 @@ static int open_state(struct tree *t, const struct tree_config *config) {
                 r = add_atime(t);
         if (r == 0)
                 r = held_open(t);
+        if (r == 0)
+                r = portable_open(t);
         if (r == 0) /* handles do not outlive the process, clean stop or not */
                 r = recover(t);
         if (r == 0)

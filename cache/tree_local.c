@@ -120,7 +120,7 @@ int tree_create(struct tree *t, uint64_t dir, const char *name, size_t n, const 
                 r = local_place_check(t, dir, name, n, &parent);
         if (r == 0) {
                 r = entry_at(t->w, dir, name, n, &at);
-                r = r == 0 ? -EEXIST : r == -ENOENT ? 0 : r;
+                r = r == 0 ? -EEXIST : r == -ENOENT ? portable_name(t, dir, name, n, 0) : r;
         }
         if (r == 0)
                 r = new_node(t, what, &row);
@@ -170,7 +170,7 @@ int tree_link(struct tree *t, uint64_t ino, uint64_t dir, const char *name, size
                 r = -EPERM;
         if (r == 0) {
                 r = entry_at(t->w, dir, name, n, &at);
-                r = r == 0 ? -EEXIST : r == -ENOENT ? 0 : r;
+                r = r == 0 ? -EEXIST : r == -ENOENT ? portable_name(t, dir, name, n, 0) : r;
         }
         if (r == 0 && row.nlink >= LINKS_MAX)
                 r = -EMLINK;

@@ -115,6 +115,7 @@ struct tree {
         bool namings_all;
         _Atomic bool complete;          /* the first load is finished */
         uint64_t n_held;                /* rows of table held: tree_held.c */
+        bool portable;                  /* the workspace's name rule: tree_portable.c */
 
         struct lock rlock;              /* RANK_OUTBOX: the pool of readers */
         struct cond rcond;
@@ -286,6 +287,11 @@ int newer_refresh(struct tree *t) _must_check_;          /* rows of what is gone
 int newer_look(struct tree *t, const struct id *node, const struct vrow *server, uint64_t above_seq) _must_check_; /* notes the node if its content here is newer, and would not be shown any more */
 int newer_keep(struct tree *t, const struct nrow *row, const struct server_side *side, const struct vrow *now) _must_check_; /* before the server's row is taken: the copy, if the node was noted */
 int newer_settled(struct tree *t, const struct nrow *row) _must_check_; /* the node has other bytes: a copy with the same ones goes */
+
+/* ---- tree_portable.c ---- */
+int portable_open(struct tree *t) _must_check_;
+/* A program gives this name, which the directory does not have, to not_ino (0: something new). -EINVAL, -EEXIST. Cost: nothing in other workspaces, else the directory's names */
+int portable_name(struct tree *t, uint64_t dir, const char *name, size_t n, uint64_t not_ino) _must_check_;
 
 /* ---- tree_apply.c ---- */
 int apply_changes(struct tree *t, const struct change *changes, size_t n, uint64_t list_seq /* 0: of the rows */, const struct orow *own, const struct id *own_version) _must_check_;

@@ -73,7 +73,9 @@ static int check(struct tree *t, struct rename *m) {
                 return r;
         r = entry_at(t->w, m->dir2, m->name2, m->n2, &m->at2);
         m->over = r == 0;
-        if (r < 0 && r != -ENOENT)
+        if (r == -ENOENT) /* another way to write the name that it has is fine */
+                r = portable_name(t, m->dir2, m->name2, m->n2, m->dir == m->dir2 ? m->s.ino : 0);
+        if (r < 0)
                 return r;
         if (m->over && (r = row_get(t, t->w, m->at2.ino, &m->d)) < 0)
                 return r;

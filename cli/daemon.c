@@ -353,6 +353,15 @@ static int open_cache(struct daemon *d) {
         return 0;
 }
 
+/* What the workspace says of its names is true for good. */
+static int name_rule(struct daemon *d, const struct buf *answer) {
+        _cleanup_json_ json_t *j = NULL;
+        const char *names;
+        if (json_parse(answer->data, answer->bytes, &j) < 0 || json_get_str(j, "names", &names) < 0 || strcmp(names, "portable") != 0)
+                return 0;
+        return tree_portable_names(d->cache->tree);
+}
+
 static int ask_workspace(struct daemon *d, char *ret_why, size_t n, int *ret_status) {
         _cleanup_buf_ struct buf path = BUF_INIT(4096);
         struct http_call *c = http_call_new(HTTP_GET, 0, 1 << 20);
@@ -367,6 +376,8 @@ static int ask_workspace(struct daemon *d, char *ret_why, size_t n, int *ret_sta
         c->accept = "application/json";
         c->deadline_ms = now_ms() + (int64_t)d->c->o->net_timeout_s * 1000;
         r = transport_call(d->transport, c);
+        if (r == 0)
+                r = name_rule(d, &c->answer);
         (void)snprintf(ret_why, n, "%s", c->message);
         *ret_status = c->status;
         http_call_free(c);

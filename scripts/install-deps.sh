@@ -5,7 +5,7 @@
 set -euo pipefail
 
 build="meson ninja-build pkg-config gcc libc6-dev libfuse3-dev fuse3 libcurl4-openssl-dev libsqlite3-dev libssl-dev libjansson-dev libmicrohttpd-dev libzstd-dev libxxhash-dev
-       libsodium-dev curl ca-certificates"
+       libutf8proc-dev libsodium-dev curl ca-certificates"
 tests="libcmocka-dev python3 python3-pytest python3-hypothesis python3-yaml python3-requests python3-jsonschema protobuf-compiler openssl sqlite3 git rsync vim-tiny attr acl plocate tar zstd procps
        clang libclang-rt-14-dev e2fsprogs xfsprogs"
 

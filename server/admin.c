@@ -61,9 +61,9 @@ static int run_user_add(struct service *s, const char *name, const char *passwor
         }
 }
 
-static int run_workspace_add(struct service *s, const char *name, const char *owner, struct buf *b) {
+static int run_workspace_add(struct service *s, const char *name, const char *owner, bool portable, struct buf *b) {
         uint64_t ws;
-        int r = meta_workspace_add(s->meta, name, owner, NAMES_EXACT, 0, &ws);
+        int r = meta_workspace_add(s->meta, name, owner, portable ? NAMES_PORTABLE : NAMES_EXACT, 0, &ws);
 
         switch (r) {
         case 0:
@@ -94,8 +94,8 @@ static int run_token_add(struct service *s, const char *user, struct buf *b) {
 int admin_run(struct service *s, const char *const *words, size_t n, const char *password, struct buf *ret_text) {
         if (n == 3 && strcmp(words[0], "user") == 0 && strcmp(words[1], "add") == 0)
                 return run_user_add(s, words[2], password, ret_text);
-        if (n == 5 && strcmp(words[0], "workspace") == 0 && strcmp(words[1], "add") == 0 && strcmp(words[3], "--owner") == 0)
-                return run_workspace_add(s, words[2], words[4], ret_text);
+        if ((n == 5 || (n == 6 && strcmp(words[5], "--portable-names") == 0)) && strcmp(words[0], "workspace") == 0 && strcmp(words[1], "add") == 0 && strcmp(words[3], "--owner") == 0)
+                return run_workspace_add(s, words[2], words[4], n == 6, ret_text);
         if (n == 4 && strcmp(words[0], "token") == 0 && strcmp(words[1], "add") == 0 && strcmp(words[2], "--user") == 0)
                 return run_token_add(s, words[3], ret_text);
         if (n > 0 && maintain_knows(words[0]))

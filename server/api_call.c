@@ -305,7 +305,7 @@ int call_fail_op(struct call *c, enum op_code code, const char *what) {
                 {RES_QUOTA, "QUOTA", "the workspace's quota is used up; delete something or ask its owner for more"},
                 {RES_BLOCKS_MISSING, "BLOCKS_MISSING", "blocks of this content are not here any more; send it again"},
                 {RES_ID_REUSED, "OPERATION_ID_REUSED", "this Idempotency-Key was used for another request"},
-                {RES_NAME_INVALID, "NAME_INVALID", "a name is not allowed: 1 to 255 bytes of UTF-8 without slash and NUL, not . or .."},
+                {RES_NAME_INVALID, "NAME_INVALID", "a name is not allowed: 1 to 255 bytes of UTF-8 without slash and NUL, not . or ..; in a workspace of portable names also not what Windows or macOS cannot carry (< > : \" \\ | ? *, a dot or space at the end, CON)"},
                 {RES_FORBIDDEN, "FORBIDDEN", "your role does not allow it"},
                 {RES_IS_DIR, "IS_DIR", "a directory is in that place"},
                 {RES_NOT_DIR, "NOT_DIR", "a part of the path is not a directory"},

@@ -63,8 +63,6 @@ int api_workspace_add(struct call *c) {
                 return call_fail(c, "CONFLICT", "there is a workspace of that name already");
         if (r == -EINVAL)
                 return call_fail(c, "NAME_INVALID", "a workspace's name has 1 to %u of the characters A-Z a-z 0-9 . _ - @", META_NAME_MAX);
-        if (r == -EOPNOTSUPP)
-                return call_fail(c, "UPGRADE_NEEDED", "this server does not have portable names yet");
         if (r < 0)
                 return r;
         r = meta_access(c->s->meta, &c->who, name, ROLE_OWNER, &w);

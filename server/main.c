@@ -251,8 +251,10 @@ static int cmd_user_add(int argc, char **argv) {
 
 static int cmd_workspace_add(int argc, char **argv) {
         const char *data = NULL, *name = NULL, *owner = NULL;
+        bool portable = false;
         const struct arg table[] = {{"NAME", 0, ARG_POSITIONAL, &name, "the workspace's name"},
                                     {"owner", 0, ARG_STR, &owner, "the user who owns it"},
+                                    {"portable-names", 0, ARG_FLAG, &portable, "take only names that Windows and macOS can carry, and no two that are one name there"},
                                     {"data", 'd', ARG_STR, &data, "the server's data directory"},
                                     {NULL, 0, ARG_FLAG, NULL, NULL}};
         int code;
@@ -261,8 +263,8 @@ static int cmd_workspace_add(int argc, char **argv) {
                 return code;
         if (!owner)
                 return fail(EXIT_USAGE, "--owner USER is missing: who owns the workspace");
-        const char *words[] = {"workspace", "add", name, "--owner", owner};
-        return administrate(data, words, ARRAY_SIZE(words), NULL);
+        const char *words[] = {"workspace", "add", name, "--owner", owner, "--portable-names"};
+        return administrate(data, words, portable ? 6 : 5, NULL);
 }
 
 static int cmd_token_add(int argc, char **argv) {

@@ -109,7 +109,7 @@ int txn_space(struct txn *t, uint64_t ws, struct space **ret) {
         assert(t->n_spaces < TXN_SPACES_MAX);
         struct sql_stmt *st;
         int r = sql_first(t->db, &st,
-                          "SELECT name, epoch, seq, mark, horizon, entry_next, time_ns, quota, used, reserved, nodes FROM workspace WHERE id = ?1", "i", (int64_t)ws);
+                          "SELECT name, epoch, seq, mark, horizon, entry_next, time_ns, quota, used, reserved, nodes, name_rule FROM workspace WHERE id = ?1", "i", (int64_t)ws);
         if (r <= 0)
                 return r;
         struct space *s = &t->spaces[t->n_spaces];
@@ -129,6 +129,7 @@ int txn_space(struct txn *t, uint64_t ws, struct space **ret) {
         s->used = (uint64_t)sql_int(t->db, st, 8);
         s->reserved = (uint64_t)sql_int(t->db, st, 9);
         s->nodes = (uint64_t)sql_int(t->db, st, 10);
+        s->portable = sql_int(t->db, st, 11) == NAMES_PORTABLE;
         sql_reset(t->db, st);
         t->n_spaces++;
         *ret = s;

@@ -88,7 +88,7 @@ struct meta_workspace {
         uint64_t nodes;          /* live ones */
         char owner[META_NAME_MAX + 1];
 };
-/* Root directory (id_root, mode 0755, uid and gid 0) included. -EEXIST, -EINVAL name (as users'), -ENOENT owner, -EOPNOTSUPP portable names. */
+/* Root directory (id_root, mode 0755, uid and gid 0) included. -EEXIST, -EINVAL name (as users'), -ENOENT owner. */
 int meta_workspace_add(struct meta *m, const char *name, const char *owner, enum meta_name_rule names, uint64_t quota_bytes, uint64_t *ret_ws) _must_check_;
 /* -ENOENT: none, or not a member (existence stays hidden); -EACCES: role below `least`. subject NULL: the server's own administration. */
 int meta_access(struct meta *m, const struct meta_subject *subject, const char *name, enum meta_role least, struct meta_workspace *ret) _must_check_;

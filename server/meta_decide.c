@@ -20,6 +20,7 @@
 #include <string.h>
 
 #include "api/wire.h"
+#include "base/portable.h"
 #include "meta_op.h"
 
 #define REVIVE_DEPTH_MAX 512u
@@ -31,6 +32,19 @@
         } while (0)
 
 static int name_code(const char *name, size_t n) { return name && name_check(name, n) == 0 ? RES_OK : RES_NAME_INVALID; }
+
+/* A name that somebody gives; one that is taken away may be older than the rule. */
+static int new_name_code(struct opx *x, const char *name, size_t n) {
+        char fold[FOLD_BYTES_MAX];
+        size_t bytes;
+        TRY(name_code(name, n));
+        if (!x->s->portable)
+                return RES_OK;
+        int r = name_fold(name, n, fold, &bytes);
+        return r == -EINVAL ? RES_NAME_INVALID : r < 0 ? r : RES_OK;
+}
+
+static bool same_bytes(const struct entry_row *e, const char *name, size_t n) { return e->name_bytes == n && memcmp(e->name, name, n) == 0; }
 
 static int xattrs_code(const struct op *op) {
         size_t total = 0;
@@ -52,14 +66,35 @@ static int xattrs_code(const struct op *op) {
         return RES_OK;
 }
 
-/* A name in a directory, the plan included: 1, 0, -errno. */
+/* A name in a directory, the plan included; in a portable workspace also one that is equal by its fold: 1, 0, -errno. */
 static int name_get(struct opx *x, const struct id *parent, const char *name, size_t n, struct entry_row *ret) {
         for (struct move *m = x->moves; m; m = m->next)
                 if (m->add && id_equal(&m->entry.parent, parent) && m->entry.name_bytes == n && memcmp(m->entry.name, name, n) == 0) {
                         *ret = m->entry;
                         return 1;
                 }
-        return entry_get(x->db, x->s->ws, parent, name, n, x->a, ret);
+        int r = entry_get(x->db, x->s->ws, parent, name, n, x->a, ret);
+        if (r != 0 || !x->s->portable)
+                return r;
+        char fold[FOLD_BYTES_MAX], other[FOLD_BYTES_MAX];
+        size_t bytes, other_bytes;
+        r = name_fold(name, n, fold, &bytes);
+        if (r < 0)
+                return r == -EINVAL ? 0 : r;
+        for (struct move *m = x->moves; m; m = m->next)
+                if (m->add && id_equal(&m->entry.parent, parent) && name_fold(m->entry.name, m->entry.name_bytes, other, &other_bytes) == 0 && other_bytes == bytes &&
+                    memcmp(other, fold, bytes) == 0) {
+                        *ret = m->entry;
+                        return 1;
+                }
+        return entry_get_folded(x->db, x->s->ws, parent, fold, bytes, x->a, ret);
+}
+
+int opx_new_name(struct opx *x, const struct id *parent, const char *name, size_t n) {
+        struct entry_row e;
+        TRY(new_name_code(x, name, n));
+        int r = name_get(x, parent, name, n, &e);
+        return r < 0 ? r : r > 0 ? RES_EXISTS : RES_OK;
 }
 
 static int names_count(struct opx *x, const struct id *node) {
@@ -281,7 +316,7 @@ static int create_collides(struct opx *x, const struct entry_row *e) {
         if (r <= 0)
                 return r < 0 ? r : -EBADMSG;
         const struct node_row *ours = &x->op->attrs;
-        if (there->row.kind != ours->kind)
+        if (there->row.kind != ours->kind || !same_bytes(e, x->op->name, x->op->name_bytes))
                 return RES_EXISTS;
         bool same = ours->kind == NODE_DIR || (ours->kind == NODE_FILE && content_equal(&there->row.content, &x->op->content)) ||
                     (ours->kind == NODE_SYMLINK && strcmp(there->row.target, ours->target) == 0);
@@ -298,7 +333,7 @@ static int decide_create(struct opx *x) {
         const struct node_row *a = &op->attrs;
         if (a->kind == NODE_GRAFT || a->kind == NODE_RESERVED || a->kind < NODE_FILE || a->kind > NODE_RESERVED)
                 return RES_UNSUPPORTED;
-        TRY(name_code(op->name, op->name_bytes));
+        TRY(new_name_code(x, op->name, op->name_bytes));
         if (a->mode & ~07777u || (a->kind != NODE_FILE && op->content.size > 0))
                 return RES_INVALID;
         TRY(xattrs_code(op));
@@ -396,7 +431,7 @@ static int decide_attr(struct opx *x) {
 static int decide_link(struct opx *x) {
         const struct op *op = x->op;
         struct work *w, *parent;
-        TRY(name_code(op->name, op->name_bytes));
+        TRY(new_name_code(x, op->name, op->name_bytes));
         TRY(live_node(x, &op->node, &w));
         if (w->row.kind == NODE_DIR)
                 return RES_IS_DIR;
@@ -405,7 +440,7 @@ static int decide_link(struct opx *x) {
         int r = name_get(x, &parent->row.id, op->name, op->name_bytes, &e);
         if (r < 0)
                 return r;
-        if (r > 0 && id_equal(&e.node, &w->row.id)) {
+        if (r > 0 && id_equal(&e.node, &w->row.id) && same_bytes(&e, op->name, op->name_bytes)) {
                 x->merged_into = w->row.id;
                 x->stands_placement = e.placement;
                 x->stands_version = w->row.version;
@@ -533,7 +568,7 @@ static int decide_rename(struct opx *x) {
         const struct op *op = x->op;
         struct work *w, *from, *to;
         struct entry_row e, e2;
-        TRY(name_code(op->name2, op->name2_bytes));
+        TRY(new_name_code(x, op->name2, op->name2_bytes));
         TRY(live_node(x, &op->node, &w));
         TRY(own_name(x, &op->parent, op->name, op->name_bytes, &op->placement, w, &from, &e));
         TRY(target_dir(x, &op->parent2, &to));

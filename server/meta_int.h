@@ -18,6 +18,7 @@ struct space {
         struct cursor at;
         uint64_t horizon, entry_next, quota, used, reserved, nodes;
         int64_t time_ns;         /* of the newest event */
+        bool portable;           /* its name rule */
         bool dirty, news;        /* news: its seq moved in this transaction */
 };
 struct txn {
@@ -71,6 +72,8 @@ int entry_from(struct sql *db, struct sql_stmt *st, struct arena *a, struct entr
 int node_get(struct sql *db, uint64_t ws, const struct id *id, struct arena *a, struct node_row *ret) _must_check_;
 int alias_get(struct sql *db, uint64_t ws, struct id *id) _must_check_;  /* replaces id by what it was merged into, if it was: 1, 0, -errno */
 int entry_get(struct sql *db, uint64_t ws, const struct id *parent, const void *name, size_t n, struct arena *a, struct entry_row *ret) _must_check_;
+/* The same by the fold of the name: a portable workspace. */
+int entry_get_folded(struct sql *db, uint64_t ws, const struct id *parent, const void *fold, size_t n, struct arena *a, struct entry_row *ret) _must_check_;
 int entries_get(struct sql *db, uint64_t ws, const struct id *node, struct arena *a, const struct entry_row **ret, size_t *ret_n) _must_check_;
 int xattrs_pack(const struct xattr *x, size_t n, struct arena *a, const void **ret, size_t *ret_n) _must_check_;
 /* node, then aliases, then names. -ENOENT if there is no such node. */

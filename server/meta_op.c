@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "api/wire.h"
+#include "base/portable.h"
 
 void opx_init(struct opx *x, struct txn *t, struct space *s, struct arena *a, const struct meta_subject *subject, const struct op *op, const struct digest *digest,
               struct fresh *fresh, const struct content_plan *plan) {
@@ -282,10 +283,19 @@ static int move_write(struct opx *x, struct move *m, uint64_t seq) {
         struct entry_row *e = &m->entry;
         int64_t ws = (int64_t)x->s->ws;
         if (m->add) {
+                char fold[FOLD_BYTES_MAX];
+                size_t bytes = 0;
+                int k = x->s->portable ? name_fold(e->name, e->name_bytes, fold, &bytes) : 0;
+                if (k == -ENOMEM)
+                        return k;
+                if (k < 0) { /* it came back with its directory, and is older than this version of Unicode or than the rule: it is equal to nothing but itself */
+                        bytes = MIN(e->name_bytes, sizeof fold);
+                        memcpy(fold, e->name, bytes);
+                }
                 e->entry_id = x->s->entry_next++;
                 e->seq = seq;
-                return sql_run(x->db, "INSERT INTO entry(workspace, id, parent, name, fold, node, placement, seq) VALUES(?1, ?2, ?3, ?4, NULL, ?5, ?6, ?7)", "iiDbDDi", ws,
-                               (int64_t)e->entry_id, &e->parent, (const void *)e->name, e->name_bytes, &e->node, &e->placement, (int64_t)seq);
+                return sql_run(x->db, "INSERT INTO entry(workspace, id, parent, name, fold, node, placement, seq) VALUES(?1, ?2, ?3, ?4, ?8, ?5, ?6, ?7)", "iiDbDDib", ws,
+                               (int64_t)e->entry_id, &e->parent, (const void *)e->name, e->name_bytes, &e->node, &e->placement, (int64_t)seq, x->s->portable ? (const void *)fold : NULL, bytes);
         }
         int r = sql_run(x->db, "INSERT INTO entry_past(workspace, id, parent, name, node, placement, seq, until_seq) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)", "iiDbDDii", ws,
                         (int64_t)e->entry_id, &e->parent, (const void *)e->name, e->name_bytes, &e->node, &e->placement, (int64_t)e->seq, (int64_t)seq);

@@ -75,6 +75,8 @@ int opx_finish(struct opx *x, int code, struct op_result *ret) _must_check_; /* 
 int opx_allowed(struct opx *x) _must_check_;           /* RES_OK, RES_FORBIDDEN, -errno */
 
 /* ---- meta_decide.c ---- */
+/* A name that is given in a directory where no entry has these bytes: RES_OK, RES_NAME_INVALID; RES_EXISTS in a portable workspace, if another one is equal to it there. */
+int opx_new_name(struct opx *x, const struct id *parent, const char *name, size_t n) _must_check_;
 int opx_decide(struct opx *x) _must_check_;
 int opx_set_content(struct opx *x, struct work *w, const struct content *c) _must_check_;
 int opx_revive(struct opx *x, struct work **w) _must_check_;

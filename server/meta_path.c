@@ -49,6 +49,11 @@ static int plan_new_file(struct solo *s, struct opx *x, const struct path *p, si
                 return r < 0 ? r : -EBADMSG;
         if (parent->row.kind != NODE_DIR)
                 return RES_NOT_DIR;
+        for (size_t i = depth; i < p->n; i++) { /* all of them before anything is planned; below the first there is nothing yet */
+                r = opx_new_name(x, i == depth ? &dir->id : &(struct id){ { 0 } }, p->names[i], strlen(p->names[i]));
+                if (r != RES_OK)
+                        return r;
+        }
         for (; depth < p->n; depth++) {
                 bool file = depth + 1 == p->n;
                 struct node_row row = { .id = rng_id(x->t->m->c.rng), .kind = file ? NODE_FILE : NODE_DIR, .mode = file ? 0644 : 0755,

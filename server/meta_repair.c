@@ -50,7 +50,7 @@ static int add_lost(struct txn *t, struct repair_arg *g, int64_t *ret_changed) {
         int64_t changed = 0;
         int r;
         FIX("INSERT INTO entry(workspace, id, parent, name, fold, node, placement, seq) SELECT n.workspace, (SELECT entry_next FROM workspace w WHERE w.id = ?1) + row_number() OVER (ORDER BY n.id),"
-            " ?2, CAST('lost+found-' || lower(hex(n.id)) AS BLOB), NULL, n.id, n.id, n.seq FROM node n WHERE n.workspace = ?1 AND n.deleted = 0 AND n.id <> ?2 AND NOT EXISTS"
+            " ?2, CAST('lost+found-' || lower(hex(n.id)) AS BLOB), CASE (SELECT name_rule FROM workspace w WHERE w.id = ?1) WHEN 2 THEN CAST('lost+found-' || lower(hex(n.id)) AS BLOB) END, n.id, n.id, n.seq FROM node n WHERE n.workspace = ?1 AND n.deleted = 0 AND n.id <> ?2 AND NOT EXISTS"
             " (SELECT 1 FROM entry e WHERE e.workspace = n.workspace AND e.node = n.id)");
         *ret_changed += changed;
         FIX("UPDATE workspace SET entry_next = 1 + max(entry_next, coalesce((SELECT max(e.id) FROM entry e WHERE e.workspace = ?1), 0)) WHERE id = ?1 AND ?2 IS NOT NULL");

@@ -163,6 +163,16 @@ int entry_get(struct sql *db, uint64_t ws, const struct id *parent, const void *
         return r < 0 ? r : 1;
 }
 
+int entry_get_folded(struct sql *db, uint64_t ws, const struct id *parent, const void *fold, size_t n, struct arena *a, struct entry_row *ret) {
+        struct sql_stmt *st;
+        int r = sql_first(db, &st, "SELECT " ENTRY_COLUMNS " FROM entry WHERE workspace = ?1 AND parent = ?2 AND fold = ?3", "iDb", (int64_t)ws, parent, fold, n);
+        if (r <= 0)
+                return r;
+        r = entry_from(db, st, a, ret);
+        sql_reset(db, st);
+        return r < 0 ? r : 1;
+}
+
 int entries_get(struct sql *db, uint64_t ws, const struct id *node, struct arena *a, const struct entry_row **ret, size_t *ret_n) {
         struct sql_stmt *st;
         int r = sql_stmt(db, &st, "SELECT " ENTRY_COLUMNS " FROM entry WHERE workspace = ?1 AND node = ?2 ORDER BY id", "iD", (int64_t)ws, node);

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/portable.h"
 #include "meta_int.h"
 
 const char *meta_role_name(enum meta_role r) {
@@ -88,8 +89,8 @@ static int add_write(struct txn *t, void *arg, int *ret_refusal) {
         static const uint8_t zero[8];
         r = sql_first(t->db, &st,
                       "INSERT INTO workspace(name, owner, created_ns, epoch, predecessor, fork_seq, seq, mark, horizon, horizon_mark, entry_next, time_ns, name_rule, unicode,"
-                      " quota, used, reserved, nodes) VALUES(?1, ?2, ?3, ?4, NULL, 0, 0, ?5, 0, ?5, 1, ?3, ?6, NULL, ?7, 0, 0, 1) RETURNING id", "tiiDbii", w->name, owner,
-                      t->now_ns, &w->epoch, (const void *)zero, sizeof zero, (int64_t)w->names, (int64_t)w->quota);
+                      " quota, used, reserved, nodes) VALUES(?1, ?2, ?3, ?4, NULL, 0, 0, ?5, 0, ?5, 1, ?3, ?6, nullif(?8, 0), ?7, 0, 0, 1) RETURNING id", "tiiDbiii", w->name, owner,
+                      t->now_ns, &w->epoch, (const void *)zero, sizeof zero, (int64_t)w->names, (int64_t)w->quota, (int64_t)(w->names == NAMES_PORTABLE ? name_fold_unicode() : 0));
         if (r <= 0)
                 return r < 0 ? r : -EIO;
         w->ws = (uint64_t)sql_int(t->db, st, 0);
@@ -105,9 +106,7 @@ int meta_workspace_add(struct meta *m, const char *name, const char *owner, enum
         int r = names_valid(name);
         if (r < 0)
                 return r;
-        if (names == NAMES_PORTABLE)
-                return -EOPNOTSUPP;
-        if (names != NAMES_EXACT || quota_bytes > INT64_MAX)
+        if ((names != NAMES_EXACT && names != NAMES_PORTABLE) || quota_bytes > INT64_MAX)
                 return -EINVAL;
         struct add_arg w = { .name = name, .owner = owner, .names = names, .quota = quota_bytes, .epoch = rng_id(m->c.rng) };
         r = meta_write(m, add_write, &w);

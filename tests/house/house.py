@@ -29,6 +29,7 @@ ADAPTERS = {  # third-party header -> files that may include it
     r"libpq.*": r"server/sql_pg",
     r"openssl/.*": r"base/digest",
     r"xxhash\.h": r"base/digest",
+    r"utf8proc\.h": r"base/portable",
     r"zstd.*": r"api/",
     r"sodium.*": r"server/auth",
     r"jansson\.h": r"(include/base/base/json\.h|base/json)",

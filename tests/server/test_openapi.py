@@ -87,11 +87,10 @@ add("POST", "/v1/logout", 204, lambda s: s.call("POST", "/v1/logout", token=logi
 add("DELETE", "/v1/devices/{device}", 204, lambda s: s.call("DELETE", "/v1/devices/" + login(s)["device_id"]))
 add("DELETE", "/v1/devices/{device}", 400, lambda s: s.call("DELETE", "/v1/devices/xyz"))
 add("DELETE", "/v1/devices/{device}", 404, lambda s: s.call("DELETE", "/v1/devices/" + ZERO))
-add("POST", "/v1/workspaces", 201, lambda s: post_json(s, "/v1/workspaces", {"name": "made", "quota_bytes": 5}))
+add("POST", "/v1/workspaces", 201, lambda s: post_json(s, "/v1/workspaces", {"name": "made", "quota_bytes": 5}), lambda s: post_json(s, "/v1/workspaces", {"name": "made2", "names": "portable"}))
 add("POST", "/v1/workspaces", 400, lambda s: post_json(s, "/v1/workspaces", {"name": "a/b"}), lambda s: post_json(s, "/v1/workspaces", {}),
     lambda s: post_json(s, "/v1/workspaces", {"name": "x", "quota_bytes": -1}))
 add("POST", "/v1/workspaces", 409, lambda s: post_json(s, "/v1/workspaces", {"name": "w"}))
-add("POST", "/v1/workspaces", 426, lambda s: post_json(s, "/v1/workspaces", {"name": "x", "names": "portable"}))
 add("GET", WS, 200, lambda s: s.call("GET", "/v1/workspaces/w"))
 for scan in ("nodes", "entries"):
     pattern = WS + "/snapshot/" + scan

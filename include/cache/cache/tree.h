@@ -224,6 +224,8 @@ bool tree_synced(struct tree *t, uint64_t ino);
 int tree_pending_files(struct tree *t, int (*each)(void *arg, const struct node *n), void *arg) _must_check_;
 struct tree_totals { uint64_t files, nodes, entries, content_bytes; bool complete; /* first load finished */ };
 int tree_totals(struct tree *t, struct tree_totals *ret) _must_check_;
+/* The workspace has portable names, for good: names that a program gives are looked at (tree_portable.c: -EINVAL, -EEXIST). */
+int tree_portable_names(struct tree *t) _must_check_;
 /* Small durable settings of the client (workspace id, device, host name, ...). */
 int tree_setting_get(struct tree *t, const char *key, struct buf *ret) _must_check_; /* -ENOENT */
 int tree_setting_set(struct tree *t, const char *key, const void *value, size_t n) _must_check_;
