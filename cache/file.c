@@ -190,6 +190,7 @@ void files_named(void *files, uint64_t ino) {
 void file_rekey(struct file *f, uint64_t ino, uint16_t incarnation) {
         struct files *fs = f->fs;
         LOCK_SCOPE(&fs->lock);
+        (void)atomic_fetch_add(&fs->seals, 1); /* before it is not found under the old number: see file_seals */
         file_name_set_locked(f, NAME_UNKNOWN);
         table_remove_locked(fs, f);
         f->ino = ino;

@@ -44,7 +44,7 @@ struct files {
         struct lock lock;             /* RANK_QUEUE: all below */
         struct file **bucket; size_t n_buckets, n;
         struct file *open_first; uint64_t n_open, n_open_by_name[3]; /* of those, with each value of name */
-        _Atomic uint64_t seals;       /* contents queued, any thread: file_seals */
+        _Atomic uint64_t seals;       /* contents queued, files that moved to another inode; any thread: file_seals */
         struct listener *listener[LISTENERS_MAX]; size_t n_listeners;
         bool online;
         uint64_t answers;             /* cache_answers */

@@ -2,8 +2,8 @@
 /* attr.c: what stat shows, and how it is changed.
  *
  * Shown: st_ino is the row id, stable over remounts; size and times of a file that is being written come from its open stage (file_overlay), else from the row. A commit point
- * moves them from one to the other: if one happened between reading the row and asking for the overlay, the row is read again (file_seals), because the kernel would
- * keep the old size for a day. There is
+ * moves them from one to the other, and a conflict copy takes the stage with it to another inode: if one happened between reading the row and asking for the overlay, the row is read again
+ * (file_seals), because the kernel would keep the old size for a day, and who reads what he has just written would miss the end of it. There is
  * no access time that reading would change (the mount behaves as with noatime): it shows the mtime until a program sets it, and then what was set, on this client. Owners: owner.c.
  *
  * A nodeid of an older incarnation (remote content replaced that of an open node) shows what its handles have: the size of the bytes that they read and the times as opened, or,
@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 #include "base/err.h"
+#include "base/failpoint.h"
 #include "base/io.h"
 #include "base/log.h"
 
@@ -66,9 +67,31 @@ void reply_fail(fuse_req_t req, int r) {
         (void)fuse_reply_err(req, err); /* fails only if the mount is gone or the request was interrupted */
 }
 
+/* What the handles of nodeid see, whose node has a newer version: their conflict copy's row, or the version that they hold open. n: the node's row. False: there is no handle. */
+static bool superseded_view(struct mount *m, uint64_t nodeid, struct node *n) {
+        struct cache *c = m->cfg.cache;
+        for (int i = 0; i < 2; i++) { /* the file may become a conflict copy between two questions */
+                uint64_t ino, seals;
+                struct node copy;
+                if (!nodes_view(m, nodeid, &ino, &n->mtime_ns, &n->ctime_ns))
+                        return false;
+                seals = file_seals(c);
+                if (ino != n->ino && tree_get(c->tree, ino, &copy) == 0) {
+                        node_overlay(m, &copy, seals);
+                        copy.ino = n->ino;
+                        *n = copy;
+                        return true;
+                }
+                if (file_shown_size(c, n->ino, nodeid_incarnation(nodeid), &n->size))
+                        return true;
+        }
+        return false;
+}
+
 void node_overlay(struct mount *m, struct node *n, uint64_t seals) {
         uint64_t size;
         int64_t mtime_ns, ctime_ns;
+        FAILPOINT_HERE("attr.row");
         while (n->kind == NODE_FILE) {
                 if (file_overlay(m->cfg.cache, n->ino, &size, &mtime_ns, &ctime_ns)) {
                         n->size = size;
@@ -78,8 +101,16 @@ void node_overlay(struct mount *m, struct node *n, uint64_t seals) {
                 }
                 uint64_t now = file_seals(m->cfg.cache);
                 struct node again;
-                if (now == seals || tree_get(m->cfg.cache->tree, n->ino, &again) < 0 || again.incarnation != n->incarnation)
+                if (now == seals || tree_get(m->cfg.cache->tree, n->ino, &again) < 0)
                         return;
+                if (again.incarnation != n->incarnation) { /* n is what its handles see, and that has moved */
+                        if (superseded_view(m, nodeid_of(n), &again)) {
+                                n->size = again.size;
+                                n->mtime_ns = again.mtime_ns;
+                                n->ctime_ns = again.ctime_ns;
+                        }
+                        return;
+                }
                 seals = now;
                 *n = again;
         }
@@ -121,18 +152,8 @@ int node_row(struct mount *m, uint64_t nodeid, struct node *ret, bool *ret_super
         if (r < 0)
                 return r;
         if (n.incarnation != nodeid_incarnation(nodeid) && n.kind != NODE_DIR) {
-                uint64_t ino;
-                struct node copy;
-                if (!nodes_view(m, nodeid, &ino, &n.mtime_ns, &n.ctime_ns))
+                if (!superseded_view(m, nodeid, &n))
                         return -ESTALE;
-                seals = file_seals(m->cfg.cache);
-                if (ino != n.ino && tree_get(m->cfg.cache->tree, ino, &copy) == 0) {
-                        node_overlay(m, &copy, seals);
-                        copy.ino = n.ino;
-                        n = copy;
-                } else if (!file_shown_size(m->cfg.cache, n.ino, nodeid_incarnation(nodeid), &n.size)) {
-                        return -ESTALE;
-                }
                 superseded = true;
         } else {
                 node_overlay(m, &n, seals);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What others change is shown at once, whatever the kernel has cached: names, absences, attributes, listings, pages. Each test warms the caches first and checks
 that the warm answer really comes from the kernel (no request reaches the daemon), so that it would fail without the invalidation."""
+import ctypes
 import errno
 import os
 import random
@@ -129,6 +130,14 @@ def test_content_of_an_open_file(mount):
     assert read(mount / "f")[100:101] == b"b"
 
 
+def size_now(fd):
+    """As the daemon says it in this moment, whatever the kernel has cached."""
+    buf = ctypes.create_string_buffer(256)
+    at_empty_path, at_statx_force_sync, statx_size = 0x1000, 0x2000, 0x200
+    assert ctypes.CDLL(None).statx(fd, b"", at_empty_path | at_statx_force_sync, statx_size, buf) == 0
+    return int.from_bytes(buf[40:48], "little")
+
+
 def copies(mount):
     return [n for n in os.listdir(mount.path) if "(conflict " in n]
 
@@ -162,6 +171,25 @@ def test_a_write_through_a_superseded_handle_makes_the_conflict_copy(mount):
     assert os.pread(reader, 10, 299998) == old[299998:] + b"mine"
     os.close(reader)
     assert read(mount / "f") == new and os.stat(mount / "f").st_mode & 0o777 == 0o644
+
+
+def test_a_size_that_is_asked_for_while_the_file_becomes_a_conflict_copy(mount):
+    """The row was read before, the bytes that are written are looked for after: what was written before the answer is in it."""
+    mount.do("create", "f", "/", "f", "@300000:a")
+    writer = os.open(mount / "f", os.O_RDWR)
+    assert os.pread(writer, 1, 0)
+    mount.do("arm", "attr.row=hold")
+    asked = []
+    thread = threading.Thread(target=lambda: asked.append(size_now(writer)))
+    thread.start()
+    wait_for(lambda: int(mount.do("hits", "attr.row")) >= 1, "the row was read")
+    mount.do("content", "f", "@200000:b")
+    assert os.pwrite(writer, b"mine", 300000) == 4
+    mount.do("arm", "attr.row=off")
+    thread.join(30)
+    assert asked == [300004]
+    os.close(writer)
+    assert os.stat(mount / the_copy(mount)).st_size == 300004
 
 
 @pytest.mark.parametrize("size", [0, 1000, 400000])

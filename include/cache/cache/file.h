@@ -58,7 +58,7 @@ void file_forget(struct cache *c, uint64_t ino);
 bool file_overlay(struct cache *c, uint64_t ino, uint64_t *ret_size, int64_t *ret_mtime_ns, int64_t *ret_ctime_ns);
 /* The size of what the handles of this incarnation read. False: it has no file (any more, or under this number). */
 bool file_shown_size(struct cache *c, uint64_t ino, uint16_t incarnation, uint64_t *ret_size);
-/* Counts contents that moved from a stage to the row. A row read before and an overlay asked after: if there is none but the count has grown in between, the row may be from
+/* Counts contents that moved from a stage to the row, and files that moved to another inode. A row read before and an overlay asked after: if there is none but the count has grown in between, the row may be from
  * before the move: read it again. */
 uint64_t file_seals(struct cache *c);
 
