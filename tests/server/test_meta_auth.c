@@ -139,12 +139,13 @@ static void workspaces(void **state) {
         assert_int_equal(meta_workspace_add(k.m, "w", "ann", NAMES_EXACT, 0, &ws), -EEXIST);
         assert_int_equal(meta_workspace_add(k.m, "x", "nobody", NAMES_EXACT, 0, &ws), -ENOENT);
         assert_int_equal(meta_workspace_add(k.m, "a/b", "ann", NAMES_EXACT, 0, &ws), -EINVAL);
-        assert_int_equal(meta_workspace_add(k.m, "x", "ann", NAMES_PORTABLE, 0, &ws), -EOPNOTSUPP);
-        assert_int_equal(meta_workspace_add(k.m, "x", "bob", NAMES_EXACT, 77, &ws), 0);
+        assert_int_equal(meta_workspace_add(k.m, "x", "ann", NAMES_PORTABLE + 1, 0, &ws), -EINVAL);
+        assert_int_equal(meta_workspace_add(k.m, "x", "bob", NAMES_PORTABLE, 77, &ws), 0);
         assert_int_equal(meta_access(k.m, &k.ann, "x", ROLE_VIEWER, &w), -ENOENT); /* hidden */
         assert_int_equal(meta_access(k.m, &k.ann, "none", ROLE_VIEWER, &w), -ENOENT);
         assert_int_equal(meta_access(k.m, &bob, "x", ROLE_OWNER, &w), 0);
         assert_int_equal(w.quota_bytes, 77);
+        assert_int_equal(w.names, NAMES_PORTABLE);
         assert_string_equal(w.owner, "bob");
         assert_int_equal(w.role, ROLE_OWNER);
         assert_int_equal(w.nodes, 1);

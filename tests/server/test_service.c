@@ -271,7 +271,8 @@ static void test_commit_refuses_bad_bodies(void **state) {
         assert_int_equal(wire_add_op(&body, &op), 0);
         assert_int_equal(call(k, "POST", "/v1/workspaces/w/commit", body.data, body.bytes - 10), 400); /* DATA frame cut off */
         expect_code(k, "INVALID");
-        assert_int_equal(call(k, "POST", "/v1/workspaces/w/commit", "garbage!", 8), 426); /* an unknown frame kind */
+        assert_int_equal(call(k, "POST", "/v1/workspaces/w/commit", "g\x01\x00\x00\x00!", 6), 426); /* an unknown frame kind */
+        assert_int_equal(call(k, "POST", "/v1/workspaces/w/commit", "garbage!", 8), 400);                /* not frames at all */
         assert_int_equal(call(k, "POST", "/v1/workspaces/w/commit", "\x07\xff\xff\xff\xff", 5), 400);
         body.bytes -= 10;                                                    /* the DATA frame away: its bytes are due */
         assert_int_equal(call(k, "POST", "/v1/workspaces/w/commit", body.data, body.bytes), 400);
