@@ -15,8 +15,8 @@
  * `nwait` counts the predecessors that were not sent: rows with nwait = 0 are found by a partial index, so the length of the queue costs nothing. Two more
  * rules have too many predecessors for a table and are computed when the row is about to go: OB_BARRIER and OB_CHILDREN (outbox_next.c).
  *
- * A predecessor always has a smaller order. A row that is changed so that it needs a later one gets a new place at the end, if nothing depends on it; else the caller
- * queues another row instead.
+ * A predecessor always has a smaller order. A row that is changed so that it needs a later one gets a new place at the end, if nothing depends on it, by the table or because it takes a name
+ * out of a directory that is removed later (OB_CHILDREN); else the caller queues another row instead.
  *
  * Upload is never starved: `handed` remembers since when the engine has a row in hand; a content in hand for PROTECT_MS is not replaced by a newer one any more, which
  * then waits behind it (and is replaced in turn). What is queued instead of a content that goes (a save by rename, whose operation is another one) has been in hand since that one was: what counts
@@ -132,9 +132,10 @@ int outbox_last_at(struct tree *t, uint64_t parent, const char *name, size_t n, 
         return r;
 }
 
-int outbox_has_dependents(struct tree *t, uint64_t ord) {
+int outbox_has_dependents(struct tree *t, const struct orow *o) {
         int64_t v;
-        int r = db_int(t->w, &v, "SELECT EXISTS(SELECT 1 FROM dep WHERE pred=?)", "i", (int64_t)ord);
+        int r = db_int(t->w, &v, "SELECT EXISTS(SELECT 1 FROM dep WHERE pred=?1) OR EXISTS(SELECT 1 FROM outbox WHERE ino=?2 AND ord>?1 AND bits & 8)"
+                                 " OR EXISTS(SELECT 1 FROM outbox WHERE ino2=?2 AND ino2 > 0 AND ord>?1 AND bits & 8)", "ii", (int64_t)o->ord, (int64_t)o->p1);
         return r < 0 ? r : (int)v;
 }
 

@@ -237,7 +237,7 @@ int outbox_of_node(struct tree *t, uint64_t ino, struct orow **ret, size_t *ret_
 int outbox_create_of(struct tree *t, uint64_t ino, struct orow *ret) _must_check_; /* its CREATE, -ENOENT */
 int outbox_touches_dir(struct tree *t, uint64_t dir) _must_check_;     /* 1: a pending operation changes entries of dir */
 int outbox_last_at(struct tree *t, uint64_t parent, const char *name, size_t n, uint64_t before, uint64_t *ret_ord) _must_check_; /* latest row before that order which names the place; 0: none */
-int outbox_has_dependents(struct tree *t, uint64_t ord) _must_check_;
+int outbox_has_dependents(struct tree *t, const struct orow *o) _must_check_;
 int outbox_to_end(struct tree *t, struct orow *o) _must_check_;  /* gives it a new place in the order; only without dependents */
 int outbox_row_read(struct db_stmt *s, int col, struct arena *a, struct orow *ret) _must_check_;
 #define OUT_COLS "o.ord,o.id,o.kind,o.state,o.bits,o.ino,o.ino2,o.p1,o.n1,o.p2,o.n2,o.gen,o.body,o.queued_ns,o.nwait,o.class,o.rev,o.attempts,o.error,o.next_try_ns,o.reason"

@@ -139,7 +139,7 @@ static int may_move(struct tree *t, struct rename *m, struct orow *o) {
                         r = 0;
         }
         if (r == 0 && (at > o->ord || (o->bits & OB_DIRMOVE))) {
-                r = outbox_has_dependents(t, o->ord);
+                r = outbox_has_dependents(t, o);
                 if (r > 0)
                         return 0;
                 if (r == 0)

@@ -206,6 +206,50 @@ static void test_rmdir(void **state) {
         model_close(&m);
 }
 
+/* What was moved out of a directory moves on into one that was made after the first one was removed (or replaced): its operation gets a later place, and still goes before the removal. */
+static void test_rmdir_before_what_left_it(void **state) {
+        model_open(&m, 7);
+        for (int i = 0; i < 4; i++) {
+                const bool over = i & 1, gone = i & 2;
+                char d[8], f[8], to[8];
+                (void)snprintf(d, sizeof d, "d%d", i);
+                (void)snprintf(f, sizeof f, "f%d", i);
+                (void)snprintf(to, sizeof to, "g%d", i);
+                struct node dir = make(&w, INO_ROOT, d, NODE_DIR), file = make(&w, dir.ino, "f", NODE_FILE);
+                (void)put_content(&w, file.ino, 10 + (uint64_t)i, 1);
+                if (over)
+                        (void)make(&w, INO_ROOT, "other", NODE_DIR);
+                settle_server();
+                MUST(mv(&w, dir.ino, "f", INO_ROOT, f, 0));
+                if (over)
+                        MUST(mv(&w, INO_ROOT, "other", INO_ROOT, d, 0));
+                else
+                        MUST(rmdir_at(&w, INO_ROOT, d));
+                struct node later = make(&w, INO_ROOT, to, NODE_DIR);
+                MUST(mv(&w, INO_ROOT, f, later.ino, "f", 0));
+                if (gone)
+                        MUST(rm(&w, later.ino, "f"));
+                next();
+                struct id ids[20];
+                size_t sent = 0;
+                for (size_t k = 0; k < n; k++)
+                        ids[sent++] = items[k].op.id;
+                for (size_t k = 0; k < sent; k++) { /* the server's word on each, in this order */
+                        struct outbox_item item;
+                        struct tree_applied applied;
+                        MUST(outbox_mark_sent(w.tree, &ids[k], 1));
+                        MUST(outbox_get(w.tree, &ids[k], w.arena, &item));
+                        item.op.n_after = 0;
+                        struct op_result r = model_commit(&m, &item.op);
+                        assert_int_equal(r.code, RES_OK);
+                        MUST(tree_accepted(w.tree, &r, NULL, NULL, w.arena, &applied));
+                }
+                settle_server();
+                compare(&w, &m);
+        }
+        model_close(&m);
+}
+
 static void test_frozen(void **state) {
         struct node f = make(&w, INO_ROOT, "f", NODE_FILE);
         (void)put_content(&w, f.ino, 1, 1);
@@ -547,7 +591,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_order, setup, teardown),   cmocka_unit_test_setup_teardown(test_same_name, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_hold, setup, teardown),    cmocka_unit_test_setup_teardown(test_barrier, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_barrier_waits, setup, teardown), cmocka_unit_test_setup_teardown(test_rmdir, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_barrier_waits, setup, teardown), cmocka_unit_test_setup_teardown(test_rmdir, setup, teardown), cmocka_unit_test_setup_teardown(test_rmdir_before_what_left_it, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_frozen, setup, teardown),  cmocka_unit_test_setup_teardown(test_atomic_save, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_moved_away, setup, teardown), cmocka_unit_test_setup_teardown(test_cancel, setup, teardown), cmocka_unit_test_setup_teardown(test_refused, setup, teardown), cmocka_unit_test_setup_teardown(test_not_starved, setup, teardown), cmocka_unit_test_setup_teardown(test_long_queue, setup, teardown),
         };
