@@ -214,7 +214,9 @@ class Client:
             return json.loads(s.makefile().readline())
 
     def wait(self, timeout=60):
-        return self.tarn("wait", self.dir, "--timeout", int(timeout * PATIENCE), timeout=timeout + 10)
+        r = self.tarn("wait", self.dir, "--timeout", int(timeout * PATIENCE), check=False, timeout=timeout + 10)
+        assert r.returncode == 0, f"{r.stderr}{self.tarn('status', self.dir, check=False).stdout}{self.tarn('status', self.dir, '--json', check=False).stdout}"
+        return r
 
     def umount(self, check=True, extra=()):
         return self.tarn("umount", self.dir, *extra, check=check, timeout=90)
@@ -230,7 +232,7 @@ class Client:
         self.mount(options=options)
 
     def log_text(self):
-        return "\n".join(p.read_text(errors="replace") for p in [*self.state.glob("mounts/*/log"), self.foreground_log] if p.exists())
+        return "\n".join(p.read_text(errors="replace") for p in [self.foreground_log, *self.state.glob("mounts/*/log")] if p.exists())
 
     def close(self):
         pid = self.pid()
