@@ -473,6 +473,19 @@ static void drop_hidden_layers(struct file *f, struct stage *st) {
         stage_put(hidden);
 }
 
+void file_pop(struct file *f) {
+        lock_assert_held(&f->lock);
+        struct stage *st = f->top;
+        lock_take(&st->lock);
+        f->top = st->below ? stage_ref(st->below) : NULL;
+        st->below_shared = true;
+        if (!f->top && !f->blob)
+                f->content = st->base;
+        lock_drop(&st->lock);
+        files_discard(f->fs, st);
+        file_update_flags(f);
+}
+
 void file_drop_stack(struct file *f, const struct node *now) {
         lock_assert_held(&f->lock);
         if (f->top)
@@ -554,14 +567,7 @@ int file_seal(struct file *f, uint64_t *ret_gen) {
         if (r < 0)
                 return r;
         if (!logged) { /* nothing ever reached it; who reads it goes on */
-                lock_take(&st->lock);
-                f->top = st->below ? stage_ref(st->below) : NULL;
-                st->below_shared = true;
-                if (!f->top && !f->blob)
-                        f->content = st->base;
-                lock_drop(&st->lock);
-                files_discard(fs, st);
-                file_update_flags(f);
+                file_pop(f);
                 return 0;
         }
         r = FAILPOINT("file.frozen");

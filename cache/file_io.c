@@ -255,14 +255,7 @@ static void drop_untrusted(struct file *f) {
                 lock_drop(&st->io);
                 if (!bad)
                         return;
-                lock_take(&st->lock);
-                f->top = st->below ? stage_ref(st->below) : NULL;
-                st->below_shared = true;
-                if (!f->top && !f->blob)
-                        f->content = st->base;
-                lock_drop(&st->lock);
-                files_discard(f->fs, st);
-                file_update_flags(f);
+                file_pop(f);
                 f->error = 0;
         }
 }

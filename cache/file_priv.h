@@ -88,6 +88,7 @@ uint64_t file_size_locked(struct file *f);
 void file_rekey(struct file *f, uint64_t ino, uint16_t incarnation);
 int file_stage_identity(struct files *fs, const struct node *node, struct stage_header *ret) _must_check_;
 void files_wake(struct files *fs);                     /* the listeners */
+void file_pop(struct file *f); /* its top stage leaves the stack, which goes on with what is below. f->lock held */
 void file_drop_stack(struct file *f, const struct node *now);          /* f->lock held: the file shows now->content */
 void stack_set_ino(struct stage *top, uint64_t ino);                   /* where file_commit.c looks for the stack */
 void files_queue_again(struct files *fs);

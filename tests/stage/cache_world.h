@@ -68,6 +68,15 @@ static inline void cw_open_with(struct cw *w, struct clock *clock) {
         assert_int_equal(cache_loaded(w->cache), 0);
 }
 static inline void cw_open(struct cw *w) { cw_open_with(w, clock_system()); }
+/* Without threads of its own: nothing is synced but by the test. */
+static inline void cw_open_by_hand(struct cw *w, struct clock *clock) {
+        char note[200];
+        struct cache_config c = { .dir = w->dir, .limit_bytes = w->limit, .uid = 1000, .gid = 1000, .clock = clock, .rng = rng_system(), .counters = &w->counters,
+                                  .workers = pool_executor(w->pool), .by_hand = true };
+        assert_int_equal(cache_open(&c, &w->cache, note, sizeof note), 0);
+        cache_set_source(w->cache, &w->source->source);
+        cw_load(w);
+}
 static inline void cw_close(struct cw *w) {
         cache_close(w->cache);
         w->cache = NULL;

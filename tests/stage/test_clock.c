@@ -9,15 +9,6 @@ static int64_t mono(struct clock *c) { return clock_mono_ms(clock_system()); }
 static int64_t real(struct clock *c) { return clock_real_ns(clock_system()) - back_ns; }
 static struct clock a_clock = { mono, real };
 
-static void open_by_hand(struct cw *w) {
-        char note[200];
-        struct cache_config c = { .dir = w->dir, .limit_bytes = w->limit, .uid = 1000, .gid = 1000, .clock = &a_clock, .rng = rng_system(), .counters = &w->counters,
-                                  .workers = pool_executor(w->pool), .by_hand = true };
-        assert_int_equal(cache_open(&c, &w->cache, note, sizeof note), 0);
-        cache_set_source(w->cache, &w->source->source);
-        cw_load(w);
-}
-
 /* A copy of the directory as it is now, to go on with; f, open in there, is closed behind its back. */
 static void die(struct cw *w, struct file *f, bool cut) {
         char copy[200];
@@ -38,7 +29,7 @@ static void fill(struct file *f, char c, size_t n) {
 static void goes_back(bool fsynced, bool cut, bool noted, size_t n) {
         struct cw *w = cw_new(256 * MIB, 1);
         back_ns = 0;
-        open_by_hand(w);
+        cw_open_by_hand(w, &a_clock);
         const uint64_t ino = cw_create(w, INO_ROOT, "f").ino;
         struct file *f = cw_file(w, ino, true, false);
         fill(f, 'o', n);
@@ -62,13 +53,13 @@ static void goes_back(bool fsynced, bool cut, bool noted, size_t n) {
         }
         die(w, NULL, false);
         back_ns = clock_real_ns(clock_system()) - INT64_C(1000000000); /* 1970 */
-        open_by_hand(w);
+        cw_open_by_hand(w, &a_clock);
         f = cw_file(w, ino, true, true);
         fill(f, 'n', n);
         if (fsynced)
                 assert_int_equal(file_sync(f), 0);
         die(w, f, cut);
-        open_by_hand(w);
+        cw_open_by_hand(w, &a_clock);
         assert_true(cw_row(w, ino).gen > before);
         f = cw_file(w, ino, false, false);
         uint8_t *p = malloc(n + 1);

@@ -391,6 +391,16 @@ static int see(void *arg, const struct slog_entry *e, uint64_t pos, const uint8_
         }
         return 0;
 }
+/* The open log, and what is in it. */
+static int see_all(const char *path, struct seen *ret) {
+        *ret = (struct seen) { .n = 0 };
+        int fd = open(path, O_RDWR | O_CLOEXEC);
+        struct slog_file sf;
+        uint64_t end;
+        struct slog_scan scan = { see, ret };
+        assert_int_equal(slog_scan(fd, &sf, &scan, &end), 0);
+        return fd;
+}
 
 static void flip(const char *path, uint64_t off) {
         int fd = open(path, O_RDWR | O_CLOEXEC);
@@ -476,12 +486,8 @@ static void damage(bool own, bool cut, size_t at, bool middle) {
         cw_become(w, copy, false);
 
         (void)last_log(w, own, path, sizeof path);
-        struct seen s = { .n = 0 };
-        int fd = open(path, O_RDWR | O_CLOEXEC);
-        struct slog_file sf;
-        uint64_t end;
-        struct slog_scan scan = { see, &s };
-        assert_int_equal(slog_scan(fd, &sf, &scan, &end), 0);
+        struct seen s;
+        int fd = see_all(path, &s);
         /* records of the victim alone */
         size_t v[100], nv = 0;
         for (size_t i = 0; i < s.n; i++)
@@ -549,12 +555,8 @@ static void test_header_alone(void **state) {
         file_release(f, true);
         cw_become(w, copy, false);
         (void)last_log(w, false, path, sizeof path);
-        struct seen s = { .n = 0 };
-        int fd = open(path, O_RDWR | O_CLOEXEC);
-        struct slog_file sf;
-        uint64_t end;
-        struct slog_scan scan = { see, &s };
-        assert_int_equal(slog_scan(fd, &sf, &scan, &end), 0);
+        struct seen s;
+        int fd = see_all(path, &s);
         size_t last = s.n - 1;
         assert_int_equal(s.e[last].kind, LOG_DATA);
         assert_int_equal(ftruncate(fd, (off_t)s.pos[last]), 0);

@@ -8,18 +8,9 @@
 
 #include "base/failpoint.h"
 
-static void open_by_hand(struct cw *w) {
-        char note[200];
-        struct cache_config c = { .dir = w->dir, .limit_bytes = w->limit, .uid = 1000, .gid = 1000, .clock = clock_system(), .rng = rng_system(), .counters = &w->counters,
-                                  .workers = pool_executor(w->pool), .by_hand = true };
-        assert_int_equal(cache_open(&c, &w->cache, note, sizeof note), 0);
-        cache_set_source(w->cache, &w->source->source);
-        cw_load(w);
-}
-
 static struct cw *begin(void) {
         struct cw *w = cw_new(256 * MIB, 1);
-        open_by_hand(w);
+        cw_open_by_hand(w, clock_system());
         return w;
 }
 
@@ -27,7 +18,7 @@ static void die(struct cw *w, bool cut) {
         char copy[200];
         cw_copy(w, "", copy);
         cw_become(w, copy, cut);
-        open_by_hand(w);
+        cw_open_by_hand(w, clock_system());
 }
 
 static void arm(const char *how) {
@@ -144,7 +135,7 @@ static void open_and_killed(const char *how, size_t n, bool twice) {
         cw_copy(w, "", copy);
         file_release(f, true);
         cw_become(w, copy, false);
-        open_by_hand(w);
+        cw_open_by_hand(w, clock_system());
         f = cw_file(w, node_of(w, "f", false).ino, true, false);
         assert_true(f->top && f->top->gen == gen);
         assert_true(file_sync(f) < 0);
