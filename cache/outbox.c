@@ -220,7 +220,8 @@ void outbox_classify(struct orow *o) {
         if ((op->kind == OP_UNLINK && !dir) || op->kind == OP_REPLACE || (op->kind == OP_RENAME && !id_is_zero(&op->replaced) && !(op->flags & OPF_EXCHANGE)))
                 o->bits |= OB_BARRIER;
         o->class = o->bits & OB_BARRIER ? CLASS_BARRIER : CLASS_PLAIN;
-        if (o->class == CLASS_PLAIN && !(o->bits & OB_FROZEN) && ((free_name && (o->bits & OB_TEMP)) || (op->kind == OP_CREATE && op->attrs.kind == NODE_FILE && !o->gen)))
+        const bool no_bytes = op->attrs.kind == NODE_FILE && !o->gen && (op->kind == OP_CREATE || (op->kind == OP_REPLACE && !o->ino2 && op->content.size == 0)); /* most often they are on their way */
+        if (!(o->bits & OB_FROZEN) && (no_bytes || (o->class == CLASS_PLAIN && free_name && (o->bits & OB_TEMP))))
                 o->class = CLASS_HOLD;
 }
 

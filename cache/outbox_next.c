@@ -3,7 +3,7 @@
  *
  * A row may go if it is queued (or parked and due), each of its predecessors was sent or goes in the same answer, and none of these holds it:
  *
- *   hold      a temporary's name (temporary.c), or a new file without content that is open for writing or about to be opened by who makes it: until 2 s after it was queued (class HOLD)
+ *   hold      a temporary's name (temporary.c), or a new file (or what takes an old one's place) without content that is open for writing or about to be opened by who makes it: until 2 s after it was queued (class HOLD)
  *   barrier   unlink, rename-over, replace (class BARRIER): until every content queued before it is accepted, goes with it, is parked, or has
  *             waited 60 s. Contents that are on their way or go with it are named in `after`, so that the order holds whatever the server answers
  *   children  rmdir, a directory's explicit mtime, a rename over a directory: until the earlier operations in that directory are accepted or go with it, in `after`

@@ -17,7 +17,8 @@
  * new version of the file that they know.
  *
  * The same by another way is one who takes the name while its file has another one, which then goes (rename f -> x, create f, unlink x: local_unlink_replaced). If the server never heard of x, the file
- * that goes is still at f there: the new one is its new version, as if it had been saved over it.
+ * that goes is still at f there: the new one is its new version, as if it had been saved over it. That does not hang on when its bytes come (a close returns before the kernel tells of it): the REPLACE of
+ * one that was not written yet waits for them as a CREATE would.
  *
  * A CREATE or RENAME that gets a new place must stay behind what its new place depends on: it moves to the end of the order, or, if something depends on it already, a RENAME is queued.
  * So it is with a CREATE whose content has been in hand for so long that it must get there (outbox.c): it does so at its place.
@@ -483,7 +484,7 @@ int local_unlink_replaced(struct tree *t, struct nrow *old, uint64_t dir, const 
                 r = row_get(t, t->w, m.dir2, &m.p2);
         if (r < 0)
                 return r == -ENOENT ? 0 : r;
-        if (m.s.v.gen == 0 || m.s.nlink != 1) /* not written yet: nobody's new version */
+        if (m.s.nlink != 1)
                 return 0;
         r = replace_kind(t, &m, &new_ops, &n_new);
         if (r == 1)

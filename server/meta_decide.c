@@ -295,7 +295,7 @@ static void set_attrs(struct opx *x, struct work *w) {
                 w->row.xattrs = a->n_xattrs ? a->xattrs : NULL;
                 w->row.n_xattrs = a->n_xattrs;
         }
-        w->row.ctime_ns = m & ATTR_CTIME ? a->ctime_ns : x->when_ns;
+        w->row.ctime_ns = m & ATTR_CTIME ? a->ctime_ns : opx_ctime(x, w);
         w->dirty = true;
 }
 
@@ -304,7 +304,8 @@ int opx_set_content(struct opx *x, struct work *w, const struct content *c) {
         w->row.content = *c;
         x->replaced_version = w->is_new ? (struct id){ { 0 } } : w->was.version;
         w->row.version = x->op->id;
-        w->row.mtime_ns = w->row.ctime_ns = x->when_ns;
+        w->row.mtime_ns = x->when_ns;
+        w->row.ctime_ns = opx_ctime(x, w);
         w->dirty = true;
         return RES_OK;
 }
@@ -457,7 +458,7 @@ static int decide_link(struct opx *x) {
         if (r >= (int)META_LINKS_MAX)
                 return RES_TOO_LARGE;
         opx_touch_dir(x, parent);
-        w->row.ctime_ns = x->when_ns;
+        w->row.ctime_ns = opx_ctime(x, w);
         r = opx_add_name(x, parent, op->name, op->name_bytes, w);
         return r < 0 ? r : RES_OK;
 }
@@ -499,7 +500,7 @@ static int drop_name(struct opx *x, const struct entry_row *e, struct work *w, c
                 }
                 w->row.deleted = true;
         }
-        w->row.ctime_ns = x->when_ns;
+        w->row.ctime_ns = opx_ctime(x, w);
         r = opx_remove_name(x, e, w);
         return r < 0 ? r : RES_OK;
 }
@@ -534,7 +535,8 @@ static int rename_exchange(struct opx *x, struct work *w, struct work *from, con
         if (opx_remove_name(x, e, w) < 0 || opx_remove_name(x, e2, other) < 0 || opx_add_name(x, to, e2->name, e2->name_bytes, w) < 0 ||
             opx_add_name(x, from, e->name, e->name_bytes, other) < 0)
                 return -ENOMEM;
-        w->row.ctime_ns = other->row.ctime_ns = x->when_ns;
+        w->row.ctime_ns = opx_ctime(x, w);
+        other->row.ctime_ns = opx_ctime(x, other);
         opx_touch_dir(x, from);
         opx_touch_dir(x, to);
         return RES_OK;
@@ -596,7 +598,7 @@ static int decide_rename(struct opx *x) {
                 TRY(rename_over(x, w, &e2));
         if (opx_remove_name(x, &e, w) < 0 || opx_add_name(x, to, op->name2, op->name2_bytes, w) < 0)
                 return -ENOMEM;
-        w->row.ctime_ns = x->when_ns;
+        w->row.ctime_ns = opx_ctime(x, w);
         opx_touch_dir(x, from);
         opx_touch_dir(x, to);
         return RES_OK;

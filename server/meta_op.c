@@ -7,7 +7,8 @@
  *   write      -> seq and mark from the workspace row; old rows to revision and entry_past; nodes, names (removals first), blocks; the packed event; the operation
  *
  * An event holds every row that the operation changed, with the whole list of names where that changed. Its time is the database's clock, never less than
- * the event before; the operation's own time goes into the directories' mtime and ctime only.
+ * the event before; the operation's own time goes into the directories' mtime and ctime only. Operations of one directory may overtake each other on their way, and clocks differ: an older
+ * time never sets a directory's mtime back, but every change of names is seen in it (it grows by a nanosecond at least). An mtime that was set on purpose may lie anywhere: a change after it, by ctime, sets it.
  * The workspace row is changed in memory here and written once per transaction (meta.c). */
 #include "meta_op.h"
 
@@ -16,6 +17,8 @@
 
 #include "api/wire.h"
 #include "base/portable.h"
+
+static const int64_t CLOCK_SKEW_NS = INT64_C(2000000000); /* between machines that keep time; a ctime further ahead was a wrong clock, which must not hold the times for years */
 
 void opx_init(struct opx *x, struct txn *t, struct space *s, struct arena *a, const struct meta_subject *subject, const struct op *op, const struct digest *digest,
               struct fresh *fresh, const struct content_plan *plan) {
@@ -72,8 +75,16 @@ int opx_new(struct opx *x, const struct node_row *row, struct work **ret) {
         return 0;
 }
 
+int64_t opx_ctime(const struct opx *x, const struct work *w) {
+        const int64_t old = w->row.ctime_ns;
+        return old > x->now_ns + CLOCK_SKEW_NS ? x->when_ns : MAX(old, x->when_ns);
+}
+
 void opx_touch_dir(struct opx *x, struct work *dir) {
-        dir->row.mtime_ns = dir->row.ctime_ns = x->when_ns;
+        struct node_row *row = &dir->row;
+        const bool last = x->when_ns == opx_ctime(x, dir);
+        row->mtime_ns = last ? x->when_ns : MAX(MIN(row->mtime_ns, INT64_MAX - 1) + 1, x->when_ns);
+        row->ctime_ns = opx_ctime(x, dir);
         dir->dirty = true;
 }
 

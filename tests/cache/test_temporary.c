@@ -86,6 +86,7 @@ struct save { const char *program; struct { enum step step; const char *name, *n
 #define R "TRmZyU"
 static const struct save saves[] = {
         { "vim", { { CREATE, "4913", 0 }, { CLOSE, "4913", 0 }, { UNLINK, "4913", 0 }, { RENAME, DOC, DOC "~" }, { CREATE, DOC, 0 }, { WRITE, DOC, 0 }, { UNLINK, DOC "~", 0 } } },
+        { "moved aside and made anew, which is still being written when the old one goes", { { RENAME, DOC, DOC "~" }, { CREATE, DOC, 0 }, { UNLINK, DOC "~", 0 }, { WRITE, DOC, 0 } } },
         { "vim, a backup by copy", { { CREATE, DOC "~", 0 }, { WRITE, DOC "~", 0 }, { WRITE, DOC, 0 }, { UNLINK, DOC "~", 0 } } },
         { "emacs", { { SYMLINK, ".#" DOC, 0 }, { CREATE, "#" DOC "#", 0 }, { WRITE, "#" DOC "#", 0 }, { WRITE, DOC, 0 }, { UNLINK, "#" DOC "#", 0 }, { UNLINK, ".#" DOC, 0 } } },
         { "libreoffice", { { CREATE, ".~lock." DOC "#", 0 }, { WRITE, ".~lock." DOC "#", 0 }, { CREATE, "lu" R ".tmp", 0 }, { WRITE, "lu" R ".tmp", 0 }, { RENAME, "lu" R ".tmp", DOC },
@@ -106,7 +107,7 @@ static const struct save saves[] = {
 
 static struct outbox_item items[64];
 
-/* Nothing that may go now names anything but the document. */
+/* Nothing that may go now names anything but the document, or takes it away before the new one comes. */
 static size_t look_out(const char *program, const char *when) {
         arena_reset(w.arena);
         size_t n = outbox_ready(&w, items, ARRAY_SIZE(items), NULL);
@@ -115,6 +116,8 @@ static size_t look_out(const char *program, const char *when) {
                 for (unsigned k = 0; k < 2; k++)
                         if (names[k] && strcmp(names[k], DOC) != 0)
                                 fail_msg("%s: %s would be sent %s", program, names[k], when);
+                if (items[i].op.kind == OP_UNLINK)
+                        fail_msg("%s: the document would be deleted %s", program, when);
         }
         return n;
 }

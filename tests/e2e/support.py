@@ -325,9 +325,12 @@ def facts(root, dir_times=True):
     return all_
 
 
-def assert_same_tree(a, b, dir_times=True):
-    x, y = facts(a, dir_times), facts(b, dir_times)
+def assert_same_facts(x, y):
     wrong = [f"{p}: {x.get(p)} != {y.get(p)}" for p in sorted(set(x) | set(y)) if x.get(p) != y.get(p)]
-    assert not wrong, f"{len(wrong)} differences between {a} and {b}:\n" + "\n".join(wrong[:20])
+    assert not wrong, f"{len(wrong)} differences:\n" + "\n".join(wrong[:20])
+
+
+def assert_same_tree(a, b, dir_times=True):
+    assert_same_facts(facts(a, dir_times), facts(b, dir_times))
     d = run("diff", "-r", "--no-dereference", a, b, check=False, timeout=600)
     assert d.returncode == 0, d.stdout[:2000] + d.stderr[:2000]

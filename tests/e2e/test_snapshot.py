@@ -6,7 +6,7 @@ import http.client
 import http.server
 import threading
 
-from support import facts, until
+from support import assert_same_facts, facts, soon, until
 from test_brake import restore
 
 NODE, ENTRY, PAGE, TYPE = 1, 2, 3, "application/vnd.tarn.frames"
@@ -173,7 +173,7 @@ def test_damaged_snapshots_remove_nothing(world):
             (a.dir / "later").touch()
             a.wait(120)
             b = world.client("b")
-            until(lambda: {p: f for p, f in facts(b.dir).items() if p != "later"} == before, 60, "the other client shows the same")
+            soon(lambda: assert_same_facts({p: f for p, f in facts(b.dir).items() if p != "later"}, before), 60)
         finally:
             for c in world.clients:
                 c.close()

@@ -298,7 +298,7 @@ class Scene:
 
     def compare_facts(self, what, b, exact=False):
         """Everything but the times of directories is equal. A directory's mtime is raised here by each change in it; one that was never sent (a temporary that was made and removed at once) raises
-        it nowhere else, and one that overtook an older one there is overwritten by it, so that here it may be later; the next change that is sent makes them agree: exact."""
+        it nowhere else, so that here it may be later; the next change that is sent makes them agree: exact."""
         x, y = facts(self.client.dir), facts(b.dir)
 
         def differ(f, g):

@@ -23,7 +23,7 @@ static void open_meta(struct kit *k, bool threaded) {
 static void make(struct kit *k, bool threaded) {
         memset(k, 0, sizeof *k);
         rng_seed(&k->rng, 42);
-        clock_manual_init(&k->clock, 1000, 1700000000ll * 1000000000ll);
+        clock_manual_init(&k->clock, 1000, KIT_TIME);
         if (kit_on_disk) {
                 (void)snprintf(k->dir, sizeof k->dir, "%s/tarn-meta-XXXXXX", access("/tmp", W_OK) == 0 ? "/tmp" : ".");
                 assert_non_null(tmpdir_new(k->dir));
@@ -92,7 +92,7 @@ struct content kit_block(struct kit *k, const struct meta_subject *who, uint64_t
 
 struct op op_create(struct kit *k, enum node_kind kind, struct id parent, const char *name) {
         return (struct op){ .id = kit_id(k), .kind = OP_CREATE, .node = kit_id(k), .parent = parent, .name = name, .name_bytes = strlen(name),
-                            .attrs = { .kind = kind, .mode = kind == NODE_DIR ? 0755 : 0644, .target = kind == NODE_SYMLINK ? "target" : NULL }, .time_ns = 1000 };
+                            .attrs = { .kind = kind, .mode = kind == NODE_DIR ? 0755 : 0644, .target = kind == NODE_SYMLINK ? "target" : NULL }, .time_ns = KIT_TIME + 1000 };
 }
 
 struct op op_file(struct kit *k, struct id parent, const char *name, struct content c) {
@@ -102,21 +102,21 @@ struct op op_file(struct kit *k, struct id parent, const char *name, struct cont
 }
 
 struct op op_content(struct kit *k, struct id node, struct id version, struct content c) {
-        return (struct op){ .id = kit_id(k), .kind = OP_CONTENT, .node = node, .version = version, .content = c, .time_ns = 2000 };
+        return (struct op){ .id = kit_id(k), .kind = OP_CONTENT, .node = node, .version = version, .content = c, .time_ns = KIT_TIME + 2000 };
 }
 
 struct op op_unlink(struct kit *k, struct id node, struct id parent, const char *name, struct id placement, struct id version) {
         return (struct op){ .id = kit_id(k), .kind = OP_UNLINK, .node = node, .parent = parent, .name = name, .name_bytes = strlen(name), .placement = placement, .version = version,
-                            .time_ns = 3000 };
+                            .time_ns = KIT_TIME + 3000 };
 }
 
 struct op op_rename(struct kit *k, struct id node, struct id parent, const char *name, struct id placement, struct id parent2, const char *name2) {
         return (struct op){ .id = kit_id(k), .kind = OP_RENAME, .node = node, .parent = parent, .name = name, .name_bytes = strlen(name), .placement = placement, .parent2 = parent2,
-                            .name2 = name2, .name2_bytes = strlen(name2), .time_ns = 4000 };
+                            .name2 = name2, .name2_bytes = strlen(name2), .time_ns = KIT_TIME + 4000 };
 }
 
 struct op op_link(struct kit *k, struct id node, struct id parent, const char *name) {
-        return (struct op){ .id = kit_id(k), .kind = OP_LINK, .node = node, .parent = parent, .name = name, .name_bytes = strlen(name), .time_ns = 5000 };
+        return (struct op){ .id = kit_id(k), .kind = OP_LINK, .node = node, .parent = parent, .name = name, .name_bytes = strlen(name), .time_ns = KIT_TIME + 5000 };
 }
 
 struct op_result run_as(struct kit *k, const struct meta_subject *who, uint64_t ws, const struct op *op) {

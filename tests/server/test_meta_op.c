@@ -16,7 +16,7 @@ static void create_all_kinds(void **state) {
         assert_int_equal(c->n_entries, 1);
         assert_string_equal(c->entries[0].name, "d");
         assert_true(id_equal(&c->entries[0].placement, &dir.id));
-        assert_int_equal(current_of(&r, id_root)->node.mtime_ns, 1000); /* the parent's time is the operation's */
+        assert_int_equal(current_of(&r, id_root)->node.mtime_ns, KIT_TIME + 1000); /* the parent's time is the operation's */
         assert_int_equal(current_of(&r, id_root)->node.seq, 1);
         struct op file = op_file(&k, dir.node, "f", kit_block(&k, &k.ann, k.ws, "hello"));
         file.attrs.xattrs = &(struct xattr){ "user.x", "v\0w", 3 };
@@ -39,6 +39,35 @@ static void create_all_kinds(void **state) {
                 assert_int_equal(n.node.rdev, others[i] == NODE_CHAR || others[i] == NODE_BLOCK ? 0x801 : 0);
                 if (others[i] == NODE_SYMLINK)
                         assert_string_equal(n.node.target, "target");
+        }
+        kit_close(&k);
+}
+
+/* Operations of one directory that overtake each other, clocks that differ, a time that was set on purpose, a clock that was years ahead. */
+static void times_of_directories(void **state) {
+        struct kit k;
+        kit_open(&k);
+        struct op d = op_create(&k, NODE_DIR, id_root, "d");
+        d.time_ns = 5000;
+        expect(&k, &d, RES_OK);
+        static const struct { int64_t time_ns, set_ns, mtime_ns, ctime_ns; } step[] = {
+                { 7000, 0, 7000, 7000 }, { 6000, 0, 7001, 7000 },                         /* overtaken: seen, and not set back */
+                { 8000, INT64_C(1) << 62, INT64_C(1) << 62, 8000 }, { 9000, 0, 9000, 9000 }, /* set, and changed after that */
+                { 9500, 100, 100, 9500 }, { 9400, 0, 9400, 9500 },
+                { INT64_C(1) << 62, 0, INT64_C(1) << 62, INT64_C(1) << 62 }, { 10000, 0, 10000, 10000 },
+                { 11000, INT64_MAX, INT64_MAX, 11000 }, { 10900, 0, INT64_MAX, 11000 },
+        };
+        for (size_t i = 0; i < ARRAY_SIZE(step); i++) {
+                char name[8];
+                (void)snprintf(name, sizeof name, "k%zu", i);
+                struct op op = op_create(&k, NODE_DIR, d.node, name);
+                if (step[i].set_ns)
+                        op = (struct op){ .id = op.id, .kind = OP_ATTR, .node = d.node, .attr_mask = ATTR_MTIME, .attrs.mtime_ns = step[i].set_ns };
+                op.time_ns = step[i].time_ns;
+                expect(&k, &op, RES_OK);
+                const struct node_row n = node_now(&k, d.node).node;
+                if (n.mtime_ns != step[i].mtime_ns || n.ctime_ns != step[i].ctime_ns)
+                        fail_msg("step %zu: mtime %lld, ctime %lld", i, (long long)n.mtime_ns, (long long)n.ctime_ns);
         }
         kit_close(&k);
 }
@@ -187,7 +216,7 @@ static void content_bases(void **state) {
         assert_false(r.current[0].has_entries);
         assert_int_equal(r.current[0].node.mode, 0600);
         assert_int_equal(r.current[0].node.mtime_ns, 77);
-        assert_int_equal(r.current[0].node.ctime_ns, 2000);
+        assert_int_equal(r.current[0].node.ctime_ns, KIT_TIME + 2000);
         struct op late = op_content(&k, f.node, f.id, kit_block(&k, &k.ann, k.ws, "three"));
         r = expect(&k, &late, RES_STALE);
         assert_true(id_equal(&current_of(&r, f.node)->node.version, &v2.id));
@@ -298,7 +327,7 @@ static void links_and_unlink(void **state) {
         assert_true(current_of(&r, f.node)->node.deleted);
         assert_true(current_of(&r, f.node)->has_entries);
         assert_int_equal(current_of(&r, f.node)->n_entries, 0);
-        assert_int_equal(current_of(&r, id_root)->node.mtime_ns, 3000);
+        assert_int_equal(current_of(&r, id_root)->node.mtime_ns, KIT_TIME + 5001);
         op = op_unlink(&k, f.node, id_root, "l", l.id, op.id);
         expect(&k, &op, RES_DELETED);
         op = op_link(&k, f.node, id_root, "z");
@@ -350,8 +379,8 @@ static void renames(void **state) {
         struct op_result r = expect(&k, &op, RES_OK);
         assert_int_equal(r.n_current, 3);
         assert_true(id_equal(&current_of(&r, f.node)->entries[0].placement, &op.id));
-        assert_int_equal(current_of(&r, a.node)->node.mtime_ns, 4000);
-        assert_int_equal(current_of(&r, id_root)->node.mtime_ns, 4000);
+        assert_int_equal(current_of(&r, a.node)->node.mtime_ns, KIT_TIME + 4000);
+        assert_int_equal(current_of(&r, id_root)->node.mtime_ns, KIT_TIME + 4000);
         struct id place = op.id;
         /* the first commit wins: the second renamer has an old placement */
         op = op_rename(&k, f.node, a.node, "f", f.id, id_root, "i");
@@ -428,7 +457,7 @@ static void atomic_save(void **state) {
         expect(&k, &f, RES_OK);
         expect(&k, &t, RES_OK);
         struct op save = { .id = kit_id(&k), .kind = OP_REPLACE, .node = f.node, .version = f.id, .content = content_of("two"), .source = t.node, .parent = id_root, .name = "f.tmp",
-                           .name_bytes = 5, .placement = t.id, .attr_mask = ATTR_MODE, .attrs = { .mode = 0640 }, .time_ns = 6000 };
+                           .name_bytes = 5, .placement = t.id, .attr_mask = ATTR_MODE, .attrs = { .mode = 0640 }, .time_ns = KIT_TIME + 6000 };
         struct op stale = save;
         stale.id = kit_id(&k), stale.version = t.id, stale.content = content_of("one"), stale.content = kit_block(&k, &k.ann, k.ws, "other");
         expect(&k, &stale, RES_STALE);
@@ -439,11 +468,11 @@ static void atomic_save(void **state) {
         assert_true(current_of(&r, t.node)->node.deleted);
         assert_true(id_equal(&current_of(&r, f.node)->node.version, &save.id));
         assert_int_equal(current_of(&r, f.node)->node.mode, 0640);
-        assert_int_equal(current_of(&r, id_root)->node.mtime_ns, 6000);
+        assert_int_equal(current_of(&r, id_root)->node.mtime_ns, KIT_TIME + 6000);
         /* without a sent temporary; one that is gone is no obstacle */
-        struct op save2 = { .id = kit_id(&k), .kind = OP_REPLACE, .node = f.node, .version = save.id, .content = kit_block(&k, &k.ann, k.ws, "three"), .time_ns = 7000 };
+        struct op save2 = { .id = kit_id(&k), .kind = OP_REPLACE, .node = f.node, .version = save.id, .content = kit_block(&k, &k.ann, k.ws, "three"), .time_ns = KIT_TIME + 7000 };
         expect(&k, &save2, RES_OK);
-        assert_int_equal(node_now(&k, id_root).node.mtime_ns, 7000);
+        assert_int_equal(node_now(&k, id_root).node.mtime_ns, KIT_TIME + 7000);
         struct op save3 = save;
         save3.id = kit_id(&k), save3.version = save2.id;
         expect(&k, &save3, RES_OK);
@@ -613,7 +642,7 @@ static void rights_and_quota(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(create_all_kinds), cmocka_unit_test(create_refused), cmocka_unit_test(replay_and_reuse), cmocka_unit_test(after_and_batch), cmocka_unit_test(content_bases), cmocka_unit_test(attributes), cmocka_unit_test(links_and_unlink), cmocka_unit_test(many_links), cmocka_unit_test(renames), cmocka_unit_test(atomic_save), cmocka_unit_test(merges), cmocka_unit_test(revival), cmocka_unit_test(rights_and_quota),
+                cmocka_unit_test(create_all_kinds), cmocka_unit_test(create_refused), cmocka_unit_test(times_of_directories), cmocka_unit_test(replay_and_reuse), cmocka_unit_test(after_and_batch), cmocka_unit_test(content_bases), cmocka_unit_test(attributes), cmocka_unit_test(links_and_unlink), cmocka_unit_test(many_links), cmocka_unit_test(renames), cmocka_unit_test(atomic_save), cmocka_unit_test(merges), cmocka_unit_test(revival), cmocka_unit_test(rights_and_quota),
         };
         return kit_main(tests, ARRAY_SIZE(tests));
 }
