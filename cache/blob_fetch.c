@@ -91,15 +91,16 @@ static int fill_start_locked(struct fill *fill) {
         return damaged && r == -EHOSTDOWN ? -EIO : read_error(r);
 }
 
-static int want_list_locked(struct blob *blob, uint64_t off, uint64_t n, bool prefetch) {
+static int want_list_locked(struct blob *blob, uint64_t off, uint64_t n, enum want want) {
         if (blob->list_wanted)
                 return 0;
-        struct fill *fill = fill_new(blob, 0, prefetch);
+        struct fill *fill = fill_new(blob, 0, want == WANT_PREFETCH);
         if (!fill)
                 return -ENOMEM;
-        if (off == 0)
+        if (off == 0 && want != WANT_COLD)
                 n = MAX(n, MIN(FIRST_RANGE_BYTES, blob->content.size));
         fill->list = true;
+        fill->cold = want == WANT_COLD;
         fill->fetch.content = blob->content;
         fill->fetch.pages = true;
         fill->fetch.offset = off;
@@ -107,10 +108,11 @@ static int want_list_locked(struct blob *blob, uint64_t off, uint64_t n, bool pr
         return fill_start_locked(fill);
 }
 
-int blob_want_locked(struct blob *blob, uint64_t off, uint64_t n, uint64_t ahead, bool prefetch) {
+int blob_want_locked(struct blob *blob, uint64_t off, uint64_t n, uint64_t ahead, enum want want) {
         if (!blob->list_known)
-                return want_list_locked(blob, off, n, prefetch);
+                return want_list_locked(blob, off, n, want);
         size_t first, last, demanded;
+        const bool prefetch = want == WANT_PREFETCH;
         ahead = MIN(ahead, blob->content.size - (off + n));
         blob_range(blob, off, n, &first, &demanded);
         last = demanded;
@@ -138,7 +140,7 @@ int blob_want_locked(struct blob *blob, uint64_t off, uint64_t n, uint64_t ahead
                                 fill->hashes[n_hashes++] = ref->hash;
                                 bytes += ref->bytes;
                         }
-                        block_state_locked(blob, i, 0, BS_BUSY);
+                        block_state_locked(blob, i, 0, want == WANT_COLD ? BS_BUSY | BS_COLD : BS_BUSY);
                         fill->index[fill->n++] = (uint32_t)i;
                         demand |= i <= demanded;
                 }
@@ -206,20 +208,20 @@ static struct held *place_held_locked(struct blob *blob) {
 }
 
 /* Claims every free place of this hash; returns the number of the first one claimed after `from`, or n. */
-static size_t claim_next_locked(struct blob *blob, const struct digest *hash, size_t bytes, size_t from) {
+static size_t claim_next_locked(struct blob *blob, const struct digest *hash, size_t bytes, size_t from, bool cold) {
         for (size_t i = from; i < blob->list.n; i++)
                 if (blob->list.refs[i].bytes == bytes && digest_equal(&blob->list.refs[i].hash, hash) && !(blob->state[i] & (BS_PRESENT | BS_BUSY | BS_MEM))) {
-                        block_state_locked(blob, i, 0, BS_BUSY);
+                        block_state_locked(blob, i, 0, cold ? BS_BUSY | BS_COLD : BS_BUSY);
                         return i;
                 }
         return blob->list.n;
 }
 
-static void store_everywhere(struct blob *blob, const struct digest *hash, const void *p, size_t n) {
+static void store_everywhere(struct blob *blob, const struct digest *hash, const void *p, size_t n, bool cold) {
         for (size_t i = 0;; i++) {
                 {
                         LOCK_SCOPE(&blob->lock);
-                        i = claim_next_locked(blob, hash, n, i);
+                        i = claim_next_locked(blob, hash, n, i, cold);
                 }
                 if (i >= blob->list.n)
                         return;
@@ -239,7 +241,7 @@ static void claim_range_locked(struct fill *fill) {
         fill->room = last - first + 1;
         for (size_t i = first; i <= last; i++)
                 if (!(blob->state[i] & (BS_PRESENT | BS_BUSY | BS_MEM))) {
-                        block_state_locked(blob, i, 0, BS_BUSY);
+                        block_state_locked(blob, i, 0, fill->cold ? BS_BUSY | BS_COLD : BS_BUSY);
                         fill->index[fill->n++] = (uint32_t)i;
                 }
 }
@@ -273,7 +275,7 @@ static bool hold_for_list(struct fill *fill, const struct digest *hash, const vo
         }
         while (placed) {
                 struct held *next = placed->next;
-                store_everywhere(blob, &placed->hash, placed->data, placed->bytes);
+                store_everywhere(blob, &placed->hash, placed->data, placed->bytes, fill->cold);
                 atomic_fetch_sub(&blob->owner->held_bytes, placed->bytes);
                 free(placed);
                 placed = next;
@@ -330,7 +332,7 @@ static int fill_block(struct fetch *f, const struct digest *hash, const void *p,
                 (void)(block_store(blob, i, p) < 0); /* unclaimed: its readers ask again */
         }
         if (!any && fill->list) /* at the edge of the range */
-                store_everywhere(blob, hash, p, n);
+                store_everywhere(blob, hash, p, n, fill->cold);
         blob_drive(blob, false);
         return 0;
 }

@@ -41,8 +41,9 @@
  *   BUSY -> 0               fetch failed (L)
  *   PRESENT -> +CHECKED     SHA-256 compared, sums written (L)
  *   PRESENT -> BUSY         being evicted: unpinned, unwanted (L) -> index written -> punched -> 0 (L)
+ *   0 -> BUSY|COLD          claimed for a crawler: enters at the cold end of the LRU. A claim without COLD takes it away (L)
  *   PRESENT -> BUSY|DROP    damaged; the last pin releases it (DAMAGED stays until it is stored again) */
-enum block_state { BS_PRESENT = 1, BS_CHECKED = 2, BS_BUSY = 4, BS_MEM = 8, BS_BAD = 16, BS_DAMAGED = 32, BS_DROP = 64 };
+enum block_state { BS_PRESENT = 1, BS_CHECKED = 2, BS_BUSY = 4, BS_MEM = 8, BS_BAD = 16, BS_DAMAGED = 32, BS_DROP = 64, BS_COLD = 128 };
 
 struct held { struct held *next; struct digest hash; uint32_t index; uint32_t bytes; uint8_t data[]; };
 #define HELD_UNPLACED UINT32_MAX
@@ -53,6 +54,7 @@ struct fill {
         struct fill *next;
         struct blob *blob;            /* a reference */
         bool list;                    /* asked for pages: the list was unknown when it started */
+        bool cold;                    /* list: what it brings enters at the cold end */
         bool cancelled;
         bool dropped;                 /* something that came had to be let go: what is missing may be asked for again */
         unsigned bad;                 /* wrong bytes came */
@@ -182,8 +184,10 @@ int wait_start(struct blobs *b) _must_check_;
 void wait_stop(struct blobs *b);
 
 /* ---- blob_fetch.c ---- */
-/* Claims what is missing of [off, off + n) and up to `ahead` bytes after it, and asks the source. 0: everything is claimed by somebody. */
-int blob_want_locked(struct blob *blob, uint64_t off, uint64_t n, uint64_t ahead, bool prefetch) _must_check_;
+/* Claims what is missing of [off, off + n) and up to `ahead` bytes after it, and asks the source. 0: everything is claimed by somebody. WANT_COLD: not a byte more than that, and it
+ * enters at the cold end. */
+enum want { WANT_NOW, WANT_PREFETCH, WANT_COLD };
+int blob_want_locked(struct blob *blob, uint64_t off, uint64_t n, uint64_t ahead, enum want want) _must_check_;
 void blob_cancel_fills_locked(struct blob *blob);
 int read_error(int err);
 

@@ -18,6 +18,9 @@
  * order once a minute). In a simulation (by_hand) there is no such thread: its owner takes its steps, one blobs_turn each. A deadline does not
  * cancel the fetch: on a slow link the next try must find what came meanwhile. An explicit cancel of the last reader does.
  *
+ * A crawler's read gets what is here, and has blocks fetched that begin before its head, no more: behind that it is refused as offline, whether it finds out at once or when the list has come. It
+ * neither warms what it uses nor reads ahead; what it has fetched enters the LRU at the cold end, until somebody else uses it.
+ *
  * Readahead: a read near the end of the one before doubles the blob's window (512 KiB to 8 MiB, at most 1/16 of the cache). A miss claims the window with it; a hit asks for what
  * lies in the second half of the window, so that a stream never waits at its edge. */
 #include <assert.h>
@@ -64,6 +67,25 @@ static void touch_locked(struct blob *blob, size_t first, size_t last) {
                         b->touches++;
                 }
         blob->last_block = (uint32_t)last;
+}
+
+/* Would this read of a crawler need a block to be fetched that begins behind its head? What somebody fetches now, it may wait for. */
+static bool behind_head_locked(const struct blob *blob, const struct blob_read *r, size_t first, size_t last) {
+        for (size_t i = first; r->crawler && i <= last; i++)
+                if (blob->starts[i] >= r->head && !(blob->state[i] & (BS_PRESENT | BS_MEM | BS_BUSY)))
+                        return true;
+        return false;
+}
+
+/* Asks for what a read needs. A crawler's goes no further than its head while the list is not known. */
+static int want_read_locked(struct blob *blob, struct blob_read *r, uint64_t window) {
+        if (!r->crawler)
+                return blob_want_locked(blob, r->off, r->n, window, WANT_NOW);
+        if (!blob->list_known && r->off >= r->head) {
+                r->refused = true;
+                return -EHOSTDOWN;
+        }
+        return blob_want_locked(blob, r->off, blob->list_known ? r->n : MIN(r->n, r->head - r->off), 0, WANT_COLD);
 }
 
 /* Reads pinned blocks and unpins them. */
@@ -142,7 +164,8 @@ static struct blob_read *ready_locked(struct blob *blob, bool may_fetch, struct 
                         if (available_locked(blob, first, last)) {
                                 waiter_unlink_locked(blob, r);
                                 pin_locked(blob, first, last);
-                                touch_locked(blob, first, last);
+                                if (!r->crawler)
+                                        touch_locked(blob, first, last);
                                 r->state = READ_RUNNING;
                                 r->next = ready;
                                 ready = r;
@@ -156,12 +179,14 @@ static struct blob_read *ready_locked(struct blob *blob, bool may_fetch, struct 
                 } else if (blob->list_wanted) {
                         continue;
                 }
-                unclaimed = true;
-                if (!may_fetch)
+                r->refused = blob->list_known && behind_head_locked(blob, r, first, last);
+                if (!r->refused && !may_fetch) {
+                        unclaimed = true;
                         continue;
+                }
                 intptr_t tries = (intptr_t)r->priv + 1;
                 r->priv = (void *)tries;
-                int err = tries > REDRIVES_MAX ? -EIO : blob_want_locked(blob, r->off, r->n, 0, false);
+                int err = r->refused ? -EHOSTDOWN : tries > REDRIVES_MAX ? -EIO : want_read_locked(blob, r, 0);
                 if (err < 0) {
                         waiter_unlink_locked(blob, r);
                         r->priv = (void *)(intptr_t)err;
@@ -169,7 +194,7 @@ static struct blob_read *ready_locked(struct blob *blob, bool may_fetch, struct 
                         *ret_failed = r;
                 }
         }
-        if (unclaimed && !may_fetch)
+        if (unclaimed)
                 blob_kick(blob);
         return ready;
 }
@@ -253,14 +278,14 @@ static void ahead_locked(struct blob *blob, uint64_t end, uint64_t window) {
                 return;
         size_t i = blocklist_find(blob->starts, blob->list.n, at);
         if (!(blob->state[i] & (BS_PRESENT | BS_MEM | BS_BUSY)) && !block_has_twin(blob, i))
-                (void)(blob_want_locked(blob, at, MIN(window / 2, blob->content.size - at), 0, true) < 0); /* nobody waits for it */
+                (void)(blob_want_locked(blob, at, MIN(window / 2, blob->content.size - at), 0, WANT_PREFETCH) < 0); /* nobody waits for it */
 }
 
 /* Claims the next block of the range that may be cached under another name. */
-static bool claim_twin_locked(struct blob *blob, size_t first, size_t last, size_t *from, size_t *ret) {
+static bool claim_twin_locked(struct blob *blob, size_t first, size_t last, bool cold, size_t *from, size_t *ret) {
         for (size_t i = MAX(first, *from); i <= last; i++)
                 if (!(blob->state[i] & (BS_PRESENT | BS_MEM | BS_BUSY)) && block_has_twin(blob, i)) {
-                        block_state_locked(blob, i, 0, BS_BUSY);
+                        block_state_locked(blob, i, 0, cold ? BS_BUSY | BS_COLD : BS_BUSY);
                         *from = i + 1;
                         *ret = i;
                         return true;
@@ -284,6 +309,8 @@ ssize_t blob_read(struct blob_read *r) {
         r->state = READ_IDLE;
         r->next = r->prev = NULL;
         r->priv = NULL;
+        r->refused = false;
+        assert(r->exact || !r->crawler);
         if (r->off >= blob->content.size || r->n == 0)
                 return 0;
         r->n = MIN(r->n, blob->content.size - r->off);
@@ -297,7 +324,7 @@ ssize_t blob_read(struct blob_read *r) {
                         blob_range(blob, r->off, r->n, &first, &last);
                         if (available_locked(blob, first, last)) {
                                 pin_locked(blob, first, last);
-                                if (blob->last_block != last) {
+                                if (!r->crawler && blob->last_block != last) {
                                         touch_locked(blob, first, last);
                                         ahead_locked(blob, r->off + r->n, window);
                                 }
@@ -313,15 +340,20 @@ ssize_t blob_read(struct blob_read *r) {
                                 damaged++;
                                 continue;
                         }
-                        if (twins_from <= last && claim_twin_locked(blob, first, last, &twins_from, &twin)) {
+                        if (twins_from <= last && claim_twin_locked(blob, first, last, r->crawler, &twins_from, &twin)) {
                                 lock_drop(&blob->lock);
                                 reuse_or_unclaim(blob, twin);
                                 continue;
                         }
+                        r->refused = behind_head_locked(blob, r, first, last);
+                        if (r->refused) {
+                                lock_drop(&blob->lock);
+                                return -EHOSTDOWN;
+                        }
                 }
                 if (!counted)
                         counter_add(b->counters, cache_misses, 1);
-                int err = blob_want_locked(blob, r->off, r->n, window, false);
+                int err = want_read_locked(blob, r, window);
                 if (err == 0)
                         waiter_add_locked(blob, r);
                 lock_drop(&blob->lock);
@@ -416,10 +448,10 @@ int blob_prefetch(struct blob *blob, uint64_t off, uint64_t n) {
                         LOCK_SCOPE(&blob->lock);
                         if (blob->list_known) {
                                 blob_range(blob, off, n, &first, &last);
-                                copy = twins_from <= last && claim_twin_locked(blob, first, last, &twins_from, &twin);
+                                copy = twins_from <= last && claim_twin_locked(blob, first, last, false, &twins_from, &twin);
                         }
                         if (!copy)
-                                return blob_want_locked(blob, off, n, 0, true);
+                                return blob_want_locked(blob, off, n, 0, WANT_PREFETCH);
                 }
                 reuse_or_unclaim(blob, twin);
         }

@@ -39,6 +39,8 @@ static struct lru_block lru_key(const struct blob *blob, size_t i) {
 }
 
 void block_state_locked(struct blob *blob, size_t i, uint8_t clear, uint8_t set) {
+        if (set & BS_BUSY)
+                clear |= BS_COLD;
         uint8_t before = blob->state[i], after = (uint8_t)((before & ~clear) | set);
         blob->state[i] = after;
         if ((before ^ after) & BS_PRESENT) {
@@ -506,12 +508,16 @@ int block_store(struct blob *blob, size_t i, const void *bytes) {
                         r = lru_reserve(b->lru);
                         if (r == 0)
                                 lru_add(b->lru, lru_key(blob, i), block_hash32(blob, i), (uint32_t)block_charge(blob, i));
+                        if (r == 0 && blob->state[i] & BS_COLD)
+                                lru_demote(b->lru, lru_key(blob, i));
                 }
                 if (r == 0) {
+                        if (blob->last_block == i && blob->state[i] & BS_COLD)
+                                blob->last_block = UINT32_MAX; /* whoever uses it next warms it */
                         healed = blob->state[i] & BS_DAMAGED;
                         if (blob->place)
                                 blob->place[i] = place;
-                        block_state_locked(blob, i, BS_BUSY | BS_BAD | BS_DAMAGED | BS_MEM, BS_PRESENT | BS_CHECKED);
+                        block_state_locked(blob, i, BS_BUSY | BS_BAD | BS_DAMAGED | BS_MEM | BS_COLD, BS_PRESENT | BS_CHECKED);
                 }
         }
         if (stored && r == 0) {

@@ -61,14 +61,17 @@ static bool state_move(struct file_read *r, int from, int to) {
 
 /* Bytes of a blob. -EINPROGRESS: the completion goes on with the read, r is not ours any more. */
 static ssize_t read_blob(struct file_read *r, const struct piece *p, uint8_t *at) {
-        r->inner = (struct blob_read) { .blob = p->blob, .off = p->at, .buf = at, .n = (size_t)p->bytes, .deadline_ms = r->deadline_ms, .done = read_inner_done, .owner = r };
+        r->inner = (struct blob_read) { .blob = p->blob, .off = p->at, .buf = at, .n = (size_t)p->bytes, .deadline_ms = r->deadline_ms, .done = read_inner_done, .owner = r,
+                                        .exact = r->crawler, .crawler = r->crawler, .head = r->head };
         if (!state_move(r, READ_LOCAL, READ_SUBMIT))
                 assert(false);
         if (state_get(r) & READ_CANCELLED)
                 return -EINTR;
         ssize_t got = blob_read(&r->inner);
-        if (got != -EINPROGRESS)
+        if (got != -EINPROGRESS) {
+                r->refused |= r->inner.refused;
                 return got;
+        }
         if (state_get(r) & READ_CANCELLED)
                 blob_read_cancel(&r->inner);
         if (state_move(r, READ_SUBMIT, READ_BLOB))
@@ -111,6 +114,7 @@ static ssize_t read_on(struct file_read *r, size_t done) {
 static void read_inner_done(struct blob_read *inner, ssize_t result) {
         struct file_read *r = inner->owner;
         r->priv = (void *)(intptr_t)result;
+        r->refused |= inner->refused;
         if (state_move(r, READ_SUBMIT, READ_COMPLETED))
                 return;
         blob_put(inner->blob);

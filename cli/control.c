@@ -20,8 +20,8 @@
  *                      --scrub--> SCRUBBING, the scrub has ended--> ANSWERING
  *                      --umount--> (UNMOUNTING, while the mount is just being made -->) ANSWERING, then HELD, written to at the end
  *
- * Threads: "tarn-control" does everything that is quick: poll over the socket, the signals (signalfd: SIGTERM, SIGINT end the mount, SIGUSR1 nudges, SIGHUP is
- * ignored) and up to CONNS_MAX connections. It never waits for server or mount, so that `status` is answered in milliseconds whatever they do. "tarn-drain" sits in
+ * Threads: "tarn-control" does everything that is quick: poll over the socket, the signals (signalfd: SIGTERM, SIGINT end the mount, SIGUSR1 nudges, SIGHUP has
+ * rules read again) and up to CONNS_MAX connections. It never waits for server or mount, so that `status` is answered in milliseconds whatever they do. "tarn-drain" sits in
  * cache_wait_drained while somebody waits and tells the other through an eventfd. "tarn-scrub" lives as long as a scrub does. `lock` guards what they share: asked, drained, scrubbed, stop. Who asks
  * after a wait has begun belongs to the next one.
  *
@@ -322,7 +322,9 @@ static void on_signal(struct control *c) {
         if (s.ssi_signo == SIGTERM || s.ssi_signo == SIGINT) {
                 log_info("signal=%u from_pid=%u: ending", s.ssi_signo, s.ssi_pid);
                 c->c.terminate(c->c.arg);
-        } else if (s.ssi_signo == SIGUSR1)
+        } else if (s.ssi_signo == SIGHUP)
+                c->c.reload(c->c.arg);
+        else if (s.ssi_signo == SIGUSR1)
                 c->c.nudge(c->c.arg);
 }
 

@@ -64,6 +64,7 @@ struct daemon {
         unsigned mount_users;         /* lock; threads inside mount_stop */
         unsigned ending;              /* lock; how often we were told to end */
         struct patrol *patrol;        /* NULL: never scrubs by itself */
+        struct guard guard;
         int64_t started_ms;
         char *cache_dir;
         char host[128];
@@ -227,6 +228,7 @@ static json_t *status(void *arg) {
         (void)json_object_set_new(j, "parked", parked_json(d->cache));
         (void)json_object_set_new(j, "held", held_json(d));
         (void)json_object_set_new(j, "scrub", patrol_json(d));
+        (void)json_object_set_new(j, "crawlers", guard_json(&d->guard, &d->counters));
         (void)json_object_set_new(j, "counters", counters_json(d));
         return j;
 }
@@ -281,6 +283,11 @@ static void terminate(void *arg) {
         int r = unmount(d, true);
         if (r < 0 && r != -EAGAIN) /* then the start sees that it has to end */
                 log_warn("unmount err=%s", err_name(r));
+}
+
+static void reload(void *arg) {
+        struct daemon *d = arg;
+        guard_load(&d->guard);
 }
 
 static void accept_held(void *arg) {
@@ -464,9 +471,12 @@ static int wire(struct daemon *d) {
                                                     .counters = &d->counters, .workspace = d->c->workspace, .host = d->host, .net_timeout_ms = (int64_t)o->net_timeout_s * 1000, .uploads = (unsigned)o->uploads,
                                                     .stopped = engine_stopped, .stopped_arg = d }, &d->engine);
         if (r == 0)
+                r = guard_open(o->crawlers, &d->guard);
+        if (r == 0)
                 r = mount_new(&(struct mount_config){ .cache = d->cache, .mountpoint = d->c->mountpoint, .source_name = d->c->url, .ro = o->ro, .allow_other = o->allow_other, .default_permissions = !o->fastperm,
                                                       .fastperm = o->fastperm, .debug = o->debug, .owner_stored = o->owner_stored, .idmap = o->ids, .n_idmap = o->n_ids, .suid = o->suid, .dev = o->dev, .noexec = o->noexec, .nosubtype = o->nosubtype, .symlinks = o->symlinks, .uid = getuid(), .gid = getgid(), .close_level = o->close_level,
-                                                      .net_timeout_ms = (int64_t)o->net_timeout_s * 1000, .threads = (unsigned)o->threads, .clock = clock_system(), .counters = &d->counters, .space = space, .space_arg = d }, &m);
+                                                      .net_timeout_ms = (int64_t)o->net_timeout_s * 1000, .threads = (unsigned)o->threads, .clock = clock_system(), .counters = &d->counters,
+                                                      .crawlers = d->guard.crawlers, .space = space, .space_arg = d }, &m);
         if (r < 0)
                 return report(d, EXIT_OTHER, "cannot start: %s", strerror(-r));
         cache_set_source(d->cache, engine_source(d->engine));
@@ -483,7 +493,7 @@ static int wire(struct daemon *d) {
         d->recorded = true;
         if (o->scrub_s && (r = patrol_new(&(struct patrol_config){ .cache = d->cache, .period_ms = (int64_t)o->scrub_s * 1000 }, &d->patrol)) < 0)
                 return report(d, EXIT_OTHER, "cannot start: %s", strerror(-r));
-        r = control_start(&(struct control_config){ .place_dir = d->c->place->dir, .cache = d->cache, .status = status, .unmount = unmount, .nudge = nudge, .retry = retry, .terminate = terminate, .scrub = scrub, .let_go = accept_held, .hopeless = hopeless, .arg = d },
+        r = control_start(&(struct control_config){ .place_dir = d->c->place->dir, .cache = d->cache, .status = status, .unmount = unmount, .nudge = nudge, .retry = retry, .terminate = terminate, .reload = reload, .scrub = scrub, .let_go = accept_held, .hopeless = hopeless, .arg = d },
                           &d->control);
         return r < 0 ? report(d, EXIT_DISK, "cannot make the control socket in %s: %s", d->c->place->dir, strerror(-r)) : 0;
 }
@@ -588,6 +598,7 @@ static void end(struct daemon *d) {
         if (d->lock_fd >= 0)
                 (void)close(d->lock_fd);
         control_free(d->control);
+        guard_close(&d->guard);
 }
 
 int daemon_run(const struct daemon_config *c) {

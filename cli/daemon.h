@@ -10,7 +10,7 @@
 #include "cli.h"
 
 struct mount_options {
-        const char *cache_dir, *ca_file, *close, *owner, *idmap, *links;
+        const char *cache_dir, *ca_file, *close, *owner, *idmap, *links, *crawlers;
         uint64_t cache_size_bytes, free_floor_bytes, net_timeout_s, drain_timeout_s, scrub_s, uploads, threads; /* sizes 0: chosen by the disk */
         bool ro, allow_other, fastperm, debug, suid, dev, noexec, nosubtype;
         enum close_level close_level; /* from close */
@@ -47,6 +47,13 @@ json_t *held_seen_json(struct cache *cache, uint64_t ino);
 json_t *parked_json(struct cache *cache);
 json_t *retry_json(struct cache *cache, const char *path);
 
+/* ---- guard.c: rules about crawlers ---- */
+struct guard { struct crawlers *crawlers; char *paths[2]; size_t n; /* fixed */ };
+int guard_open(const char *option /* of -o, or NULL */, struct guard *ret) _must_check_; /* -ENOMEM */
+void guard_close(struct guard *g);
+void guard_load(struct guard *g);             /* reads them again; says in the log what is wrong */
+json_t *guard_json(const struct guard *g, const struct counters *c); /* NULL: no memory */
+
 /* ---- control.c ---- */
 struct control;
 struct control_config {
@@ -58,6 +65,7 @@ struct control_config {
         void (*nudge)(void *arg);
         json_t *(*retry)(void *arg, const char *path); /* NULL: all that is parked */
         void (*terminate)(void *arg);                 /* SIGTERM, SIGINT */
+        void (*reload)(void *arg);                    /* SIGHUP */
         void (*let_go)(void *arg);                    /* lets go what the brake holds, in the background */
         json_t *(*scrub)(void *arg, _Atomic bool *stop); /* on a thread of its own: may take minutes; ends soon after *stop; NULL: no memory */
         const char *(*hopeless)(void *arg);           /* why waiting is pointless ("signed_out", "upgrade_needed"), or NULL */

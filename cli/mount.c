@@ -33,7 +33,7 @@ struct request {
         bool foreground;
         struct buf list; /* -o */
         struct mount_options o;
-        const char *copies[6]; /* what args_parse_o has copied */
+        const char *copies[7]; /* what args_parse_o has copied */
 };
 
 static void request_free(struct request *q) {
@@ -65,6 +65,7 @@ static int parse_options(struct request *q) {
                 { "ca_file", 0, ARG_STR, &o->ca_file, "trust this certificate authority (PEM)" },
                 { "uploads", 0, ARG_U64, &o->uploads, "requests with blocks at a time (4)" },
                 { "threads", 0, ARG_U64, &o->threads, "kernel requests at a time (8)" },
+                { "crawlers", 0, ARG_STR, &o->crawlers, "a file with rules about crawlers, or none" },
                 { "debug", 0, ARG_FLAG, &o->debug, "log everything" },
                 { 0 },
         };
@@ -72,7 +73,7 @@ static int parse_options(struct request *q) {
         *o = (struct mount_options){ .net_timeout_s = 30, .drain_timeout_s = 30, .scrub_s = 30 * 86400 };
         const char *list = buf_text(&q->list);
         int r = list && *list ? args_parse_o(PROGRAM, table, mount8_options, list) : 0;
-        const char *const copies[] = { o->cache_dir, o->ca_file, o->close, o->owner, o->idmap, o->links };
+        const char *const copies[] = { o->cache_dir, o->ca_file, o->close, o->owner, o->idmap, o->links, o->crawlers };
         memcpy(q->copies, copies, sizeof copies);
         if (r < 0)
                 return EXIT_USAGE;
@@ -232,7 +233,7 @@ static int start(const struct request *q, struct daemon_config *c) {
 }
 
 static int run(struct request *q) {
-        _cleanup_free_ char *base = NULL, *workspace = NULL, *state = NULL, *mountpoint = NULL, *cache_dir = NULL, *ca_file = NULL;
+        _cleanup_free_ char *base = NULL, *workspace = NULL, *state = NULL, *mountpoint = NULL, *cache_dir = NULL, *ca_file = NULL, *crawlers = NULL;
         _cleanup_(place_free) struct place place = { 0 };
         struct session *session = NULL;
         const char *why = NULL, *list = buf_text(&q->list);
@@ -246,6 +247,8 @@ static int run(struct request *q) {
                 return cli_fail(PROGRAM, EXIT_USAGE, "%s", r == -ENOMEM ? "out of memory" : why);
         if (q->o.ca_file && !(q->o.ca_file = ca_file = realpath(q->o.ca_file, NULL)))
                 return cli_fail(PROGRAM, EXIT_USAGE, "cannot read the file of -o ca_file: %s", strerror(errno));
+        if (q->o.crawlers && strcmp(q->o.crawlers, "none") != 0 && !(q->o.crawlers = crawlers = realpath(q->o.crawlers, NULL)))
+                return cli_fail(PROGRAM, EXIT_USAGE, "cannot read the file of -o crawlers: %s", strerror(errno));
         r = state_dir(q->state_option, &state);
         if (r == 0)
                 r = place_of(state, base, workspace, &place);

@@ -47,6 +47,11 @@ static void show(const json_t *j) {
         }
         if (answer_int(j, "rescues"))
                 (void)printf("  rescue   %lld damaged or unknown pending files wait for room in %s/lost+found: they are tried again each minute\n", (long long)answer_int(j, "rescues"), answer_str(j, "cache_dir"));
+        const json_t *guard = json_object_get(j, "crawlers"), *wrong = json_object_get(guard, "errors");
+        if (answer_int(guard, "refused"))
+                (void)printf("  crawlers %lld reads were refused, the last of %s (pid %lld): see CRAWLERS in tarn(1)\n", (long long)answer_int(guard, "refused"), answer_str(guard, "last"), (long long)answer_int(guard, "last_pid"));
+        for (size_t i = 0; i < json_array_size(wrong); i++)
+                (void)printf("  rules    %s\n", json_string_value(json_array_get(wrong, i)));
         if (answer_int(j, "conflicts"))
                 (void)printf("  conflict %lld cop%s: see `tarn conflicts`\n", (long long)answer_int(j, "conflicts"), answer_int(j, "conflicts") == 1 ? "y" : "ies");
         for (size_t i = 0; i < json_array_size(parked); i++) {

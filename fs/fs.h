@@ -6,7 +6,7 @@
  *   attr.c     stat, getattr, setattr, statfs                        xattr.c   extended attributes
  *   name.c     names: lookup, create, unlink, rename, ...            dir.c     listings
  *   handle.c   open files: open, release, fallocate, lseek           rw.c      read and write, parked when they must wait
- *   symlink.c  where symlinks may lead
+ *   symlink.c  where symlinks may lead                                crawlers.c who is a crawler
  *   closer.c   flush and fsync, off the workers                      owner.c   whose a node is
  *
  * Locks: m->lock (RANK_QUEUE) guards the node table, the registrations and the note queue; m->closer.lock and m->jobs (same rank, never nested) their queues.
@@ -221,7 +221,8 @@ void op_readdir(fuse_req_t req, fuse_ino_t nodeid, size_t size, off_t off, struc
 void op_readdirplus(fuse_req_t req, fuse_ino_t nodeid, size_t size, off_t off, struct fuse_file_info *fi);
 
 /* ---- handle.c ---- */
-struct handle { struct handle *next, *prev; /* m->handles */ struct file *file; uint64_t nodeid; bool write; _Atomic int64_t timed_out_ms; /* when a read last waited in vain, monotonic; 0: never */ };
+struct handle { struct handle *next, *prev; /* m->handles */ struct file *file; uint64_t nodeid; bool write; _Atomic int64_t timed_out_ms; /* when a read last waited in vain, monotonic; 0: never */
+        struct crawler *crawler; /* or NULL; fixed */ };
 static inline struct handle *fi_handle(const struct fuse_file_info *fi) { return fi ? (struct handle *)(uintptr_t)fi->fh : NULL; }
 void op_open(fuse_req_t req, fuse_ino_t nodeid, struct fuse_file_info *fi);
 void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);

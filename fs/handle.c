@@ -7,6 +7,8 @@
  * count; with the last handle of a node without a name its row goes too (tree_forget), and what is pending of its bytes (file_forget): the release saw to that only if the name was gone by then,
  * and an unlink may come between the two. Whether the name may have gone is known without a query for local unlinks; after any remote change of names since the open the row is looked at.
  *
+ * A crawler (crawlers.c) is known by its open; its handle carries what may be fetched for it.
+ *
  * Pages: an open keeps what the kernel has cached unless a note is pending that would drop it. Read-only handles need no FLUSH. An open of a nodeid whose
  * incarnation is no longer the row's is ESTALE: the kernel looks the path up again and comes back with the new one. */
 #include "fs.h"
@@ -57,6 +59,7 @@ static void handle_end(struct mount *m, struct handle *h) {
         file_release(h->file, h->write);
         if (nodes_close(m, h->nodeid, h->write))
                 node_drop(m, nodeid_ino(h->nodeid));
+        free(h->crawler);
         free(h);
 }
 
@@ -101,6 +104,9 @@ static int handle_begin(struct call *c, uint64_t nodeid, int flags, struct fuse_
                         return r;
                 }
         }
+        h->crawler = crawlers_find(m->cfg.crawlers, fuse_req_ctx(c->req)->pid);
+        if (h->crawler)
+                counter_add(m->cfg.counters, crawler_opens, 1);
         handle_add(m, h);
         fi->fh = (uint64_t)(uintptr_t)h;
         fi->keep_cache = keep && !(flags & O_TRUNC);

@@ -13,6 +13,9 @@
  * A change of names that found no room (the tree's file could not grow) waits in the same way: struct held has its arguments. While it waits, the kernel holds the directory's lock, so it
  * counts as parked there, and notes about that directory wait (notify.c).
  *
+ * A crawler's read is refused behind its head (crawlers.c), never cut short: the kernel would take a short answer for the end of the file, for everybody. The pages of a refused
+ * read stay unread, and those of them that lie in the head are asked for one by one.
+ *
  * A page that its readahead did not get is asked for by the kernel once more, at once. So after a read has waited for the whole net_timeout in vain, those that come on the same handle within
  * AGAIN_MS get what is here and wait for nothing: else a program waits twice.
  *
@@ -40,6 +43,7 @@ struct park {
         struct job job;          /* retry of a write */
         atomic_int state;
         ssize_t result;          /* EARLY */
+        const struct crawler *crawler; /* a read of one: its handle's, which the kernel keeps until the reply */
         struct handle *waits;    /* a read that waits for all of net_timeout: its handle, which the kernel keeps until the reply */
         bool is_write, counted;  /* counted: among the node's parked requests */
         bool listed;             /* in m->parks */
@@ -111,6 +115,10 @@ static void park_keep(struct park *p) {
 }
 
 static void park_answer(struct park *p, ssize_t result) {
+        if (result < 0 && !p->is_write && p->r.refused) {
+                counter_add(p->m->cfg.counters, crawler_refusals, 1);
+                crawlers_refused(p->m->cfg.crawlers, p->crawler);
+        }
         if (result < 0)
                 reply_fail(p->req, result == -ENODATA ? -EIO : (int)result);
         else if (p->held.op)
@@ -240,8 +248,10 @@ void op_read(fuse_req_t req, fuse_ino_t nodeid, size_t size, off_t off, struct f
         int64_t now = clock_mono_ms(c.m->cfg.clock), in_vain = atomic_load(&fi_handle(fi)->timed_out_ms);
         bool again = in_vain && now - in_vain < AGAIN_MS;
         p->waits = again ? NULL : fi_handle(fi);
+        p->crawler = fi_handle(fi)->crawler;
         p->r = (struct file_read){ .file = fi_handle(fi)->file, .off = (uint64_t)off, .buf = p->buf, .n = MIN(size, (size_t)IO_BYTES_MAX), .deadline_ms = again ? now : now + c.m->cfg.net_timeout_ms,
-                                   .done = read_done, .owner = p };
+                                   .done = read_done, .owner = p,
+                                   .crawler = p->crawler, .head = p->crawler ? p->crawler->head : 0 };
         ssize_t n = file_read(&p->r);
         if (n == -EINPROGRESS) {
                 park_arm(p);

@@ -10,7 +10,8 @@
         X(sql_transactions) X(index_flushes) X(blocks_fetched) X(blocks_sent) X(blocks_deduplicated) X(cache_hits) X(cache_misses) \
         X(cache_evicted_blocks) X(cache_refills) X(events_applied) X(snapshot_rows) X(ops_queued) X(ops_committed) X(ops_refused) \
         X(conflicts) X(fuse_requests) X(fuse_lookup) X(fuse_getattr) X(fuse_readdir) X(fuse_open) X(fuse_read) X(fuse_write)       \
-        X(fuse_notifications) X(stage_bytes_written) X(corruptions_found) X(corruptions_healed)
+        X(fuse_notifications) X(stage_bytes_written) X(corruptions_found) X(corruptions_healed) \
+        X(crawler_opens) X(crawler_refusals)
 struct counters {
 #define X(name) _Atomic uint64_t name;
         COUNTERS(X)

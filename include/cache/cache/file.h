@@ -66,6 +66,7 @@ uint64_t file_seals(struct cache *c);
 struct file_read {
         struct file *file; uint64_t off; void *buf; size_t n; int64_t deadline_ms;
         void (*done)(struct file_read *r, ssize_t result); void *owner;
+        bool crawler; uint64_t head; bool refused; /* as blob_read */
         struct blob_read inner; void *priv; int state;
 };
 ssize_t file_read(struct file_read *r) _must_check_;

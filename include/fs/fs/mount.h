@@ -2,6 +2,7 @@
 /* mount.h: the FUSE side: turns kernel requests into reads and changes of the cache, and the cache's notes into kernel invalidations. Knows nothing of sync/. */
 #pragma once
 #include "cache/file.h"
+#include "fs/crawlers.h"
 
 struct mount;
 /* `count` ids from `stored` on, as the server has them, are those from `local` on here. */
@@ -25,6 +26,7 @@ struct mount_config {
         int64_t net_timeout_ms;
         unsigned threads;             /* 0: 8 */
         struct clock *clock; struct counters *counters;
+        struct crawlers *crawlers;    /* the caller's, as long as the mount; NULL: nobody is one */
         /* The server's quota (0: none) and what is used of it, as last heard: no waiting, no lock above RANK_QUEUE. NULL: not known. */
         void (*space)(void *arg, uint64_t *ret_quota_bytes, uint64_t *ret_used_bytes); void *space_arg;
 };
