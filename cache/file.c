@@ -325,7 +325,7 @@ int file_stage_identity(struct files *fs, const struct node *node, struct stage_
 }
 
 /* A new node beside the superseded one; this file and its handles are it from now on. */
-static int file_detach_copy(struct file *f, const struct node *old, struct node *ret) {
+static int file_detach_copy(struct file *f, struct node *ret) {
         struct files *fs = f->fs;
         char host[64] = "", name[NAME_BYTES_MAX + 1];
         _cleanup_buf_ struct buf set = BUF_INIT(256);
@@ -333,20 +333,10 @@ static int file_detach_copy(struct file *f, const struct node *old, struct node 
                 memcpy(host, set.data, set.bytes);
         else if (gethostname(host, sizeof host - 1) < 0)
                 (void)snprintf(host, sizeof host, "here");
-        struct stage_header id;
-        int r = file_stage_identity(fs, old, &id);
+        int r = tree_create_copy(fs->c->tree, f->ino, host, ret, name);
         if (r < 0)
                 return r;
-        struct tree_new what = { .kind = NODE_FILE, .mode = old->mode, .uid = old->uid, .gid = old->gid, .conflict_host = host, .conflict_of = old->id, .conflict_version = old->version };
-        const char *base = id.name[0] ? id.name : "file";
-        r = -EEXIST;
-        for (unsigned n = 1; r == -EEXIST && n < 1000; n++) {
-                conflict_name(base, strlen(base), host, n, name);
-                r = tree_create(fs->c->tree, old->parent ? old->parent : INO_ROOT, name, strlen(name), &what, ret);
-        }
-        if (r < 0)
-                return r;
-        log_info("file conflict_copy ino=%llu new_ino=%llu name=%s", (unsigned long long)old->ino, (unsigned long long)ret->ino, name);
+        log_info("file conflict_copy ino=%llu new_ino=%llu name=%s", (unsigned long long)f->ino, (unsigned long long)ret->ino, name);
         if (fs->c->counters)
                 counter_add(fs->c->counters, conflicts, 1);
         file_rekey(f, ret->ino, ret->incarnation);
@@ -388,7 +378,7 @@ int file_open_stage(struct file *f, struct stage **ret) {
                 return r;
         if (node.incarnation != f->incarnation) {
                 struct node copy;
-                r = file_detach_copy(f, &node, &copy);
+                r = file_detach_copy(f, &copy);
                 if (r < 0)
                         return r;
                 node = copy;
@@ -553,7 +543,7 @@ int file_seal(struct file *f, uint64_t *ret_gen) {
                 return r;
         if (node.incarnation != f->incarnation) {
                 struct node copy;
-                r = file_detach_copy(f, &node, &copy);
+                r = file_detach_copy(f, &copy);
                 if (r < 0)
                         return r;
         }

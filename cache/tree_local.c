@@ -124,8 +124,6 @@ int tree_create(struct tree *t, uint64_t dir, const char *name, size_t n, const 
         }
         if (r == 0)
                 r = new_node(t, what, &row);
-        if (r == 0 && what->conflict_host)
-                r = conflict_mark_make(t, &row, &what->conflict_of, &what->conflict_version, what->conflict_host);
         if (r == 0)
                 r = row_insert(t, &row);
         const bool born = r == 0 && what->opens && (r = tree_born(t, row.ino)) == 0;

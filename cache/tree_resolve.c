@@ -5,7 +5,8 @@
  *
  *   DROP           the row goes; the view is computed anew. Later soft rows that named it as their base name what it started from
  *   REBASE         the place from the server's rows, new operation id
- *   CONFLICT_COPY  all pending contents of the node go, the newest becomes the content of a new node beside it, marked (tree_conflict.c); the temporary of a REPLACE is unlinked
+ *   CONFLICT_COPY  all pending contents of the node go, the newest becomes the content of a new node beside it, marked (tree_conflict.c); the temporary of a REPLACE is unlinked.
+ *                  The same copy, without content yet, is made for handles of a file that another content has taken (tree_create_copy)
  *   NEW_NAME       same node, conflict name, new operation id; later soft rows follow the name. Why this ends: conflict.c
  *   DIR_NAME       our new directory wants the name of a file: as NEW_NAME, and behind it an exchange of the two names: the directory gets the name
  *   REVIVE         OPF_REVIVE, new operation id; content also takes the deleted version as its base
@@ -221,11 +222,11 @@ static int unlink_source(struct tree *t, const struct orow *o) {
 }
 
 /* The conflict copy as a new node with a CREATE of its own, under a free name made of `name`. */
-static int insert_copy(struct tree *t, struct nrow *copy, const struct nrow *row, const struct server_side *side, struct nrow *parent, const char *name, size_t n, const char *host) {
+static int insert_copy(struct tree *t, struct nrow *copy, const struct nrow *row, const struct id *version, struct nrow *parent, const char *name, size_t n, const char *host) {
         const char *own_name = NULL;
         int r = free_name(t, parent->ino, name, n, host, &own_name);
         if (r == 0)
-                r = conflict_mark_make(t, copy, &row->id, &side->v.version, host);
+                r = conflict_mark_make(t, copy, &row->id, version, host);
         if (r == 0)
                 r = row_insert(t, copy);
         if (r == 0)
@@ -237,15 +238,60 @@ static int insert_copy(struct tree *t, struct nrow *copy, const struct nrow *row
         return r < 0 ? r : tree_note(t, NOTE_LIST, parent->ino, NULL, 0);
 }
 
+/* Where a copy of the file belongs: where it is shown, else where the server has it, else in the root. A directory counts as long as its row is here, with or without a name. */
+struct place { struct nrow dir; const char *name; size_t n; };
+static int place_of(struct tree *t, const struct nrow *row, const struct server_side *side, struct place *ret) {
+        struct vnames names = { 0 };
+        int r = entries_of(t, row, &names);
+        const struct vname *at = names.n ? names.v : side->names.n ? side->names.v : NULL;
+        *ret = (struct place) { .name = at ? at->name : "file", .n = at ? at->n : 4 };
+        if (r == 0)
+                r = row_get(t, t->w, at ? at->parent : INO_ROOT, &ret->dir);
+        return r == -ENOENT && at ? row_get(t, t->w, INO_ROOT, &ret->dir) : r; /* the server's directory is not here yet */
+}
+
+int tree_create_copy(struct tree *t, uint64_t ino, const char *host, struct node *ret, char ret_name[static NAME_BYTES_MAX + 1]) {
+        struct nrow row, copy;
+        struct server_side side;
+        struct place at;
+        int r = tree_begin(t);
+        if (r == 0)
+                r = row_get(t, t->w, ino, &row);
+        if (r == 0)
+                r = row_extra(t, &row);
+        if (r == 0)
+                r = shadow_get(t, &row, &side);
+        if (r == 0)
+                r = place_of(t, &row, &side, &at);
+        if (r == 0) {
+                copy = (struct nrow) { .id = rng_id(t->rng), .v = { .kind = NODE_FILE, .mode = row.v.mode, .uid = row.v.uid, .gid = row.v.gid, .mtime_ns = t->now_ns, .ctime_ns = t->now_ns,
+                                                                    .btime_ns = t->now_ns, .content = content_empty } };
+                r = insert_copy(t, &copy, &row, &row.v.version, &at.dir, at.name, at.n, host);
+        }
+        struct vnames names = { 0 };
+        char name[NAME_BYTES_MAX + 1];
+        if (r == 0)
+                r = entries_of(t, &copy, &names);
+        if (r == 0)
+                (void)snprintf(name, sizeof name, "%.*s", (int)names.v[0].n, names.v[0].name);
+        r = tree_end(t, r);
+        if (r == 0) {
+                copy.pend = 1;
+                row_public(t, &copy, ret);
+                memcpy(ret_name, name, sizeof name);
+        }
+        return r;
+}
+
 static int resolve_copy(struct tree *t, struct orow *own, struct nrow *row, struct server_side *side, const char *host) {
         struct orow *list;
         const struct orow *newest = own;
-        struct nrow copy = { .id = rng_id(t->rng), .v = row->v }, parent;
-        struct vnames names = {0};
+        struct nrow copy = { .id = rng_id(t->rng), .v = row->v };
+        struct place at;
         size_t n = 0;
         int r = outbox_of_node(t, row->ino, &list, &n);
         if (r == 0)
-                r = entries_of(t, row, &names);
+                r = place_of(t, row, side, &at);
         for (size_t i = 0; i < n && r == 0; i++)
                 if (list[i].ino == row->ino && is_content(&list[i])) {
                         newest = &list[i];
@@ -253,14 +299,11 @@ static int resolve_copy(struct tree *t, struct orow *own, struct nrow *row, stru
                 }
         if (r < 0)
                 return r;
-        const struct vname *at = names.n ? names.v : side->names.n ? side->names.v : NULL;
         copy.v.gen = copy.last_gen = newest->gen;
         copy.v.size = newest->op.content.size;
         if (!newest->gen) /* a REPLACE with bytes that are on the server already */
                 copy.v.content = newest->op.content;
-        r = row_get(t, t->w, at ? at->parent : INO_ROOT, &parent);
-        if (r == 0)
-                r = insert_copy(t, &copy, row, side, &parent, at ? at->name : "file", at ? at->n : 4, host);
+        r = insert_copy(t, &copy, row, &side->v.version, &at.dir, at.name, at.n, host);
         /* The newest takes its handles and the layers below it along. An older one that is not below it was written to an inode that was saved over since: its handles have nothing to do with the copy. */
         if (r == 0 && newest->gen)
                 r = apply_fate(t, &(struct tree_done){ .op = newest->op.id, .ino = copy.ino, .gen = newest->gen, .fate = FATE_MOVED });
@@ -288,7 +331,7 @@ static int resolve_made_before(struct tree *t, struct orow *own, struct nrow *ro
         if (r == -ENOENT)
                 r = row_get(t, t->w, INO_ROOT, &parent);
         if (r == 0)
-                r = insert_copy(t, &copy, row, side, &parent, own->op.name, own->op.name_bytes, host);
+                r = insert_copy(t, &copy, row, &side->v.version, &parent, own->op.name, own->op.name_bytes, host);
         if (r == 0 && own->gen)
                 r = apply_fate(t, &(struct tree_done){ .op = own->op.id, .ino = copy.ino, .gen = own->gen, .fate = FATE_MOVED });
         return r < 0 ? r : settle_both(t, own);

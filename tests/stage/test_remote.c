@@ -4,22 +4,34 @@
 
 #include "tree_priv.h"
 
-/* A new content of the node by somebody else, applied as its event. */
-static void remote(struct cw *w, const struct id *node, const char *text, bool (*is_open)(void *arg, uint64_t ino), void *arg) {
+/* A new content of the node by somebody else, or (text NULL) a name in the same directory, applied as its event. */
+static void remote_change(struct cw *w, const struct id *node, const char *text, const char *name, bool (*is_open)(void *arg, uint64_t ino), void *arg) {
         struct arena *a;
         assert_int_equal(arena_new(16 << 20, &a), 0);
         struct server_node *n = cw_server_node(w, node, false);
         assert_non_null(n);
-        n->row.content = know(w->source, text, strlen(text), 0)->content;
-        n->row.version = rng_id(rng_system());
         n->row.seq = ++w->seq;
-        struct change ch = { .node = n->row };
+        if (text) {
+                n->row.content = know(w->source, text, strlen(text), 0)->content;
+                n->row.version = rng_id(rng_system());
+        } else {
+                (void)snprintf(n->name, sizeof n->name, "%s", name);
+                n->entry.name = n->name;
+                n->entry.name_bytes = strlen(name);
+                n->entry.placement = rng_id(rng_system());
+                n->entry.seq = w->seq;
+        }
+        struct change ch = { .node = n->row, .has_entries = !text, .entries = text ? NULL : &n->entry, .n_entries = text ? 0 : 1 };
         struct event e = { .seq = w->seq, .op = rng_id(rng_system()), .changes = &ch, .n_changes = 1 };
         struct cursor upto = { .epoch = { { 1 } }, .seq = w->seq };
         struct tree_applied applied = { 0 };
         assert_int_equal(tree_apply(w->cache->tree, &e, 1, &upto, is_open, arg, a, &applied), 0);
         file_committed(w->cache, applied.done, applied.n_done);
         arena_free(a);
+}
+
+static void remote(struct cw *w, const struct id *node, const char *text, bool (*is_open)(void *arg, uint64_t ino), void *arg) {
+        remote_change(w, node, text, NULL, is_open, arg);
 }
 
 static bool is_open(void *arg, uint64_t ino) {
@@ -263,8 +275,62 @@ static void test_unlink(void **state) {
         cw_free(w);
 }
 
+/* Has the directory a name that begins like that? */
+static int begins(void *arg, const struct tree_entry *e) {
+        const char **name = arg;
+        if (*name && strncmp(e->name, *name, strlen(*name)) == 0)
+                *name = NULL;
+        return *name == NULL;
+}
+static bool has(struct cw *w, uint64_t dir, const char *name) {
+        assert_int_equal(tree_list(w->cache->tree, dir, 0, begins, &name), 0);
+        return !name;
+}
+
+/* The directory of an open file has no name here for a while, as something of ours that was not sent yet has the one that it was given elsewhere; and the file gets a new version from elsewhere. What was
+ * written before, or is written then, is a copy beside it, at once. */
+static void hidden_directory(bool before) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        cw_open(w);
+        struct node d, n, e;
+        struct tree_new what = { .kind = NODE_DIR, .mode = 0755, .uid = 1000, .gid = 1000 };
+        assert_int_equal(tree_create(w->cache->tree, INO_ROOT, "d", 1, &what, &d), 0);
+        n = cw_create(w, d.ino, "f.txt");
+        write_all(w, n.ino, "old");
+        assert_true(cw_accept_all(w) > 0);
+        cw_settle(w);
+        struct file *f = cw_file(w, n.ino, true, false);
+        if (before)
+                assert_int_equal(write_at(f, 0, "mine", 4, false, WAIT_MS), 4);
+        e = cw_create(w, INO_ROOT, "e");
+        remote_change(w, &d.id, NULL, "e", is_open, w->cache);
+        assert_true(cw_row(w, d.ino).unlinked);
+        remote(w, &n.id, "theirs", is_open, w->cache);
+        if (!before)
+                assert_int_equal(write_at(f, 0, "mine", 4, false, WAIT_MS), 4);
+        expect(f, "mine");
+        file_release(f, true);
+        lock_take(&w->cache->files->lock);
+        const uint64_t left = w->cache->files->n_open;
+        lock_drop(&w->cache->files->lock);
+        assert_int_equal(left, 0);
+        assert_true(has(w, d.ino, "f (conflict "));
+        assert_int_equal(tree_unlink(w->cache->tree, INO_ROOT, "e", 1, false, is_open, w->cache, &e), 0); /* the name is free */
+        assert_false(cw_row(w, d.ino).unlinked);
+        assert_true(has(w, d.ino, "f.txt"));
+        assert_true(has(w, d.ino, "f (conflict "));
+        expect_ino(w, n.ino, "theirs");
+        assert_true(cw_accept_all(w) > 0);
+        cw_settle(w);
+        cw_free(w);
+}
+static void test_hidden_directory(void **state) {
+        hidden_directory(true);
+        hidden_directory(false);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = { cmocka_unit_test(test_after_commit), cmocka_unit_test(test_race), cmocka_unit_test(test_many), cmocka_unit_test(test_closing),
-                                            cmocka_unit_test(test_unlink) };
+                                            cmocka_unit_test(test_unlink), cmocka_unit_test(test_hidden_directory) };
         return cmocka_run_group_tests_name("remote", tests, NULL, NULL);
 }

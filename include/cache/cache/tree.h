@@ -83,9 +83,11 @@ int tree_path(struct tree *t, uint64_t ino, struct buf *ret) _must_check_;
 struct tree_new {
         enum node_kind kind; uint32_t mode, uid, gid; uint64_t rdev; const char *target;
         bool opens;               /* who makes it opens it for writing next: it counts as open until tree_opened, which must follow a success */
-        const char *conflict_host; struct id conflict_of, conflict_version; /* not NULL: a conflict copy of that node, which shows that version */
 };
 int tree_create(struct tree *t, uint64_t dir, const char *name, size_t n, const struct tree_new *what, struct node *ret) _must_check_; /* -EEXIST -ENOTDIR -ENOENT -EILSEQ -ENAMETOOLONG */
+/* A conflict copy without content for handles of the file whose bytes are not its own any more: beside it, also where nobody sees that directory or the file's name for now, marked with the version that
+ * the file shows, under a free name made of its name, which is returned. -ENOENT: no such file. */
+int tree_create_copy(struct tree *t, uint64_t ino, const char *host, struct node *ret, char ret_name[static NAME_BYTES_MAX + 1]) _must_check_;
 void tree_opened(struct tree *t, uint64_t ino); /* the handle is counted, or there will be none */
 int tree_create_unnamed(struct tree *t, uint64_t dir, const struct tree_new *what, struct node *ret) _must_check_;  /* O_TMPFILE: nothing in the outbox until linked */
 int tree_link(struct tree *t, uint64_t ino, uint64_t dir, const char *name, size_t n, struct node *ret) _must_check_;      /* -EPERM for a dir, -EEXIST, -EMLINK */
