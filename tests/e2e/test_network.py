@@ -6,7 +6,7 @@ directory of its own (writer.py: it knows exactly what must be there) and one in
 own writer went on from it). Then the faults and the writers stop, and within 30 s nothing is pending or parked, all three stand at the server's last event, show the same tree, and each own
 directory is what its writer made, without a conflict copy. Applied twice is: an operation id with two events, or a node with one content under two versions (each content here is written once).
 
-A run of 50 or more in which a kind of fault never met a request proves nothing and fails. 50 schedules here; TARN_TEST_SCALE multiplies, TARN_TEST_SEED repeats, TARN_TEST_RUN=N runs schedule N of that seed alone."""
+A run of 25 or more in which a kind of fault never met a request proves nothing and fails. 50 schedules here (in the suite in two parts side by side); TARN_TEST_SCALE multiplies, TARN_TEST_SEED repeats, TARN_TEST_RUN=N runs schedule N of that seed alone."""
 import collections
 import errno
 import os
@@ -215,4 +215,4 @@ def test_random_schedules(world):
           f"converged after {run.slowest:.1f} s at most, {time.monotonic() - began:.0f} s in all; fired: " + ", ".join(f"{kind} {fired[k]}" for kind, (_, _, k) in KINDS.items()))
     assert not lost, f"seed {seed}: lost: {lost[:20]}"
     never = [kind for kind, (_, _, k) in KINDS.items() if not fired[k]]
-    assert SCHEDULES < 50 or only or not never, f"void: no request met {never}"
+    assert SCHEDULES < 25 or only or not never, f"void: no request met {never}"
