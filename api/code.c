@@ -29,6 +29,7 @@ static const struct { enum op_code code; const char *name; int err; } op_codes[]
         { RES_CORRUPT, "CORRUPT", EBADMSG },
         { RES_DELETED, "DELETED", EOWNERDEAD },
         { RES_BUSY, "BUSY", EAGAIN },
+        { RES_FENCED, "FENCED", ENOLCK },
 };
 
 const char *op_code_name(enum op_code code) {
@@ -58,7 +59,9 @@ static const struct api_code api_codes[] = {
         { "IS_DIR", 409, EISDIR },
         { "NOT_DIR", 409, ENOTDIR },
         { "NOT_EMPTY", 409, ENOTEMPTY },
+        { "DEADLOCK", 409, EDEADLK },
         { "CURSOR_GONE", 410, EIDRM },
+        { "LEASE_ENDED", 410, ENOLCK },
         { "PRECONDITION_FAILED", 412, ESTALE },
         { "TOO_LARGE", 413, EMSGSIZE },
         { "BAD_RANGE", 416, EINVAL },
@@ -66,6 +69,7 @@ static const struct api_code api_codes[] = {
         { "UPGRADE_NEEDED", 426, EPROTONOSUPPORT },
         { "UNAVAILABLE", 503, EAGAIN },
         { "RATE_LIMITED", 429, EAGAIN },
+        { "LOCKED", 423, EAGAIN },
         { "INTERNAL", 500, EIO },
         { "QUOTA", 507, EDQUOT },
         { "NO_SPACE", 507, ENOSPC },

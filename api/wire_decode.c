@@ -301,6 +301,7 @@ static int get_op_fields(struct pb_in in, struct arena *a, struct op *ret) {
                         break;
                 case 18: r = get_content(&f, &op.content); break;
                 case 19: r = pb_get_time(&f, &op.time_ns); break;
+                case 20: r = pb_get_fixed(&f, op.lease.b, ID_BYTES); break;
                 default: r = 0;
                 }
         }
@@ -335,7 +336,7 @@ static int get_result_fields(struct pb_in in, struct arena *a, struct op_result 
                 }
         }
         FIELD_RESULT(r);
-        if (code > RES_BUSY)
+        if (code > RES_FENCED)
                 return -EPROTONOSUPPORT;
         res.code = (enum op_code)code;
         res.current = current;

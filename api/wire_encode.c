@@ -133,6 +133,7 @@ static void put_op_fields(struct pb_out *o, const struct op *op, bool digest) {
         put_node(o, 17, &op->attrs);
         put_content(o, 18, &op->content);
         pb_put_time(o, 19, op->time_ns);
+        pb_put_id(o, 20, &op->lease);
 }
 
 static void put_result_fields(struct pb_out *o, const struct op_result *r) {

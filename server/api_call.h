@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "base/lock.h"
 #include "base/model.h"
+#include "leases.h"
 #include "meta.h"
 #include "reserve.h"
 #include "server/service.h"
@@ -56,6 +57,7 @@ struct service {
         bool serving;                    /* workers > 0 */
         struct lock waiters_lock;
         struct service_waiter *waiters;  /* waiters_lock: those registered */
+        struct leases *leases;
 };
 
 enum route_auth { AUTH_NONE, AUTH_TOKEN };
@@ -155,6 +157,10 @@ int api_trash_purge(struct call *c);
 int api_members(struct call *c);
 int api_member_set(struct call *c);
 int api_member_remove(struct call *c);
+int api_lease_add(struct call *c);
+int api_lease_renew(struct call *c);
+int api_lease_end(struct call *c);
+int api_lock(struct call *c);
 int api_health(struct call *c);
 int api_ready(struct call *c);
 int api_metrics(struct call *c);

@@ -6,7 +6,9 @@
  * commit: bytes durable first, then one transaction per group. Only the blocks that an accepted operation names are mapped to the object; if there is none
  * (everything refused, or a retry of what was accepted before) the object is removed again.
  *
- * Large contents were sent as blocks before; their list pages are read through content_pages by meta. */
+ * Large contents were sent as blocks before; their list pages are read through content_pages by meta.
+ *
+ * An operation that was made under a lock names its lease. The lease is pinned until the batch has been answered; if it has ended, the operation is fenced (leases.c). */
 #include "api_content.h"
 
 #include <string.h>
@@ -22,9 +24,13 @@ struct batch {
         struct content_pages pages;
         struct service *s;
         struct service_object busy;      /* the object, until the last transaction that may name it */
+        bool *pinned;                    /* per operation: its lease */
 };
 
 static void cleanup_batch_p(struct batch *b) {
+        for (size_t i = 0; b->pinned && i < b->n; i++)
+                if (b->pinned[i])
+                        lease_unpin(b->s->leases, &b->ops[i].lease);
         if (b->busy.name)
                 service_object_end(b->s, &b->busy);
         buf_free(&b->object);
@@ -111,6 +117,23 @@ static void refuse_growth(struct batch *b) {
                         b->preset[i] = RES_QUOTA;
 }
 
+/* Holds the leases that the operations name. */
+static int batch_pin(struct call *c, struct batch *b, uint64_t ws) {
+        struct lease_who who = {.ws = ws, .account = c->who.account, .device = c->who.device};
+
+        b->pinned = arena_alloc(c->arena, (b->n + 1) * sizeof *b->pinned);
+        if (!b->pinned)
+                return -ENOMEM;
+        for (size_t i = 0; i < b->n; i++) {
+                int r = id_is_zero(&b->ops[i].lease) ? 0 : lease_pin(c->s->leases, &who, &b->ops[i].lease);
+
+                if (r == -ENOLCK && b->preset[i] == RES_OK)
+                        b->preset[i] = RES_FENCED;
+                b->pinned[i] = r == 0 && !id_is_zero(&b->ops[i].lease);
+        }
+        return 0;
+}
+
 int api_commit(struct call *c) {
         char name[STORE_NAME_BYTES + 1];
         _cleanup_(cleanup_batch_p) struct batch b = {.object = BUF_INIT(STORE_OBJECT_BYTES_MAX), .s = c->s};
@@ -125,6 +148,9 @@ int api_commit(struct call *c) {
         r = batch_parse(c, &b);
         if (r != 0)
                 return r < 0 ? r : 0;
+        r = batch_pin(c, &b, w.ws);
+        if (r < 0)
+                return r;
         r = content_pages_open(c->s, &c->who, w.ws, &b.pages);
         if (r < 0)
                 return r;

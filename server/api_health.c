@@ -46,11 +46,13 @@ int api_metrics(struct call *c) {
         static const char *const answers[] = {"other", "1xx", "2xx", "3xx", "4xx", "5xx"};
         struct service *s = c->s;
         struct buf *b = &c->ans->body;
+        struct leases_count locks;
         struct meta_stats st;
         int r = meta_stats(s->meta, &st);
 
         if (r < 0)
                 return r;
+        leases_count(s->leases, &locks);
         const struct { const char *name, *type, *help; uint64_t value; } list[] = {
                 {"commit_operations_total", "counter", "operations that came in batches", atomic_load(&s->stats.commits_ops)},
                 {"commit_transactions_total", "counter", "writing transactions of the database", st.transactions},
@@ -66,6 +68,9 @@ int api_metrics(struct call *c) {
                 {"damaged_blocks_total", "counter", "blocks whose bytes did not match their hash", atomic_load(&s->stats.corrupt_blocks)},
                 {"blocks_deduplicated_total", "counter", "blocks put by path that were here already", counter_get(s->counters, blocks_deduplicated)},
                 {"polls_parked", "gauge", "long polls that wait", parked(s)},
+                {"leases", "gauge", "clients that may hold locks", locks.leases},
+                {"locks", "gauge", "ranges that are locked", locks.locks},
+                {"lock_waits", "gauge", "requests that wait for a lock", locks.waits},
                 {"users", "gauge", "accounts", st.users},
                 {"workspaces", "gauge", "workspaces", st.workspaces},
                 {"nodes", "gauge", "live nodes", st.nodes},

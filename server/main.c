@@ -7,10 +7,10 @@
  *   tarn-server token add --user NAME --data DIR
  *   tarn-server fsck --data DIR [--repair] [--json]
  *   tarn-server scrub --data DIR [--rate BYTES] [--json]
- *   tarn-server gc --data DIR [--dry-run] [--min-age DURATION] [--trash-age DURATION] [--keep-events N] [--compact] [--compact-below PERCENT] [--json]
+ *   tarn-server gc --data DIR [--dry-run] [--min-age DURATION] [--trash-age DURATION] [--keep-events N] [--lease-time DURATION] [--compact] [--compact-below PERCENT] [--json]
  *   tarn-server backup FILE|-|--to DIR --data DIR [--json]
  *   tarn-server restore --from DIR|FILE|- --data DIR
- *   tarn-server serve --data DIR [--listen HOST:PORT] [--tls-cert F --tls-key F] [--gc-every DURATION] [--trash-age DURATION] [--keep-events N]
+ *   tarn-server serve --data DIR [--listen HOST:PORT] [--tls-cert F --tls-key F] [--gc-every DURATION] [--trash-age DURATION] [--keep-events N] [--lease-time DURATION]
  *
  * Administration opens the data directory itself; if a server has it (-EBUSY) the same command goes to that server through its socket. A password
  * is read from a terminal without echo, or from standard input; it is never an argument.
@@ -505,8 +505,8 @@ static bool is_loopback(const char *listen) {
         return strncmp(listen, "127.", 4) == 0 || strncmp(listen, "[::1]:", 6) == 0 || strncmp(listen, "localhost:", 10) == 0;
 }
 
-static int serve(const char *data, struct http_config *config, const struct upkeep_config *upkeep_config, const sigset_t *signals) {
-        struct service_config service_config = {.data_dir = data, .workers = 1};
+static int serve(const char *data, struct http_config *config, const struct upkeep_config *upkeep_config, int64_t lease_ms, const sigset_t *signals) {
+        struct service_config service_config = {.data_dir = data, .workers = 1, .lease_ms = lease_ms};
         _cleanup_free_ char *url_path = path_join(data, "url");
         struct upkeep *upkeep = NULL;
         struct admin *admin = NULL;
@@ -556,7 +556,7 @@ static int serve(const char *data, struct http_config *config, const struct upke
 static int cmd_serve(int argc, char **argv) {
         const char *data = NULL;
         struct http_config config = {.listen = "127.0.0.1:7380"};
-        uint64_t workers = 0, connections = 0, head_s = 0, grace_s = 0, idle_s = 0;
+        uint64_t workers = 0, connections = 0, head_s = 0, grace_s = 0, idle_s = 0, lease_s = 0;
         struct upkeep_config upkeep = {.gc_every_s = UPKEEP_GC_EVERY_S, .min_age_s = UPKEEP_MIN_AGE_S, .trash_age_s = UPKEEP_TRASH_AGE_S, .keep_events = UPKEEP_KEEP_EVENTS};
         bool verbose = false;
         const struct arg table[] = {
@@ -574,6 +574,7 @@ static int cmd_serve(int argc, char **argv) {
                 {"gc-min-age", 0, ARG_DURATION_S, &upkeep.min_age_s, "leave what is younger (1d)"},
                 {"trash-age", 0, ARG_DURATION_S, &upkeep.trash_age_s, "forget what was deleted so long ago (90d); 0: never"},
                 {"keep-events", 0, ARG_U64, &upkeep.keep_events, "events kept of each workspace (1000000); 0: all. A client that was away for longer loads anew"},
+                {"lease-time", 0, ARG_DURATION_S, &lease_s, "a client that holds locks and is silent for so long loses them (30s)"},
                 {"verbose", 'v', ARG_FLAG, &verbose, "log every request"},
                 {NULL, 0, ARG_FLAG, NULL, NULL},
         };
@@ -586,6 +587,8 @@ static int cmd_serve(int argc, char **argv) {
                 return fail(EXIT_USAGE, "--tls-cert and --tls-key belong together");
         if (workers > 256 || connections > 65536)
                 return fail(EXIT_USAGE, "at most 256 --workers and 65536 --connections");
+        if (lease_s * 1000 > LEASE_MS_MAX)
+                return fail(EXIT_USAGE, "--lease-time: at most %d seconds", LEASE_MS_MAX / 1000);
         config.workers = (unsigned)workers;
         config.connections = (unsigned)connections;
         config.head_ms = (int64_t)MIN(head_s, UINT64_C(86400)) * 1000;
@@ -600,7 +603,7 @@ static int cmd_serve(int argc, char **argv) {
         (void)sigaddset(&signals, SIGINT);
         (void)pthread_sigmask(SIG_BLOCK, &signals, NULL);
         limits_raise();
-        return serve(data, &config, &upkeep, &signals);
+        return serve(data, &config, &upkeep, (int64_t)lease_s * 1000, &signals);
 }
 
 static void print_point(void *arg, const char *name, uint64_t hits) {

@@ -140,7 +140,8 @@ struct meta_batch {
         const struct meta_subject *subject;
         uint64_t ws;
         const struct op *ops; size_t n_ops;
-        const enum op_code *preset;     /* NULL, or n_ops codes: an operation whose code is not RES_OK is refused with it unseen (inline bytes that do not hash to root: RES_CORRUPT) */
+        const enum op_code *preset;     /* NULL, or n_ops codes: an operation whose code is not RES_OK is refused with it unseen (inline bytes that do not hash to root: RES_CORRUPT).
+                                         * RES_FENCED: its lease has ended; answered from memory if it was accepted before, else refused with the rows as they are */
         /* Blocks of inline contents: one durable object, hash-checked. Only those that an accepted operation names are mapped. n_blocks 0: none. */
         const char *object; uint64_t object_bytes;
         const struct meta_block *blocks; size_t n_blocks;

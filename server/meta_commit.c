@@ -31,8 +31,9 @@ static int batch_step(struct commit_job *j) {
         const struct op *op = &b->ops[g->next];
         struct op_result *res = &b->results[g->next];
         *res = (struct op_result){ .op = op->id };
-        if (b->preset && b->preset[g->next] != RES_OK)
-                res->code = b->preset[g->next];
+        const enum op_code preset = b->preset ? b->preset[g->next] : RES_OK;
+        if (preset != RES_OK && preset != RES_FENCED)
+                res->code = preset;
         else {
                 struct space *s;
                 int r = txn_space(&g->m->txn, b->ws, &s);
@@ -43,7 +44,7 @@ static int batch_step(struct commit_job *j) {
                 else {
                         struct opx x;
                         opx_init(&x, &g->m->txn, s, b->arena, b->subject, op, &g->digests[g->next], &g->fresh, g->plans[g->next]);
-                        r = opx_run(&x, res);
+                        r = preset == RES_FENCED ? opx_fenced(&x, res) : opx_run(&x, res);
                         if (r == OPX_AGAIN) {
                                 g->again = true;
                                 return 0;

@@ -414,3 +414,21 @@ int opx_run(struct opx *x, struct op_result *ret) {
                 r = opx_decide(x);
         return opx_finish(x, r, ret);
 }
+
+int opx_fenced(struct opx *x, struct op_result *ret) {
+        const struct op *op = x->op;
+        const struct id *about[] = { &op->node, &op->parent, &op->parent2, &op->replaced, &op->source };
+        struct work *w;
+        int r = opx_replay(x, ret);
+        if (r != 0)
+                return r < 0 ? r : 0;
+        r = opx_allowed(x);
+        if (r == RES_OK)
+                r = RES_FENCED;
+        for (size_t i = 0; i < ARRAY_SIZE(about) && r == RES_FENCED; i++) {
+                int k = id_is_zero(about[i]) ? 0 : opx_work(x, about[i], &w);
+                if (k < 0)
+                        return k;
+        }
+        return opx_finish(x, r, ret);
+}

@@ -70,6 +70,8 @@ int opx_remove_name(struct opx *x, const struct entry_row *e, struct work *node)
 int opx_base(struct opx *x, const struct id *base, const struct id *current, bool placement) _must_check_;
 /* Everything about one operation: replay, rights, `after`, decision, writing, result. 0 (code in ret) or -errno; OPX_AGAIN. */
 int opx_run(struct opx *x, struct op_result *ret) _must_check_;
+/* Likewise for one whose lease has ended: what it was answered before, or RES_FENCED with the rows as they are. */
+int opx_fenced(struct opx *x, struct op_result *ret) _must_check_;
 /* The steps of it, for operations made by paths. */
 int opx_replay(struct opx *x, struct op_result *ret) _must_check_;  /* 1 answered, 0 new, -errno */
 int opx_finish(struct opx *x, int code, struct op_result *ret) _must_check_; /* code: what was decided */

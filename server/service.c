@@ -109,6 +109,7 @@ static void service_notify(void *arg, uint64_t ws, const char *workspace, uint64
 }
 
 void service_wait_remove(struct service *s, struct service_waiter *w) {
+        lease_forget(s->leases, w);
         LOCK_SCOPE(&s->waiters_lock);
         if (!w->registered)
                 return;
@@ -195,6 +196,11 @@ int service_open(const struct service_config *c, struct service **ret, char *ret
                 if (r >= 0)
                         r = dir_open(s, c->data_dir, ret_why, n);
         }
+        if (r >= 0) {
+                r = leases_new(s->clock, s->rng, c->lease_ms, &s->leases);
+                if (r < 0)
+                        r = why(ret_why, n, r, "no memory");
+        }
         if (r >= 0)
                 r = stack_open(s, c->data_dir, ret_why, n);
         if (r >= 0) {
@@ -222,6 +228,7 @@ void service_close(struct service *s) {
         if (!s)
                 return;
         assert(!s->waiters);
+        leases_free(s->leases);
         meta_close(s->meta);
         store_close(s->store);
         reserve_close(s->reserve);

@@ -130,7 +130,7 @@ struct op gen_op(struct gen *g) {
         struct op op = {
                 .id = gen_id(g), .kind = (enum op_kind)(1 + rng_below(g->rng, 7)), .flags = (uint32_t)rng_below(g->rng, 8), .node = maybe_id(g), .parent = maybe_id(g),
                 .parent2 = maybe_id(g), .placement = maybe_id(g), .version = maybe_id(g), .replaced = maybe_id(g), .replaced_version = maybe_id(g),
-                .replaced_placement = maybe_id(g), .source = maybe_id(g), .attr_mask = (uint32_t)gen_u64(g, 7), .attrs = gen_node(g), .time_ns = (int64_t)gen_u64(g, 63),
+                .replaced_placement = maybe_id(g), .source = maybe_id(g), .lease = maybe_id(g), .attr_mask = (uint32_t)gen_u64(g, 7), .attrs = gen_node(g), .time_ns = (int64_t)gen_u64(g, 63),
         };
         if (half(g))
                 op.name = gen_name(g, &op.name_bytes);
@@ -147,7 +147,7 @@ struct op gen_op(struct gen *g) {
 }
 
 struct op_result gen_result(struct gen *g) {
-        struct op_result r = { .op = maybe_id(g), .code = (enum op_code)rng_below(g->rng, RES_BUSY + 1), .seq = gen_u64(g, 64), .merged_into = maybe_id(g) };
+        struct op_result r = { .op = maybe_id(g), .code = (enum op_code)rng_below(g->rng, RES_FENCED + 1), .seq = gen_u64(g, 64), .merged_into = maybe_id(g) };
         gen_mark(g, r.mark);
         r.n_current = rng_below(g->rng, 3);
         r.current = gen_changes(g, r.n_current);

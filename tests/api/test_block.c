@@ -142,7 +142,7 @@ static void test_names(void **state) {
 }
 
 static void test_codes(void **state) {
-        for (int code = RES_OK; code <= RES_BUSY; code++) {
+        for (int code = RES_OK; code <= RES_FENCED; code++) {
                 assert_string_not_equal(op_code_name((enum op_code)code), "UNKNOWN");
                 assert_true(code <= RES_MERGED ? op_code_errno((enum op_code)code) == 0 : op_code_errno((enum op_code)code) > 0);
                 for (int other = RES_SKIPPED; other < code; other++) /* the way back is exact */

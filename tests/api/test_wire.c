@@ -139,7 +139,7 @@ static void test_fields(void **state) {
                         assert_memory_equal(o.after, o2.after, o.n_after * ID_BYTES);
                 assert_true(id_equal(&o.parent, &o2.parent) && id_equal(&o.parent2, &o2.parent2) && id_equal(&o.placement, &o2.placement) && id_equal(&o.version, &o2.version));
                 assert_true(id_equal(&o.replaced, &o2.replaced) && id_equal(&o.replaced_version, &o2.replaced_version) && id_equal(&o.replaced_placement, &o2.replaced_placement));
-                assert_true(id_equal(&o.source, &o2.source) && o.attr_mask == o2.attr_mask && o.time_ns == o2.time_ns && o.name_bytes == o2.name_bytes && o.name2_bytes == o2.name2_bytes);
+                assert_true(id_equal(&o.source, &o2.source) && id_equal(&o.lease, &o2.lease) && o.attr_mask == o2.attr_mask && o.time_ns == o2.time_ns && o.name_bytes == o2.name_bytes && o.name2_bytes == o2.name2_bytes);
                 if (o.name)
                         assert_string_equal(o.name, o2.name);
                 if (o.name2)

@@ -5,6 +5,7 @@ Every route of the server's table is documented and every documented one is in t
 a real request; the answer's content type, required headers and JSON are compared with what the document says. A status without a scenario, or
 a scenario without a documented status, fails.
 """
+import concurrent.futures
 import json
 import os
 import re
@@ -197,8 +198,67 @@ add("DELETE", MEMBERS + "/{user}", 204, lambda s: s.call("DELETE", "/v1/workspac
 add("DELETE", MEMBERS + "/{user}", 404, lambda s: s.call("DELETE", "/v1/workspaces/w/members/nobody"))
 add("DELETE", MEMBERS + "/{user}", 409, lambda s: s.call("DELETE", "/v1/workspaces/w/members/ann"))
 
+LEASES, LEASE, LOCKS = WS + "/leases", WS + "/leases/{lease}", WS + "/leases/{lease}/locks"
+
+
+def lease_of(s):
+    return "/v1/workspaces/w/leases/" + json.loads(s.call("POST", "/v1/workspaces/w/leases")[2])["lease"]
+
+
+def lock(s, lease, **more):
+    """One of a node and an owner of this call's own, unless it says otherwise."""
+    body = {"node": os.urandom(16).hex(), "owner": "1" * 16, "type": "write", "number": 1, **more}
+    return post_json(s, lease + "/locks", {k: v for k, v in body.items() if v is not None})
+
+
+def lock_twice(s, **more):
+    node, first, second = os.urandom(16).hex(), lease_of(s), lease_of(s)
+    assert lock(s, first, node=node)[0] == 200
+    return lock(s, second, node=node, **more)
+
+
+def lock_in_a_circle(s):
+    lease, nodes, owners = lease_of(s), [os.urandom(16).hex() for _ in range(2)], ["1" * 16, "2" * 16]
+    for i in range(2):
+        assert lock(s, lease, node=nodes[i], owner=owners[i], number=i + 1)[0] == 200
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(lock, s, lease, node=nodes[1], owner=owners[0], number=3, wait=50)
+        while True:  # until the other one is seen to wait
+            answer = lock(s, lease, node=nodes[0], owner=owners[1], number=4, wait=1)
+            if answer[0] == 409:
+                break
+            assert answer[0] == 423 and not waits.done()
+        assert post_json(s, lease + "/locks", {"number": 3, "done": 0, "cancel": True})[0] == 200
+        assert waits.result()[0] == 412
+    return answer
+
+
+def lock_as_viewer(s):
+    bob = json.loads(s.call("POST", "/v1/login", body=json.dumps({"user": "bob", "password": PASSWORD, "device": "d"}), token=False)[2])["token"]
+    assert s.call("PUT", "/v1/workspaces/w/members/bob", body=b'{"role": "viewer"}')[0] == 200
+    lease = json.loads(s.call("POST", "/v1/workspaces/w/leases", token=bob)[2])["lease"]
+    body = {"node": ZERO[:-1] + "5", "owner": "1" * 16, "type": "write", "number": 1}
+    return s.call("POST", f"/v1/workspaces/w/leases/{lease}/locks", body=json.dumps(body), token=bob)
+
+
+add("POST", LEASES, 201, lambda s: s.call("POST", "/v1/workspaces/w/leases"))
+add("POST", LEASE, 200, lambda s: s.call("POST", lease_of(s)))
+add("DELETE", LEASE, 204, lambda s: s.call("DELETE", lease_of(s)))
+for verb in ("POST", "DELETE"):
+    add(verb, LEASE, 400, lambda s, v=verb: s.call(v, "/v1/workspaces/w/leases/x"))
+    add(verb, LEASE, 410, lambda s, v=verb: s.call(v, "/v1/workspaces/w/leases/" + "9" * 32))
+add("POST", LOCKS, 200, lambda s: lock(s, lease_of(s)), lambda s: lock(s, lease_of(s), number=None, test=True), lambda s: lock_twice(s, number=None, test=True),
+    lambda s: post_json(s, lease_of(s) + "/locks", {"number": 1, "cancel": True}))
+add("POST", LOCKS, 400, lambda s: lock(s, lease_of(s), node="x"), lambda s: lock(s, lease_of(s), type="both"), lambda s: s.call("POST", lease_of(s) + "/locks", body=b"["))
+add("POST", LOCKS, 403, lock_as_viewer)
+add("POST", LOCKS, 409, lock_in_a_circle)
+add("POST", LOCKS, 410, lambda s: lock(s, "/v1/workspaces/w/leases/" + "9" * 32))
+add("POST", LOCKS, 412, lambda s: lock(s, lease_of(s), done=1))
+add("POST", LOCKS, 423, lambda s: lock_twice(s), lambda s: lock_twice(s, wait=1))
+
 
 def concrete(pattern, workspace="w"):
+    pattern = pattern.replace("{lease}", "1" * 32)
     return pattern.replace("{workspace}", workspace).replace("{node}", "1" * 32).replace("{device}", "1" * 32).replace("{path}", "x").replace("{user}", "bob")
 
 

@@ -153,6 +153,7 @@ struct op {
         struct content content;          /* content, replace, create of a file */
         const void *inline_bytes;        /* OPF_INLINE: content.size bytes */
         int64_t time_ns;                 /* when it happened here: data (parent's mtime), never order */
+        struct id lease;                 /* made under a lock: accepted only while this lease lasts; zero: none */
 };
 
 enum op_code {
@@ -162,6 +163,7 @@ enum op_code {
         RES_BLOCKS_MISSING = 9, RES_ID_REUSED = 10, RES_NAME_INVALID = 11, RES_FORBIDDEN = 12, RES_UNSUPPORTED = 13,
         RES_IS_DIR = 14, RES_NOT_DIR = 15, RES_INVALID = 16, RES_TOO_LARGE = 17, RES_CORRUPT = 18, RES_DELETED = 19,
         RES_BUSY = 20,                   /* the server could not decide (database error); try again */
+        RES_FENCED = 21,                 /* the lease under which it was made has ended */
 };
 
 /* The answer to one operation. Accepted: seq and the rows after it, as its event has them. Refused: the current rows of

@@ -9,11 +9,13 @@
 #include "base/counters.h"
 
 struct service;
+struct lease_wait;
 struct service_config {
         const char *data_dir;      /* NULL: everything in memory (SQLite :memory:, a memory object store); else made by service_init and locked while open */
         struct clock *clock; struct rng *rng; struct counters *counters; /* NULL: the system's; own ones */
         unsigned workers;          /* 0: commits run on the caller's thread (simulation, unit tests); else the commit queue has its thread */
         const char *vfs;           /* SQLite VFS name or NULL */
+        int64_t lease_ms;          /* a client that holds locks and is silent for so long loses them; 0: 30,000 */
 };
 /* Makes a new data directory (0700). -EEXIST: there is one already; ret_why: one line that says what to do. */
 int service_init(const char *data_dir, char *ret_why, size_t n) _must_check_;
@@ -21,7 +23,7 @@ int service_init(const char *data_dir, char *ret_why, size_t n) _must_check_;
 int service_open(const struct service_config *c, struct service **ret, char *ret_why, size_t n) _must_check_;
 void service_close(struct service *s); /* no request may be under way, no waiter registered */
 
-/* A long poll that waits for a commit. Embedded in its owner's struct; zeroed, then `ready` and `owner` set. */
+/* A long poll that waits for a commit, or for a lock. Embedded in its owner's struct; zeroed, then `ready` and `owner` set. */
 struct service_waiter {
         void (*ready)(struct service_waiter *w); /* called at most once per registration, from any thread, a lock of the service held: queues only */
         void *owner;
@@ -29,6 +31,7 @@ struct service_waiter {
         int64_t deadline_ms;       /* monotonic, absolute: the end of the client's wait */
         /* the service's own */
         struct service_waiter *next, *prev; bool registered; uint64_t mask;
+        struct lease_wait *lock;   /* waits for a lock */
 };
 
 struct service_request {
