@@ -10,7 +10,7 @@
  *   block that hashes to its name        stored (made room for, written, summed), its readers completed
  *   wrong bytes, end with -EBADMSG       -EBADMSG to the source, counted; asked for once more after the end, then -EIO
  *   end, err 0, block not delivered      -EIO: the source does not have it
- *   end, err -EHOSTDOWN and so on        its readers get that error (-EIO if the block was here and is damaged)
+ *   end, err -EHOSTDOWN and so on        its readers get that error (-EIO if the block was here and is damaged; a worker hears the truth: it comes again, and what it works for is not damaged)
  *   end, cancelled or a prefetch         its readers, if any, get a fetch of their own
  *
  * source->fetch is called under the blob's lock, so that no reader can come between the claim and a refusal; it only queues. The source's callbacks take the lock
@@ -35,6 +35,17 @@ int read_error(int err) {
         default:
                 return -EIO;
         }
+}
+
+int reader_error_locked(const struct blob *blob, const struct blob_read *r, int err) {
+        if (err != -EHOSTDOWN || (r->exact && !r->crawler) || !blob->list_known)
+                return err;
+        size_t first, last;
+        blob_range(blob, r->off, r->n, &first, &last);
+        for (size_t i = first; i <= last; i++)
+                if (blob->state[i] & BS_DAMAGED)
+                        return -EIO;
+        return err;
 }
 
 static int fill_block(struct fetch *f, const struct digest *hash, const void *p, size_t n);
@@ -77,18 +88,15 @@ static int fill_start_locked(struct fill *fill) {
                         blob->list_wanted = true;
                 return 0;
         }
-        bool damaged = false;
-        for (size_t i = 0; i < fill->n; i++) {
-                damaged |= (blob->state[fill->index[i]] & BS_DAMAGED) != 0;
+        for (size_t i = 0; i < fill->n; i++)
                 block_state_locked(blob, fill->index[i], BS_BUSY, 0);
-        }
         blob->fills = fill->next;
         fill_free(fill);
         atomic_fetch_sub(&blob->refs, 1); /* not the last: the caller has one */
         LOCK_SCOPE(&b->wait_lock);
         if (--b->inflight == 0)
                 cond_broadcast(&b->wait_idle);
-        return damaged && r == -EHOSTDOWN ? -EIO : read_error(r);
+        return read_error(r);
 }
 
 static int want_list_locked(struct blob *blob, uint64_t off, uint64_t n, enum want want) {
@@ -347,7 +355,7 @@ static int verdict_locked(struct fill *fill, uint32_t i, int err) {
         if (err == -ECANCELED || (err < 0 && fill->fetch.prefetch))
                 return 0;
         if (err < 0)
-                return err == -EHOSTDOWN && blob->state[i] & BS_DAMAGED ? -EIO : read_error(err);
+                return read_error(err);
         if (fill->dropped)
                 return 0;
         if (fill->bad > 0 && !(blob->state[i] & BS_BAD)) {
@@ -383,7 +391,7 @@ static void fill_done(struct fetch *f, int err) {
                                 if (!covers(blob, r, i))
                                         continue;
                                 waiter_unlink_locked(blob, r);
-                                r->priv = (void *)(intptr_t)fate;
+                                r->priv = (void *)(intptr_t)reader_error_locked(blob, r, fate);
                                 r->next = over;
                                 over = r;
                         }

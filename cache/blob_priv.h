@@ -190,6 +190,7 @@ enum want { WANT_NOW, WANT_PREFETCH, WANT_COLD };
 int blob_want_locked(struct blob *blob, uint64_t off, uint64_t n, uint64_t ahead, enum want want) _must_check_;
 void blob_cancel_fills_locked(struct blob *blob);
 int read_error(int err);
+int reader_error_locked(const struct blob *blob, const struct blob_read *r, int err); /* offline: -EIO to a program that reads what is damaged here */
 
 /* ---- blob_evict.c ---- */
 int blobs_make_room(struct blobs *b, uint64_t n, bool is_dirty) _must_check_;

@@ -189,7 +189,7 @@ static struct blob_read *ready_locked(struct blob *blob, bool may_fetch, struct 
                 int err = r->refused ? -EHOSTDOWN : tries > REDRIVES_MAX ? -EIO : want_read_locked(blob, r, 0);
                 if (err < 0) {
                         waiter_unlink_locked(blob, r);
-                        r->priv = (void *)(intptr_t)err;
+                        r->priv = (void *)(intptr_t)reader_error_locked(blob, r, err);
                         r->next = *ret_failed;
                         *ret_failed = r;
                 }
@@ -356,6 +356,8 @@ ssize_t blob_read(struct blob_read *r) {
                 int err = want_read_locked(blob, r, window);
                 if (err == 0)
                         waiter_add_locked(blob, r);
+                else
+                        err = reader_error_locked(blob, r, err);
                 lock_drop(&blob->lock);
                 return err < 0 ? err : -EINPROGRESS;
         }

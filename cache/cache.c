@@ -25,7 +25,9 @@
  * of the file (the stage as far as it was synced, if it is the file's own; else an older generation), or is dropped, so that the file shows its last version again. One thread until the flusher starts.
  *
  * A start may be killed itself. Until the boot id is written, last, the next one after a power cut takes the tree back to the same mark; so what this one writes into the stages before its own changes of the tree
- * are marked must not speak of them: no log says which node a stage was given (files_note_moved), and no seal makes a row believed that is longer than what is sealed (doubt_unsealed). */
+ * are marked must not speak of them: no log says which node a stage was given (files_note_moved), and no seal makes a row believed that is longer than what is sealed (doubt_unsealed).
+ * What a start does not believe no later one may believe: not a stage on top of one whose last records are gone (a seal of what is left of that would make it whole), nor records behind a gap (a seal
+ * would fill it). So the notes that say so are on the platter before the first seal is written (sort_found). */
 #include <assert.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -289,6 +291,7 @@ static int drop_rows_without_stage(struct files *fs, unsigned *ret_dropped) {
 
 /* Which stages stand for themselves, which lie under those; damaged ones go to lost+found/. */
 static int sort_found(struct files *fs, struct stages_found *found, unsigned *ret_lost) {
+        bool noted = false;
         if (found->n)
                 qsort(found->v, found->n, sizeof *found->v, by_ino_and_gen);
         /* newest per node first: lower ones that it stands on are its layers */
@@ -303,10 +306,13 @@ static int sort_found(struct files *fs, struct stages_found *found, unsigned *re
                                         held = x == st;
                 fo->top = !held && !fo->done && !fo->damaged && !fo->layer && (fo->sealed || !nothing_changed(fo));
                 fo->held = held;
-                if (fo->damaged) {
+                if (fo->damaged) { /* no note where records are missing: it would stand in their place */
                         (*ret_lost)++;
                         st->dead = true;
-                        (void)files_rescued(fs, st, false);
+                        int r = files_rescued(fs, st, !fo->incomplete) ? stage_void(st) : 0;
+                        if (r < 0)
+                                return r;
+                        noted = true;
                 }
         }
         for (size_t i = 0; i < found->n; i++) {
@@ -318,8 +324,9 @@ static int sort_found(struct files *fs, struct stages_found *found, unsigned *re
                 int r = st->large ? 0 : stage_note(st, LOG_CUT, 0, 0, 0, 0, NULL, 0);
                 if (r < 0)
                         return r;
+                noted |= !st->large;
         }
-        return 0;
+        return noted ? segments_sync(fs->c->stages->segs) : 0; /* before a seal makes whole what they stood on, or comes in the place of what is missing */
 }
 
 static int by_address(const void *a, const void *b) {

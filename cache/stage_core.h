@@ -246,5 +246,7 @@ struct found_stage { struct stage *stage; bool sealed, layer, done, damaged, inc
 struct stages_found { struct found_stage *v; size_t n, room; unsigned lost; };
 int stages_recover(struct stages *s, bool new_boot, const char *lost_dir, struct stages_found *ret) _must_check_;
 void stages_found_free(struct stages_found *f);
+/* Says in the shared log that the generation has ended, whatever its own records say. Not synced. */
+int stage_void(struct stage *st) _must_check_;
 /* Puts what can be read of a stage into lost_dir as a plain file: all of that, or an error and no file. */
 int stage_salvage(struct stage *st, const char *lost_dir) _must_check_;

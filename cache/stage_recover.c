@@ -707,6 +707,16 @@ void stages_found_free(struct stages_found *f) {
         *f = (struct stages_found) { 0 };
 }
 
+int stage_void(struct stage *st) {
+        const struct slog_entry done = { .kind = LOG_DONE, .gen = st->gen, .copy = LOG_COPY_ALL };
+        struct segment *seg;
+        uint64_t pos;
+        int r = segments_append(st->owner->segs, &done, NULL, true, &seg, &pos);
+        if (r == 0)
+                segment_put(seg);
+        return r;
+}
+
 struct salvage { struct stage *st; int fd; uint8_t *buf; int err; };
 static int salvage_one(void *arg, const struct extent *e) {
         struct salvage *s = arg;

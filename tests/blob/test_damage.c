@@ -197,6 +197,31 @@ static void test_scrub_finds_and_drops(void **state) {
 }
 
 /* Bytes and sums changed together, as a power cut could leave them (or somebody made them): only the hash tells. After a new boot it is asked first. */
+/* A program that reads what is damaged here hears so when there is no server; a worker hears that there is no server, and comes again. */
+static void test_damaged_and_offline(void **state) {
+        struct world *w = world_new(64 * MIB);
+        struct known *k = know_random(w, 200 * KIB, 0); /* one block */
+        uint8_t *buf = malloc(k->n);
+        assert_non_null(buf);
+        for (int worker_first = 0; worker_first < 2; worker_first++) {
+                struct blob *blob = get_blob(w, k);
+                assert_int_equal(read_compare(blob, k, 0, k->n), k->n);
+                assert_true(flip_bits(w, &w->rng.rng, FLIP_PACK, 1) > 0);
+                set_bool(w, &w->offline, true);
+                for (int i = 0; i < 4; i++)
+                        if ((i + worker_first) % 2)
+                                assert_int_equal(blob_pread_exact(blob, 0, buf, k->n, now_ms() + WAIT_MS), -EHOSTDOWN);
+                        else
+                                assert_int_equal(read_compare(blob, k, 0, k->n), -EIO);
+                set_bool(w, &w->offline, false);
+                assert_int_equal(blob_pread_exact(blob, 0, buf, k->n, now_ms() + WAIT_MS), k->n);
+                assert_memory_equal(buf, k->bytes, k->n);
+                blob_put(blob);
+        }
+        free(buf);
+        world_free(w);
+}
+
 static void test_new_boot_hashes_before_use(void **state) {
         struct world *w = world_new(64 * MIB);
         struct known *k = know_random(w, 2 * MIB, 128 * KIB);
@@ -348,6 +373,7 @@ int main(void) {
                 cmocka_unit_test(test_reopen_keeps_the_order),
                 cmocka_unit_test(test_flipped_bits_never_reach_a_reader),
                 cmocka_unit_test(test_scrub_finds_and_drops),
+                cmocka_unit_test(test_damaged_and_offline),
                 cmocka_unit_test(test_new_boot_hashes_before_use),
                 cmocka_unit_test(test_lost_index),
                 cmocka_unit_test(test_kill),

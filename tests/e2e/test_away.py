@@ -337,3 +337,32 @@ def test_the_queue_is_as_short_as_what_remains(world):
         x, y = (d / name).stat(), (b.dir / name).stat()
         if (d / name).is_file():
             assert (d / name).read_bytes() == (b.dir / name).read_bytes() and x.st_mtime_ns == y.st_mtime_ns and x.st_mode == y.st_mode
+
+
+def test_an_edit_of_damaged_bytes_waits_for_the_server_only(world, line):
+    """What an edit shows through is damaged in the cache, and the server goes just while it is asked for it: nothing of the edit is damaged, and it is sent as soon as the server is there again."""
+    c, content = world.client("c"), random.randbytes(300000)
+    (c.dir / "f").write_bytes(content)
+    c.wait()
+    c.umount()
+    damaged = 0
+    for path in [p for p in c.cache.rglob("*") if p.is_file() and p.stat().st_size >= len(content)]:
+        at = path.read_bytes().find(content[1000:2000])
+        if at >= 0:
+            with open(path, "r+b") as f:
+                f.seek(at)
+                f.write(bytes(1000))
+            damaged += 1
+    assert damaged
+    line.command("refuse on")
+    c.mount(signed_in=True)
+    until(lambda: c.status()["state"] == "offline", 40, "offline")
+    with open(c.dir / "f", "r+b") as f:
+        f.seek(200000)
+        f.write(b"edited")
+    line.command("heal")
+    line.command("status 3 503 /read")
+    c.wait(40)
+    assert not c.status()["parked"] and "parked" not in c.log_text()
+    d = world.client("d")
+    assert (d.dir / "f").read_bytes() == content[:200000] + b"edited" + content[200006:]

@@ -166,6 +166,37 @@ static void test_fsynced(void **state) {
         }
 }
 
+/* What was written on top of bytes that a power cut took goes with them; a start that is killed after it sealed what is left below does not make it come back. */
+static void test_on_top_of_what_is_lost(void **state) {
+        const size_t small = 20000;
+        static const char *const ends[] = { NULL, "recover.flush=fail:EIO", "tree.sync=fail:EIO" };
+        for (size_t i = 0; i < 2 * ARRAY_SIZE(ends); i++) {
+                struct cw *w = cw_new(256 * MIB, 1);
+                static uint8_t p[300000];
+                const char *end = ends[i / 2];
+                memset(p, 'o', sizeof p);
+                open_by_hand(w);
+                save(w, "f", 'o', 100, false);
+                assert_int_equal(cache_sync(w->cache), 0);
+                struct node node;
+                assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, "f", 1, &node), 0);
+                struct file *f = cw_file(w, node.ino, true, false);
+                assert_int_equal(write_at(f, 100, p, small - 100, false, WAIT_MS), small - 100);
+                assert_int_equal(write_at(f, small, p, sizeof p - small, false, WAIT_MS), sizeof p - small); /* moves to a log of its own, which is not synced */
+                file_release(f, true);
+                f = cw_file(w, node.ino, true, false);
+                assert_int_equal(i % 2 ? file_set_size(f, small + 5000) : (int)write_at(f, small + 1000, "later", 5, false, WAIT_MS), i % 2 ? 0 : 5);
+                file_release(f, true);
+                killed_start = end;
+                die(w, true);
+                expect(w, "f", 'o', small);
+                killed_start = NULL;
+                die(w, true);
+                expect(w, "f", 'o', small);
+                cw_free(w);
+        }
+}
+
 /* The log of a stage that had ended is back after a power cut (its truncation was not on the platter), its data file is where it went. What stands on it covers it all; nothing of it is synced,
  * and the file that has its name by now is not touched when it goes. */
 static void log_is_back(bool copy) {
@@ -609,6 +640,6 @@ static void test_two_cuts(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = { cmocka_unit_test(test_save_over), cmocka_unit_test(test_fsynced), cmocka_unit_test(test_the_log_is_back), cmocka_unit_test(test_a_sync_that_failed),
-                                            cmocka_unit_test(test_two_who_sync), cmocka_unit_test(test_sent_after_all), cmocka_unit_test(test_behind_the_mark), cmocka_unit_test(test_no_room_for_it), cmocka_unit_test(test_made_again), cmocka_unit_test(test_killed_starts), cmocka_unit_test(test_two_cuts) };
+                                            cmocka_unit_test(test_two_who_sync), cmocka_unit_test(test_sent_after_all), cmocka_unit_test(test_behind_the_mark), cmocka_unit_test(test_no_room_for_it), cmocka_unit_test(test_made_again), cmocka_unit_test(test_killed_starts), cmocka_unit_test(test_two_cuts), cmocka_unit_test(test_on_top_of_what_is_lost) };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

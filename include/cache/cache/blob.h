@@ -50,7 +50,7 @@ struct blob_read {
         int64_t deadline_ms;          /* monotonic; -ETIMEDOUT after it */
         void (*done)(struct blob_read *r, ssize_t result);
         void *owner;
-        bool exact;                   /* a worker that knows what it needs: nothing is read ahead, and a stream of others is not disturbed */
+        bool exact;                   /* a worker that knows what it needs: nothing is read ahead, a stream of others is not disturbed, and what is damaged here and cannot be fetched now is -EHOSTDOWN, not -EIO: it comes again */
         bool crawler;                 /* what is not here is fetched only if its block begins before `head`, else -EHOSTDOWN with `refused`; it enters at the cold end; using it leaves the order as it is. With exact */
         uint64_t head; bool refused;
         struct blob_read *next, *prev; int state; void *priv; /* blob.c's */
