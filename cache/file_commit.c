@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* file_commit.c: what becomes of generations that left the outbox, and the totals.
+/* file_commit.c: what becomes of generations that left the outbox.
  *
  * Committed. The stage turns into the blob of the new version, without a download, in steps of which each leaves a state that recovery understands:
  *
- *   1. the layer above (if any) logs REBASE: its base is this content now       later: it no longer needs the stage to be recovered
+ *   1. the layer above (if any) logs REBASE: its base is this content now       later: it no longer needs the stage to be recovered. Where that failed the stage stays, and each flush tries again
  *   2. the next flush syncs that log and the tree                                 (a power cut must not bring back an outbox row whose stage is gone)
  *   3. a worker: DONE in the stage's log; bytes to the blobs (below 1 MiB copied into a pack, else the file itself changes hands); blocks that are partly base bytes are completed
  *      while the file changes hands, before the blobs may touch a byte of it, readers are sent to the blob (struct blobs_handover); those under way notice by the stage's epoch
@@ -37,8 +37,6 @@
 #define HOLES_KEPT_BYTES (4u << 20) /* of one file; blocks of zeros beyond it are fetched when somebody reads them */
 #define RETIRED_MAX 64u
 #define CHUNK_LATE_MS 10000
-#define OPEN_LOOK_MAX 256u    /* files at a time */
-#define OPEN_ROUNDS_MAX 1024u
 #define BASE_LATE_MS 5000 /* bytes of the base that complete a block */
 
 /* The file whose stack holds st, locked and referenced; ret_above: the layer on it, referenced, or NULL if it is the top (or there is no file). */
@@ -70,25 +68,45 @@ static struct file *file_of_stage(struct files *fs, struct stage *st, struct sta
         }
 }
 
+/* Its log says what its header says. If that fails it goes on to name the stage below, which therefore stays (said). io held. */
+static void log_rebase(struct stage *above) {
+        lock_take(&above->lock);
+        above->head.base_limit = above->base_limit;
+        bool gone = above->state == STAGE_GONE;
+        lock_drop(&above->lock);
+        above->rebase_due = above->logged && !gone;
+        if (!above->rebase_due)
+                return;
+        uint8_t b[STAGE_HEADER_BYTES];
+        stage_header_encode(&above->head, b);
+        int r = FAILPOINT("adopt.rebase");
+        if (r == 0)
+                r = stage_note(above, LOG_REBASE, 0, 0, 0, 0, b, sizeof b);
+        if (r < 0)
+                log_warn("file gen=%llu rebase_note error=%s", (unsigned long long)above->gen, err_name(r));
+        else
+                above->rebase_due = false;
+}
+
 /* version NULL: it is based on the version that it names already. */
 static void note_rebase(struct stage *above, const struct content *content, const struct id *version) {
-        FAILPOINT_HERE("adopt.rebase");
         LOCK_SCOPE(&above->io);
         above->head.base = *content;
         above->head.below_gen = 0;
         if (version)
                 above->head.base_version = *version;
-        lock_take(&above->lock);
-        above->head.base_limit = above->base_limit;
-        bool gone = above->state == STAGE_GONE;
-        lock_drop(&above->lock);
-        if (!above->logged || gone)
-                return;
-        uint8_t b[STAGE_HEADER_BYTES];
-        stage_header_encode(&above->head, b);
-        int r = stage_note(above, LOG_REBASE, 0, 0, 0, 0, b, sizeof b);
-        if (r < 0)
-                log_warn("file gen=%llu rebase_note error=%s", (unsigned long long)above->gen, err_name(r));
+        log_rebase(above);
+}
+
+/* At the end of the list. fs->lock held. */
+static void retire_list_locked(struct files *fs, struct retire *re) {
+        re->next = NULL;
+        re->n = ++fs->retire_added;
+        if (fs->retire_last)
+                fs->retire_last->next = re;
+        else
+                fs->retire_first = re;
+        fs->retire_last = re;
 }
 
 void files_retire_add(struct files *fs, struct stage *st, const struct content *content, const struct id *version) {
@@ -107,12 +125,7 @@ void files_retire_add(struct files *fs, struct stage *st, const struct content *
         }
         *re = (struct retire) { .stage = st, .content = *content, .version = *version };
         LOCK_SCOPE(&fs->lock);
-        re->n = ++fs->retire_added;
-        if (fs->retire_last)
-                fs->retire_last->next = re;
-        else
-                fs->retire_first = re;
-        fs->retire_last = re;
+        retire_list_locked(fs, re);
         if (!fs->dirty) {
                 fs->dirty = true;
                 fs->dirty_since_ms = clock_mono_ms(clock_system());
@@ -132,6 +145,7 @@ void files_discard(struct files *fs, struct stage *top) {
                 top->due = false;
                 top->chain = fs->loose;
                 fs->loose = top;
+                fs->discards++;
         }
         lock_drop(&fs->lock);
         if (listed)
@@ -187,16 +201,34 @@ static void rescue_loose(struct files *fs, struct stage *top) {
                         top->rescue = false;
 }
 
+/* Nobody needs it, but somebody works on it. If no file of its node is open here either, that is an upload, and its end is near: the engine hears of it. */
+static bool is_held(struct files *fs, struct stage *st) {
+        lock_take(&st->lock);
+        bool committed = st->committed;
+        lock_drop(&st->lock);
+        struct file *f = committed ? NULL : file_find(fs, stage_ino(st), -1);
+        if (f)
+                file_put(f);
+        return !committed && !f;
+}
+
 void files_loose_look(struct files *fs) {
+        bool held = false, going = false;
         lock_take(&fs->lock);
         struct stage *top = fs->loose; /* only this thread takes from the list */
+        fs->looked = fs->discards;
         lock_drop(&fs->lock);
         rescue_loose(fs, top);
         for (; top; top = top->chain) {
                 struct stage *st = stage_ref(top);
                 for (bool due = true; st && due;) {
-                        due = !st->rescue && only_ref(st, 2) && not_needed(fs, st);
+                        due = !st->rescue && not_needed(fs, st);
+                        if (due && !only_ref(st, 2)) {
+                                held = held || is_held(fs, st);
+                                due = false;
+                        }
                         st->due = due;
+                        going |= due;
                         lock_take(&st->lock);
                         struct stage *below = st->below ? stage_ref(st->below) : NULL;
                         lock_drop(&st->lock);
@@ -205,6 +237,12 @@ void files_loose_look(struct files *fs) {
                 }
                 stage_put(st);
         }
+        lock_take(&fs->lock);
+        fs->held = held;
+        fs->going = going;
+        lock_drop(&fs->lock);
+        if (held)
+                files_wake(fs);
 }
 
 /* Its bytes go, unless it was committed: then they become a blob. Takes the reference; the one of the stage below is the caller's now. */
@@ -251,6 +289,8 @@ void files_loose_go(struct files *fs) {
                 if (st)
                         files_discard(fs, st);
         }
+        LOCK_SCOPE(&fs->lock);
+        fs->going = false;
 }
 
 static void committed(struct files *fs, const struct tree_done *d) {
@@ -529,9 +569,41 @@ static void release_retired(struct files *fs, struct retired *d) {
         d->n = 0;
 }
 
+/* The layer above, if there is one, no longer names st in its log. It may have failed to say so; said now, and on the platter: else a start would find it without what it stands on. */
+static bool said(struct files *fs, struct stage *st) {
+        struct stage *above;
+        struct file *f = file_of_stage(fs, st, &above);
+        if (f) {
+                lock_drop(&f->lock);
+                file_put(f);
+        } else {
+                above = loose_above(fs, st);
+        }
+        if (!above)
+                return true;
+        lock_take(&above->io);
+        bool due = above->rebase_due;
+        if (due)
+                log_rebase(above);
+        bool ok = !above->rebase_due;
+        lock_drop(&above->io);
+        if (due && ok && stage_sync(above) < 0) {
+                LOCK_SCOPE(&above->io);
+                above->rebase_due = true;
+                ok = false;
+        }
+        stage_put(above);
+        return ok;
+}
+
 static void retire_one(struct files *fs, struct retire *re, struct retired *done) {
         struct stage *st = re->stage;
         FAILPOINT_HERE("retire.begin");
+        if (!said(fs, st)) { /* again after the next flush */
+                LOCK_SCOPE(&fs->lock);
+                retire_list_locked(fs, re);
+                return;
+        }
         lock_take(&st->lock);
         bool gone = st->state == STAGE_GONE;
         lock_drop(&st->lock);
@@ -611,142 +683,4 @@ void files_retire(struct files *fs, uint64_t upto) {
                 executor_submit(fs->cfg.workers, &fs->retire_job);
         else
                 retire_run(&fs->retire_job);
-}
-
-/* ---- totals ---- */
-
-/* The server took its name, and nobody here can reach it any more: what could not be written before that will never be sent. It waits for the next start, which puts it aside. */
-static bool given_up(struct file *f) {
-        LOCK_SCOPE(&f->lock);
-        lock_take(&f->fs->lock);
-        bool held = f->handles > 0 || f->opening > 0;
-        lock_drop(&f->fs->lock);
-        return !held && f->top && stage_error(f->top) != 0;
-}
-
-/* Files with an open stage whose bytes are to go somewhere. A deleted one that a program still has open goes with its last handle, whatever is in it. What is known of each counts until the tree tells that
- * a name of it came or went (files_named), or its last handle: one SELECT then, none else. */
-static int open_pending(struct cache *c, uint64_t *ret) {
-        struct files *fs = c->files;
-        struct file *v[OPEN_LOOK_MAX];
-        uint64_t seen[OPEN_LOOK_MAX];
-        for (unsigned round = 0;; round++) {
-                size_t n = 0;
-                int r = 0;
-                lock_take(&fs->lock);
-                bool know = fs->n_open_by_name[NAME_UNKNOWN] == 0 || round == OPEN_ROUNDS_MAX; /* who changes that fast is pending */
-                *ret = fs->n_open - fs->n_open_by_name[NAME_NONE];
-                for (struct file *f = fs->open_first; f && n < OPEN_LOOK_MAX && !know; f = f->open_next)
-                        if (f->name == NAME_UNKNOWN) {
-                                f->refs++;
-                                seen[n] = f->namings;
-                                v[n++] = f;
-                        }
-                lock_drop(&fs->lock);
-                if (know)
-                        return 0;
-                for (size_t i = 0; i < n; i++) {
-                        struct node node;
-                        int k = r == 0 ? tree_get(c->tree, v[i]->ino, &node) : r;
-                        bool none = k == -ENOENT || (k == 0 && node.unlinked && (!node.taken || given_up(v[i])));
-                        lock_take(&fs->lock);
-                        if ((k == 0 || k == -ENOENT) && v[i]->namings == seen[i])
-                                file_name_set_locked(v[i], none ? NAME_NONE : NAME_KEPT);
-                        else if (k != -ENOENT)
-                                r = k;
-                        lock_drop(&fs->lock);
-                        file_put(v[i]);
-                }
-                if (r < 0)
-                        return r;
-        }
-}
-
-static uint64_t rescues(struct files *fs) {
-        uint64_t n = 0;
-        LOCK_SCOPE(&fs->lock);
-        for (struct stage *st = fs->loose; st; st = st->chain)
-                n += st->rescue;
-        return n;
-}
-
-int cache_totals(struct cache *c, struct cache_totals *ret) {
-        struct outbox_totals o;
-        struct stages_totals s;
-        struct blobs_totals b;
-        uint64_t open;
-        int r = open_pending(c, &open); /* before the outbox: what is sealed in between is there */
-        if (r == 0)
-                r = outbox_totals(c->tree, &o);
-        if (r < 0)
-                return r;
-        stages_totals(c->stages, &s);
-        blobs_totals(c->blobs, &b);
-        int64_t oldest = o.oldest_ns;
-        if (s.oldest_write_ns && (!oldest || s.oldest_write_ns < oldest))
-                oldest = s.oldest_write_ns;
-        *ret = (struct cache_totals) { .bytes = b.bytes, .limit_bytes = b.limit_bytes, .dirty_bytes = s.dirty_bytes, .pending_files = o.files + open,
-                                       .pending_bytes = s.dirty_bytes, .oldest_pending_ns = oldest, .rescues = rescues(c->files) };
-        return 0;
-}
-
-int cache_wait_drained(struct cache *c, int64_t deadline_ms) {
-        struct files *fs = c->files;
-        for (;;) {
-                struct outbox_totals o;
-                uint64_t open = 0;
-                int r = open_pending(c, &open); /* first, as above */
-                if (r == 0)
-                        r = outbox_totals(c->tree, &o);
-                if (r < 0)
-                        return r;
-                LOCK_SCOPE(&fs->lock);
-                if (o.items == 0 && open == 0)
-                        return 0;
-                int64_t now = clock_mono_ms(c->clock);
-                if (now >= deadline_ms)
-                        return -ETIMEDOUT;
-                /* answers without bytes of ours (mkdir, ...) have no signal of their own: look every 50 ms too */
-                (void)!cond_wait_until(&fs->drained, &fs->lock, clock_mono_ms(clock_system()) + MIN(deadline_ms - now, (int64_t)50));
-        }
-}
-
-int64_t file_quiet_points(struct cache *c) {
-        struct files *fs = c->files;
-        int64_t now = clock_mono_ms(c->clock), next = QUIET_POINT_MS;
-        size_t max = 0, n = 0;
-        lock_take(&fs->lock);
-        max = fs->n_open;
-        lock_drop(&fs->lock);
-        _cleanup_free_ struct file **v = max ? calloc(max, sizeof *v) : NULL;
-        if (!v)
-                return next;
-        lock_take(&fs->lock);
-        for (struct file *f = fs->open_first; f && n < max; f = f->open_next) {
-                f->refs++;
-                v[n++] = f;
-        }
-        lock_drop(&fs->lock);
-        for (size_t i = 0; i < n; i++) {
-                struct file *f = v[i];
-                lock_take(&f->lock);
-                int64_t due = INT64_MAX;
-                if (f->top) {
-                        LOCK_SCOPE(&f->top->lock);
-                        if (f->top->state == STAGE_OPEN && !f->top->error && atomic_load(&f->top->first_write_ns))
-                                due = MIN(f->top->last_write_ms + QUIET_POINT_MS, f->top->first_write_ms + COMMIT_AGE_MS);
-                }
-                if (due <= now) {
-                        uint64_t gen;
-                        int r = file_seal(f, &gen);
-                        if (r < 0)
-                                log_warn("file ino=%llu quiet_point error=%s", (unsigned long long)f->ino, err_name(r));
-                        due = now + (gen ? QUIET_POINT_MS : COMMIT_AGE_MS);
-                }
-                lock_drop(&f->lock);
-                if (due - now < next)
-                        next = due - now;
-                file_put(f);
-        }
-        return MAX(next, (int64_t)1);
 }

@@ -66,6 +66,8 @@ struct files {
         bool found;                   /* the stages of the last life are in the table; set once, by one thread */
         bool unqueued;                /* some file has a sealed stage whose outbox row failed */
         struct stage *loose;          /* linked by chain: tops of stacks that no file holds (file_commit.c) */
+        uint64_t discards, looked;    /* how many were listed; at the last look */
+        bool held, going;             /* one that nobody needs waits for whoever works on it (an upload); one goes after this flush */
         struct stage *moved;          /* recovery: linked by moved_next, referenced: their logs do not say yet whose they are. One thread */
         int64_t rescue_due_ms;        /* those of them that are to go to lost+found/ first are tried again. The flusher */
         struct stages_found late;     /* older than the tree file: wait for cache_loaded. One thread until then */

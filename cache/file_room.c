@@ -10,7 +10,8 @@
  *   5. once a minute the blobs' index, so that a kill costs the order of a minute and not of the whole day
  *
  * Back-pressure. A write is parked when the dirty share is full, or when the blobs could not evict enough. It is told to come again when its bytes fit (each wake-up reserves them in
- * thought, so that a crowd does not wake for one place); it fails with -ENOSPC when we are offline, because nothing will free room then, or when its deadline passes. A writer that waits also
+ * thought, so that a crowd does not wake for one place); it fails with -ENOSPC when its deadline passes, or when we are offline and nothing will free room: stages that nobody needs any more
+ * (a file was deleted) go with the next flush, or when the upload that works on them has heard of it and ends. A writer that waits also
  * makes every large open stage a candidate for early upload (stages->waiting) and wakes the engine.
  *
  * SQLite's files grow too, and without them nothing can be sent: no row marked as sent, no answer applied. So data leaves a reserve free on the disk whatever the floor says (cache.c says how much),
@@ -101,10 +102,15 @@ static void tell_failed(struct file_write *w, int err) {
                 file_write_failed(w, err);
 }
 
+/* Room that needs no server is on its way back: of what was deleted or replaced since the last flush, or while somebody worked on it. */
+static bool coming_locked(const struct files *fs) {
+        return fs->discards != fs->looked || fs->held || fs->going;
+}
+
 static int wait_room(struct files *fs, struct file_write *w, bool blobs_full) {
         w->files = fs;
         lock_take(&fs->lock);
-        bool wait = fs->online && fs->running && !fs->stop;
+        bool wait = (fs->online || coming_locked(fs)) && fs->running && !fs->stop;
         if (wait) {
                 w->state = blobs_full ? WAIT_BLOBS : WAIT_DIRTY;
                 if (blobs_full)
@@ -178,10 +184,10 @@ static int64_t serve_waiters(struct files *fs) {
                         deadline = MIN(deadline, x->deadline_ms);
                 }
                 if (w && result > 0) {
-                        if (!fs->online || fs->stop)
-                                result = -ENOSPC;
-                        else if (dirty + admitted + w->n <= fs->dirty_limit && (w->state == WAIT_DIRTY || fs->room_seq != fs->failed_seq))
+                        if (!fs->stop && dirty + admitted + w->n <= fs->dirty_limit && (w->state == WAIT_DIRTY || fs->room_seq != fs->failed_seq))
                                 result = 0;
+                        else if ((!fs->online && !coming_locked(fs)) || fs->stop)
+                                result = -ENOSPC;
                 }
                 if (!w || result > 0) {
                         lock_drop(&fs->lock);

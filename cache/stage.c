@@ -122,6 +122,7 @@ int stage_new(struct stages *s, const struct stage_header *head, struct stage *b
         atomic_init(&st->ino, head->ino);
         atomic_init(&st->first_write_ns, 0);
         atomic_init(&st->damage_told, false);
+        atomic_init(&st->listed, false);
         st->gen = head->gen;
         st->session = head->session;
         st->head = *head;
@@ -246,6 +247,10 @@ bool stage_is_base(struct stage *st) {
         struct extent any;
         LOCK_SCOPE(&st->lock);
         return st->state != STAGE_GONE && !st->below && st->base.size > 0 && st->size == st->base.size && st->base_limit == st->size && !extents_find(&st->map, 0, &any);
+}
+
+bool stage_left(const struct stage *st) {
+        return atomic_load(&((struct stage *)st)->listed);
 }
 
 uint64_t stage_ino(const struct stage *st) {

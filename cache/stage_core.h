@@ -53,6 +53,7 @@ struct stage {
         struct lock io;               /* RANK_STAGE_IO: serialises changes; held over pwrite, log append, punch; never over fsync */
         struct stage_header head;     /* io: as logged */
         bool logged;                  /* io: the header is on disk */
+        bool rebase_due;              /* io: its log still names the stage below, of which the server has the content by now: that one stays */
         uint16_t copy;                /* io */
         uint64_t seq;                 /* io: next record's */
         uint32_t appended, records;   /* io: small home: payload bytes, records */
@@ -103,7 +104,7 @@ struct stage {
         bool chunked;
         struct blocklist list; uint64_t *starts; struct content content; uint8_t *sent_bits, *reused_bits; /* reused: taken over from a list, not cut anew */
         /* in no stack any more (file_commit.c): all by the file layer's lock */
-        struct stage *chain; bool listed, due;
+        struct stage *chain; _Atomic bool listed; /* anybody may look */ bool due;
         struct stage *moved_next; bool moved; /* recovery (cache.c) */
         _Atomic bool rescue;          /* what can be read is still to go to lost+found/; until then it stays */
         bool dead;                    /* what could be read is in lost+found/: goes even if an operation names it */

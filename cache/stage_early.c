@@ -101,7 +101,7 @@ struct sent_block *stage_sent_block(struct stage *st, const struct digest *hash,
 
 /* Enough bytes here that the server does not have? */
 static bool wants_locked(struct stage *st, bool waiting) {
-        if (st->state != STAGE_OPEN || !st->large || st->error)
+        if (st->state != STAGE_OPEN || !st->large || st->error || stage_left(st))
                 return false;
         uint64_t bytes = st->pages * EXTENT_PAGE, kept = 0;
         for (size_t i = 0; i < st->n_known; i++)

@@ -10,7 +10,7 @@
  *   LOG      task: stage_early_sent for each, durable             -> over; the stage may hand out more: next turn
  *
  * One round per stage at a time, `uploads` puts in the whole engine (shared with put.c). A failure ends the round; nothing is marked, so nothing is lost; the next try
- * follows with backoff. Bytes that were overwritten meanwhile are noticed by the stage (-ESTALE) and forgotten here: their block is an orphan under a claim. */
+ * follows with backoff. A stage that no file shows any more (it was deleted) ends its round's request: the room that it takes is wanted. Bytes that were overwritten meanwhile are noticed by the stage (-ESTALE) and forgotten here: their block is an orphan under a claim. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +30,7 @@ struct early {
         enum early_state state;
         struct task task; int err;
         struct request *put;
+        struct request *under_way;    /* ASK, PUT */
         size_t n;
         struct early_block blocks[ROUND_BLOCKS];
         uint8_t *bytes[ROUND_BLOCKS];
@@ -50,7 +51,7 @@ static void over(struct early *y, int err, int64_t retry_after_ms) {
                 }
         e->early.n--;
         e->uploads.puts--;
-        if (err < 0) {
+        if (err < 0 && !stage_left(y->stage)) {
                 log_debug("sync early gen=%llu err=%s", (unsigned long long)y->gen, err_name(err));
                 e->early.retry_at_ms = engine_now(e) + connect_retry_ms(e, &e->early.backoff, retry_after_ms);
         } else {
@@ -142,7 +143,7 @@ static int name_one(void *arg, const struct digest *hash) {
 static void put_over(struct request *r, int err) {
         struct early *y = r->owner;
         struct naming x = { .y = y };
-        y->put = NULL;
+        y->put = y->under_way = NULL;
         if (err >= 0) {
                 err = request_hashes(r, name_one, &x);
                 for (size_t i = 0; err >= 0 && i < y->n; i++)
@@ -173,6 +174,7 @@ static struct request *session_request(struct early *y, const char *what, size_t
 static void ask_over(struct request *r, int err) {
         struct early *y = r->owner;
         struct naming x = { .y = y };
+        y->under_way = NULL;
         if (err < 0) {
                 over(y, err, r->call->retry_after_ms);
                 return;
@@ -210,6 +212,7 @@ static void ask(struct early *y) {
         }
         y->state = EARLY_ASK;
         r->finished = ask_over;
+        y->under_way = r;
         request_send(r, 0);
 }
 
@@ -229,6 +232,7 @@ static void task_over(struct task *t) {
         case EARLY_FRAME: {
                 struct request *r = y->put;
                 y->state = EARLY_PUT;
+                y->under_way = r;
                 request_send(r, request_deadline(y->e, r->call->body.bytes));
                 break;
         }
@@ -265,6 +269,9 @@ static void begin(struct engine *e, uint64_t gen) {
 int64_t early_step(struct engine *e, int64_t now) {
         struct earlies *s = &e->early;
         uint64_t gen = 0;
+        for (struct early *y = s->look ? s->first : NULL; y; y = y->next)
+                if (y->under_way && stage_left(y->stage))
+                        request_cancel(y->under_way);
         if (!connect_online(e) || load_active(e))
                 return NEVER;
         if (s->retry_at_ms > now)

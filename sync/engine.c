@@ -297,7 +297,7 @@ int64_t engine_step(struct engine *e) {
                 connect_nudge(e);
         if (changed || nudged) {
                 outbox_look(e);
-                e->early.look = true;
+                e->early.look = e->uploads.look = true;
         }
         if (now >= e->quiet_at_ms) {
                 int64_t wait = file_quiet_points(e->c.cache);

@@ -156,6 +156,8 @@ struct upload {
         bool listed;               /* seen in this look at the outbox */
         bool heavy;                /* counts to uploads.heavy while it is cut */
         unsigned busy;             /* tasks and requests under way */
+        struct request *asking;    /* POST missing under way */
+        struct put *first_put;     /* put.c: those under way */
         uint64_t charged;          /* bytes of uploads.inline_bytes */
         struct stage *stage;
         struct task task; int task_err; /* cutting */
@@ -171,6 +173,7 @@ struct upload {
 };
 struct uploads {
         struct upload *first, *last;
+        bool look;                 /* an operation may be gone */
         unsigned n, heavy, putting, puts; /* putting: uploads that have blocks to send; puts: requests with blocks under way, early ones too */
         uint64_t inline_bytes;
 };
@@ -188,6 +191,7 @@ void upload_request_failed(struct upload *u, const struct request *r, int err); 
 const struct digest *upload_item_hash(const struct upload *u, size_t i);
 uint32_t upload_item_bytes(const struct upload *u, size_t i);
 int64_t put_step(struct upload *u, int64_t now);   /* starts what may start */
+void put_cancel(struct upload *u);                 /* requests with its blocks end */
 
 /* ---- early.c ---- */
 struct early;

@@ -17,9 +17,10 @@
 #define PUT_ITEMS_MAX 256u
 
 struct put {
+        struct put *next;
         struct task task;
         struct upload *u;
-        struct request *request;
+        struct request *request; bool asked; /* asked: it is under way */
         int err;
         size_t n;
         uint32_t items[PUT_ITEMS_MAX];
@@ -35,6 +36,11 @@ static void give_back(struct put *p) {
 }
 
 static void put_end(struct put *p) {
+        for (struct put **x = &p->u->first_put; *x; x = &(*x)->next)
+                if (*x == p) {
+                        *x = p->next;
+                        break;
+                }
         p->u->e->uploads.puts--;
         upload_unref(p->u);
         request_free(p->request);
@@ -95,6 +101,12 @@ static void put_finished(struct request *r, int err) {
         put_end(p);
 }
 
+void put_cancel(struct upload *u) {
+        for (struct put *p = u->first_put; p; p = p->next)
+                if (p->asked && p->request)
+                        request_cancel(p->request);
+}
+
 static int fill(struct put *p) {
         struct upload *u = p->u;
         struct buf scratch = BUF_INIT(2 * BLOCK_BYTES_MAX);
@@ -148,6 +160,7 @@ static void fill_finished(struct task *t) {
                 put_end(p);
                 return;
         }
+        p->asked = true;
         p->request->owner = p;
         p->request->finished = put_finished;
         request_send(p->request, request_deadline(u->e, p->request->call->body.bytes));
@@ -193,6 +206,8 @@ int64_t put_step(struct upload *u, int64_t now) {
                         break;
                 e->uploads.puts++;
                 u->busy++;
+                p->next = u->first_put;
+                u->first_put = p;
                 p->task.work = fill_work;
                 p->task.finished = fill_finished;
                 task_start(e, e->c.workers, &p->task);

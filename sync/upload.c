@@ -15,7 +15,7 @@
  * Room: at most UPLOADS_MAX at once, INLINE_ROOM bytes of small contents in memory, HEAVY_MAX large files being cut (a worker each, which may wait for base blocks
  * that must be fetched), and `uploads` requests with blocks (put.c). An upload that finds no room is simply left out of this look at the outbox.
  *
- * abandoned: the operation was completed by its own event, cancelled, or carries a newer generation. What is under way ends, its result is dropped.
+ * abandoned: the operation was completed by its own event, cancelled, or carries a newer generation. What is under way is cancelled or ends, its result is dropped.
  * What failed here (cutting, reading: upload_fail) and what failed there (upload_request_failed) have errors of the same names and are told apart by who reports them: EIO is local damage here, and
  * there a server that is asked again. A stage that is gone while its operation still names it is local damage: parked with EIO, in its place. */
 #include <stdio.h>
@@ -68,6 +68,9 @@ void uploads_free(struct engine *e) {
 
 void upload_abandon(struct upload *u) {
         u->abandoned = true; /* freed in uploads_step, so that no caller is left with a dead pointer */
+        if (u->asking) /* nobody waits for what a server that hangs may say: the stage holds room on the disk */
+                request_cancel(u->asking);
+        put_cancel(u);
         if (u->busy > 0 && u->stage)
                 stage_chunk_stop(u->stage);
 }
@@ -298,6 +301,7 @@ static int mark_asked(void *arg, const struct digest *hash) {
 static void ask_finished(struct request *r, int err) {
         struct upload *u = r->owner;
         struct engine *e = u->e;
+        u->asking = NULL;
         upload_unref(u);
         if (u->abandoned)
                 return;
@@ -345,6 +349,7 @@ static void start_ask(struct upload *u) {
         r->owner = u;
         r->finished = ask_finished;
         u->busy++;
+        u->asking = r;
         request_send(r, 0);
 }
 
@@ -400,9 +405,19 @@ void upload_request_failed(struct upload *u, const struct request *r, int err) {
 
 /* ---- one turn ---- */
 
+/* Without a server nobody goes through the outbox (outbox.c does it else), but what is deleted meanwhile gives its room back, request or not. */
+static void look_for_gone(struct engine *e) {
+        for (struct upload *u = e->uploads.first; u; u = u->next)
+                if (!u->abandoned && u->busy > 0 && outbox_carries(e->c.cache->tree, u->gen) == 0)
+                        upload_abandon(u);
+}
+
 int64_t uploads_step(struct engine *e, int64_t now) {
         int64_t due = NEVER;
         bool online = connect_online(e) && !load_active(e), stopping = engine_stopping(e);
+        if (e->uploads.look && !online)
+                look_for_gone(e);
+        e->uploads.look = false;
         e->uploads.putting = 0;
         for (struct upload *u = e->uploads.first; u; u = u->next)
                 e->uploads.putting += u->state == UPLOAD_PUT && !u->abandoned;

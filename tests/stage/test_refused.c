@@ -294,8 +294,55 @@ static void test_not_all_heard(void **state) {
         cw_free(w);
 }
 
+/* A file goes on while its last state is sent. When the answer comes, the log of what goes on cannot be written: it names the older stage, which must be there as long as it does, whatever ends the
+ * process (how: 0 a stop, 1 kills, 2 a power cut and a kill), and goes when the log could be written. */
+static void not_said(size_t n, int how) {
+        struct cw *w = begin();
+        save(w, "f", 'a', 100);
+        (void)cw_accept_all(w);
+        save(w, "f", 'b', n);
+        uint64_t gen = node_of(w, "f", false).gen;
+        struct file *f = cw_file(w, node_of(w, "f", false).ino, true, false);
+        uint8_t p[3000], *got = malloc(n + 1);
+        assert_non_null(got);
+        memset(p, 'c', sizeof p);
+        assert_int_equal(write_at(f, n / 2, p, sizeof p, false, WAIT_MS), sizeof p);
+        assert_int_equal(file_sync(f), 0);
+        arm("adopt.rebase=fail:EIO");
+        (void)cw_accept_all(w);
+        for (int i = 0; i < 3; i++)
+                assert_int_equal(cache_turn(w->cache), 0);
+        if (how == 0) {
+                arm("adopt.rebase=off");
+                file_release(f, true);
+                cw_close(w);
+                cw_open_by_hand(w, clock_system());
+        } else {
+                die(w, how == 2);
+                arm("adopt.rebase=off");
+                die(w, false);
+        }
+        f = cw_file(w, node_of(w, "f", false).ino, false, false);
+        assert_int_equal(read_at(f, 0, got, n + 1), n);
+        for (size_t i = 0; i < n; i++)
+                assert_int_equal(got[i], i >= n / 2 && i < n / 2 + sizeof p ? 'c' : 'b');
+        file_release(f, false);
+        (void)cw_accept_all(w);
+        for (int64_t end = now_ms() + WAIT_MS; is_there(w, gen); assert_true(now_ms() < end))
+                assert_int_equal(cache_turn(w->cache), 0);
+        free(got);
+        cw_free(w);
+}
+
+static void test_not_said(void **state) {
+        for (int how = 0; how < 3; how++) {
+                not_said(8000, how);
+                not_said(300000, how);
+        }
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = { cmocka_unit_test(test_tried_often), cmocka_unit_test(test_open_and_killed), cmocka_unit_test(test_over_and_killed), cmocka_unit_test(test_beside_another),
-                                            cmocka_unit_test(test_not_all_heard) };
+                                            cmocka_unit_test(test_not_all_heard), cmocka_unit_test(test_not_said) };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,6 +25,7 @@ int stage_get(struct stages *s, uint64_t gen, struct stage **ret) _must_check_;
  * for all small ones and one or two for each large one, none for what is synced already. One whose sync failed is an error once; later it is passed over, because it will never be better than that here. */
 int stages_sync_some(struct stages *s, const uint64_t *gens, size_t n) _must_check_;
 void stage_put(struct stage *stage);
+bool stage_left(const struct stage *stage); /* of an open one: no file shows it any more, and none will. It goes when whoever works on it ends. Any thread, no lock */
 uint64_t stage_ino(const struct stage *stage);
 uint64_t stage_size(const struct stage *stage);
 /* Cuts a sealed stage into blocks and names them; runs on the caller's thread (a worker), reads what it must (base blocks that touch dirty extents may be fetched: blocking, deadline). Only the neighbourhood
