@@ -26,6 +26,7 @@ As a program:  proxy.py LISTEN_PORT TARGET_HOST:TARGET_PORT   reads one command 
     slice on|off          everything passes in pieces of a few bytes
     stall_body N BYTES    the next N HTTP requests with at least so many bytes of body stop flowing (0: those that were stopped go on); all others pass
     status N CODE [PART [WORD]]  the next N HTTP requests (with PART in their first line) are answered CODE (503, 429) with Retry-After: 1, the server does not see them; WORD: the error's code
+    nth N COMMAND         the N-th HTTP request from now on: COMMAND is done before it is looked at (`nth 7 drop 1` cuts off the seventh)
     heal                  no fault any more, also none that a connection still had before it; connections stay
     counters | reset | quit
 What is chosen at random (which byte is wrong, where an answer ends) comes from the seed that the proxy was made with.
@@ -78,6 +79,7 @@ class Proxy:
         self.statuses = [0, 503, b"", "UNAVAILABLE"]  # how many more, which code, what is in the request line, the error's code
         self.stall_bodies, self.stalled, self.stall_over = [0, 0], 0, None
         self.connections = self.requests = self.answers_lost = 0
+        self.later = None  # [how many requests until, what]
         self.loop = self.thread = self.server = None
 
     # ---- one connection ----
@@ -207,6 +209,11 @@ class Proxy:
                 data = await reader.read(PIECE)
                 if data and is_up and self.is_request(data):
                     self.requests += 1
+                    if self.later:
+                        self.later[0] -= 1
+                        if self.later[0] <= 0:
+                            command, self.later = self.later[1], None
+                            await self.do(command)
                     if self.statuses[0] > 0 and self.statuses[2] in data.split(b"\r\n", 1)[0]:
                         self.statuses[0] -= 1
                         self.fired["status"] += 1
@@ -320,9 +327,12 @@ class Proxy:
                 state.update(lose=False, left=None, truncate=False, wrong_up=False, wrong_down=False)
             self.faults = {fault: [0, b""] for fault in FAULTS}
             self.statuses[0] = self.delay_s = self.up.bits_per_s = self.down.bits_per_s = 0
+            self.later = None
             self.refuse, self.slicing, self.close_slowly, self.cut_after, self.stall_bodies = False, False, [0, 0], None, [0, 0]
             self.flowing.set()
             self.stall_over.set()
+        elif verb == "nth":
+            self.later = [int(args[0]), " ".join(args[1:])]
         elif verb == "slice":
             self.slicing = args[0] == "on"
         elif verb == "close_slowly":

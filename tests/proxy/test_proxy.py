@@ -159,6 +159,15 @@ class TestProxy(unittest.TestCase):
         status, body = self.get("/big")
         self.assertEqual((status, b'"GONE"' in body), (410, True))
 
+    def test_the_third_request(self):
+        before = self.proxy.command("counters")["fired"]["status"]
+        self.proxy.command("nth 3 status 1 503")
+        self.assertEqual([self.get()[0] for _ in range(4)], [200, 200, 503, 200])
+        self.assertEqual(self.proxy.command("counters")["fired"]["status"], before + 1)
+        self.proxy.command("nth 1 status 1 503")
+        self.proxy.command("heal")
+        self.assertEqual(self.get()[0], 200)
+
     def test_what_is_kept_comes_again_when_it_is_asked_for(self):
         before = Handler.seen
         self.proxy.command("keep 2")
