@@ -106,8 +106,8 @@ static int parse_options(struct request *q) {
                                    : cli_fail(PROGRAM, EXIT_USAGE, "-o idmap: '%s' is not [u|g|b:]STORED:LOCAL:COUNT, several joined by '+'", o->idmap);
         if ((o->suid || o->dev) && geteuid() != 0)
                 return cli_fail(PROGRAM, EXIT_USAGE, "-o %s: only root may ask for it", o->suid ? "suid" : "dev");
-        if (o->cache_size_bytes && o->cache_size_bytes < 8u << 20)
-                return cli_fail(PROGRAM, EXIT_USAGE, "-o cache_size: at least 8M");
+        if (o->cache_size_bytes && o->cache_size_bytes < 20u << 20) /* in less, dirty data may leave no room for the blocks of their base that a cut has to read */
+                return cli_fail(PROGRAM, EXIT_USAGE, "-o cache_size: at least 20M");
         if (o->net_timeout_s == 0 || o->net_timeout_s > 3600 || o->drain_timeout_s > 86400)
                 return cli_fail(PROGRAM, EXIT_USAGE, "-o net_timeout: 1s to 1h; drain_timeout: up to 1d");
         if (o->scrub_s > 3650 * UINT64_C(86400))

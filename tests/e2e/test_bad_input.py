@@ -200,6 +200,7 @@ def test_options(world):
     refused(c.tarn("mount", url, c.dir, "-o", "cache_szie=1G", check=False), "usage", "cache_size")
     refused(c.tarn("mount", url, c.dir, "-o", "cache_size=huge", check=False), "usage", "cache_size")
     refused(c.tarn("mount", url, c.dir, "-o", "cache_size=1K", check=False), "usage", "cache_size")
+    refused(c.tarn("mount", url, c.dir, "-o", "cache_size=19M", check=False), "usage", "at least 20M")
     refused(c.tarn("mount", url, c.dir, "-o", "close=maybe", check=False), "usage", "close")
     refused(c.tarn("mount", url, c.dir, "--wrong", check=False), "usage", "--wrong")
     refused(c.tarn("mount", url, check=False), "usage")
