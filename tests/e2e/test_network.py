@@ -6,7 +6,7 @@ directory of its own (writer.py: it knows exactly what must be there) and one in
 own writer went on from it). Then the faults and the writers stop, and within 30 s nothing is pending or parked, all three stand at the server's last event, show the same tree, and each own
 directory is what its writer made, without a conflict copy. Applied twice is: an operation id with two events, or a node with one content under two versions (each content here is written once).
 
-A run of 25 or more in which a kind of fault never met a request proves nothing and fails. 50 schedules here (in the suite in two parts side by side); TARN_TEST_SCALE multiplies, TARN_TEST_SEED repeats, TARN_TEST_RUN=N runs schedule N of that seed alone."""
+A run of 25 or more in which a kind of fault never met a request proves nothing: that kind gets up to five turns more, then the run fails. 50 schedules here (in the suite in two parts side by side); TARN_TEST_SCALE multiplies, TARN_TEST_SEED repeats, TARN_TEST_RUN=N runs schedule N of that seed alone."""
 import collections
 import errno
 import os
@@ -46,7 +46,7 @@ KINDS = {
     "request lost": (lambda r: f"drop {some(r)}", None, "drop"),
     "duplicate": (lambda r: f"duplicate {r.choice((1, 2, 3))} POST", None, "duplicate"),
     "429 or 503": (lambda r: f"status {r.choice((1, 2))} {r.choice((429, 503))}", None, "status"),
-    "wrong byte up": (lambda r: f"wrong_up {some(r)}", None, "wrong_up"),
+    "wrong byte up": (lambda r: f"wrong_up {r.choice((1, 2, 3))} POST", None, "wrong_up"),  # a GET has no body
     "wrong byte down": (lambda r: f"wrong_down {some(r)}", None, "wrong_down"),
     "close slowly": (lambda r: f"close_slowly {r.choice((1, 2))} {r.choice((200, 1000))}", None, "close_slowly"),
 }
@@ -205,6 +205,9 @@ def test_random_schedules(world):
     began = time.monotonic()
     for n in [int(only)] if only else range(SCHEDULES):
         run.one(n)
+    for n in range(SCHEDULES, SCHEDULES + 5 * len(KINDS)) if SCHEDULES >= 25 and not only else []:
+        if not run.fired()[list(KINDS.values())[n % len(KINDS)][2]]:  # by chance no request met it in its turns
+            run.one(n)
     there = versions(world.server)
     lost = [how for d, how in run.must if d not in there]
     fresh = world.client("fresh")
