@@ -329,7 +329,7 @@ static int unlink_instead(struct tree *t, const struct nrow *row, uint64_t dir, 
         return r < 0 ? r : 1;
 }
 
-static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, struct node *ret) {
+static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, struct node *ret, struct node *ret_taker) {
         struct nrow parent, row;
         struct name_at at;
         int r = local_place_check(t, dir, name, n, &parent);
@@ -349,7 +349,7 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
         if (is_dir && (r = entry_any(t->w, row.ino)) != 0)
                 return r < 0 ? r : -ENOTEMPTY;
         struct vname v = { .parent = dir, .cookie = at.cookie, .name = name, .n = n, .placement = at.placement };
-        const bool replaced = !is_dir && (r = local_unlink_replaced(t, &row, dir, name, n, &at)) > 0;
+        const bool replaced = !is_dir && (r = local_unlink_replaced(t, &row, dir, name, n, &at, ret_taker)) > 0;
         if (r == 0)
                 r = last ? held_forget(t, &row) : row.pend == 0 ? held_has(t, row.ino) : 0;
         if (r == 0)
@@ -389,12 +389,21 @@ static int unlink_in(struct tree *t, uint64_t dir, const char *name, size_t n, b
         return r;
 }
 
-int tree_unlink(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, bool (*kept)(void *arg, uint64_t ino), void *arg, struct node *ret) {
+int tree_unlink_taken(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, bool (*kept)(void *arg, uint64_t ino), void *arg, struct node *ret, struct node *ret_taker) {
+        struct node taker = { 0 };
         int r = tree_begin(t);
         tree_ask_by(t, kept, arg);
         if (r == 0)
-                r = unlink_in(t, dir, name, n, rmdir, ret);
-        return tree_end(t, r);
+                r = unlink_in(t, dir, name, n, rmdir, ret, &taker);
+        r = tree_end(t, r);
+        if (r == 0)
+                *ret_taker = taker;
+        return r;
+}
+
+int tree_unlink(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, bool (*kept)(void *arg, uint64_t ino), void *arg, struct node *ret) {
+        struct node taker;
+        return tree_unlink_taken(t, dir, name, n, rmdir, kept, arg, ret, &taker);
 }
 
 /* ---- attributes ---- */

@@ -319,7 +319,7 @@ int local_new_create(struct tree *t, struct nrow *row, const struct nrow *dir, c
 void local_attrs_to_op(const struct nrow *row, struct orow *o);
 int local_cancel(struct tree *t, const struct nrow *row, int64_t *io_since_ms /* or NULL */) _must_check_; /* 1: the node was never sent; its operations are gone */
 /* The last name of `old` goes: 1 if the one who has its former place is its new version now (tree_rename.c). */
-int local_unlink_replaced(struct tree *t, struct nrow *old, uint64_t dir, const char *name, size_t n, const struct name_at *at) _must_check_;
+int local_unlink_replaced(struct tree *t, struct nrow *old, uint64_t dir, const char *name, size_t n, const struct name_at *at, struct node *ret_taker) _must_check_;
 int local_drop_contents(struct tree *t, const struct nrow *row, struct id *io_base, int64_t *io_since_ms /* or NULL */) _must_check_; /* unsent contents go; base: the oldest one's; since: when
                                                                      the engine had the first of them, if earlier or if it was 0 */
 int local_queue_content(struct tree *t, struct nrow *row, uint64_t gen, uint64_t size, int64_t mtime_ns, const struct id *base, uint64_t *ret_dropped) _must_check_;

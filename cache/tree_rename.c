@@ -459,7 +459,7 @@ static int still_at(struct tree *t, struct nrow *row, const struct orow *ops, si
         return v->parent == away->p1 && v->n == away->op.name_bytes && memcmp(v->name, away->op.name, v->n) == 0 && id_equal(&v->placement, &away->op.placement);
 }
 
-int local_unlink_replaced(struct tree *t, struct nrow *old, uint64_t dir, const char *name, size_t n, const struct name_at *at) {
+int local_unlink_replaced(struct tree *t, struct nrow *old, uint64_t dir, const char *name, size_t n, const struct name_at *at, struct node *ret_taker) {
         struct orow *ops, *new_ops = NULL, create;
         size_t n_ops = 0, n_new = 0;
         int64_t since_ms = 0;
@@ -510,8 +510,10 @@ int local_unlink_replaced(struct tree *t, struct nrow *old, uint64_t dir, const 
                 r = outbox_remove(t, away);
         if (r == 0)
                 r = replace(t, &m, new_ops, n_new, false);
-        if (r == 0)
+        if (r == 0) {
                 *old = m.d;
+                row_public(t, &m.s, ret_taker);
+        }
         return r < 0 ? r : 1;
 }
 

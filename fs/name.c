@@ -167,14 +167,15 @@ static void gone(struct keeper *k, const struct node *n) {
 }
 
 static int remove_op(struct call *c, const struct held *h) {
-        struct node n = { 0 };
+        struct node n = { 0 }, taker = { 0 };
         size_t bytes;
         int r = name_length(h->name, &bytes);
         struct keeper k = { c->m, false };
         if (r == 0)
-                r = tree_unlink(c->m->cfg.cache->tree, nodeid_ino(h->dir), h->name, bytes, h->flags, keep, &k, &n);
+                r = tree_unlink_taken(c->m->cfg.cache->tree, nodeid_ino(h->dir), h->name, bytes, h->flags, keep, &k, &n, &taker);
         if (r < 0)
                 return r;
+        file_renamed(c->m->cfg.cache, &taker, &n);
         gone(&k, &n);
         (void)fuse_reply_err(c->req, 0);
         return 0;

@@ -127,16 +127,19 @@ def test_a_file_that_is_saved_all_the_time_is_not_starved(world, slow, how):
     assert versions[-1][0] == {len(saves)}
 
 
-def test_a_save_that_takes_its_time(world):
-    """The old file goes while the new one is open and empty, and stays so until the server has been told: then that is what the file is, and what is written later is its next version."""
+@pytest.mark.parametrize("before", [b"", b"n"])
+def test_a_save_that_takes_its_time(world, before):
+    """The old file goes while the new one is open and empty, or has its first bytes, and stays so until the server has been told: then that is what the file is, and what is written later is its next
+    version."""
     a = world.client("a")
     (a.dir / "f").write_bytes(b"old")
     a.wait(60)
     os.rename(a.dir / "f", a.dir / "f~")
     with open(a.dir / "f", "wb", buffering=0) as f:
+        f.write(before)
         os.unlink(a.dir / "f~")
-        until(lambda: a.status()["pending_items"] == 0, 30, "the empty version")
-        f.write(b"new")
+        until(lambda: len(json.loads(Server(world.server).get("/versions?path=f&limit=100"))["versions"]) == 2, 30, "the empty version")
+        f.write(b"new"[len(before):])
     a.wait(60)
     versions = json.loads(Server(world.server).get("/versions?path=f&limit=100"))["versions"]
     assert [v["size"] for v in versions] == [3, 0, 3] and os.listdir(a.dir) == ["f"] and (a.dir / "f").read_bytes() == b"new"

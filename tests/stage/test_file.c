@@ -678,6 +678,72 @@ static void test_save_on_its_way(void **state) {
                 save_on_its_way(i & 1, (i >> 1) % 3, i >= 6);
 }
 
+/* A file takes another one's place while it is being written, and the server is told of that before the writer closes: by a rename over it, between whose freeze and itself something was written, or by the
+ * unlink of the old one, which was moved aside. What is closed later is the next version of what the server was told: nobody else is there, nothing is a conflict. */
+static void taken_while_written(bool aside, bool sent, bool crash) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        bool (*is_open)(void *, uint64_t) = (bool (*)(void *, uint64_t))file_is_open;
+        struct arena *a;
+        uint64_t gen;
+        char copy[200];
+        w->judges = true;
+        cw_open(w);
+        assert_int_equal(arena_new(16 << 20, &a), 0);
+        struct node doc = cw_create(w, INO_ROOT, "doc"), moved, replaced, temp;
+        put(w, doc.ino, false, 0, 3000);
+        cw_accept_all(w);
+        cw_settle(w);
+        if (aside)
+                assert_int_equal(tree_rename(w->cache->tree, INO_ROOT, "doc", 3, INO_ROOT, "doc~", 4, 0, is_open, w->cache, &moved, &replaced), 0);
+        temp = cw_create(w, INO_ROOT, aside ? "doc" : "doc.tmp");
+        struct file *f = cw_file(w, temp.ino, true, true);
+        assert_int_equal(write_at(f, 0, "xxx", 3, false, 0), 3);
+        if (aside) {
+                assert_int_equal(tree_unlink_taken(w->cache->tree, INO_ROOT, "doc~", 4, false, is_open, w->cache, &replaced, &moved), 0);
+                assert_int_equal(moved.ino, temp.ino);
+                file_renamed(w->cache, &moved, &replaced);
+        } else {
+                assert_int_equal(file_freeze(w->cache, temp.ino, &gen), 0);
+                if (sent) {
+                        struct outbox_item create = on_its_way(w, a, OP_CREATE);
+                        cw_accept(w, &create);
+                }
+                assert_int_equal(write_at(f, 3, "yy", 2, false, 0), 2);
+                assert_int_equal(tree_rename(w->cache->tree, INO_ROOT, "doc.tmp", 7, INO_ROOT, "doc", 3, 0, is_open, w->cache, &moved, &replaced), 0);
+                file_renamed(w->cache, &moved, &replaced);
+        }
+        struct outbox_item save = on_its_way(w, a, OP_REPLACE);
+        assert_true(id_equal(&save.op.node, &doc.id));
+        cw_accept(w, &save);
+        assert_int_equal(cw_row(w, temp.ino).incarnation, temp.incarnation);
+        if (crash) {
+                assert_int_equal(cache_sync(w->cache), 0);
+                cw_copy(w, "", copy);
+        }
+        assert_int_equal(write_at(f, aside ? 3 : 5, "z", 1, false, 0), 1);
+        file_release(f, true);
+        if (crash) {
+                cw_become(w, copy, false);
+                cw_open(w);
+        }
+        cw_accept_all(w);
+        cw_settle(w);
+        assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, "doc", 3, &temp), 0);
+        const char *text = aside ? "xxxz" : "xxxyyz";
+        struct model m = { .p = (uint8_t *)text, .n = strlen(text) - crash };
+        compare_ino(w, temp.ino, &m);
+        struct tree_totals totals;
+        assert_int_equal(tree_totals(w->cache->tree, &totals), 0);
+        assert_int_equal(totals.files, 1); /* no copy */
+        arena_free(a);
+        cw_free(w);
+}
+
+static void test_taken_while_written(void **state) {
+        for (unsigned i = 0; i < 6; i++)
+                taken_while_written(i < 2, i >= 4, i & 1);
+}
+
 /* Another client's version comes between the commit of ours and the moment at which our stage becomes a blob. */
 static void test_replaced_before_retired(void **state) {
         struct cw *w = cw_new(256 * MIB, 1);
@@ -730,7 +796,7 @@ static void test_speed(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_save), cmocka_unit_test(test_large), cmocka_unit_test(test_truncate_and_holes), cmocka_unit_test(test_random), cmocka_unit_test(test_append),
-                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_open_pending), cmocka_unit_test(test_failed_and_deleted), cmocka_unit_test(test_failed_and_taken), cmocka_unit_test(test_layers), cmocka_unit_test(test_unlinked_save), cmocka_unit_test(test_save_on_its_way), cmocka_unit_test(test_replaced_before_retired), cmocka_unit_test(test_speed),
+                cmocka_unit_test(test_unlinked), cmocka_unit_test(test_open_pending), cmocka_unit_test(test_failed_and_deleted), cmocka_unit_test(test_failed_and_taken), cmocka_unit_test(test_layers), cmocka_unit_test(test_unlinked_save), cmocka_unit_test(test_save_on_its_way), cmocka_unit_test(test_taken_while_written), cmocka_unit_test(test_replaced_before_retired), cmocka_unit_test(test_speed),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

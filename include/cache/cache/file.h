@@ -94,7 +94,8 @@ int file_seek(struct file *f, bool data, uint64_t off, uint64_t *ret) _must_chec
 int file_set_mtime(struct cache *c, uint64_t ino, int64_t mtime_ns) _must_check_;    /* explicit times win over those of earlier writes. Only the open stage, 0 SQL: the caller does tree_setattr as well */
 /* fsync: stage bytes and log synced, then the tree. Level local. Also freezes when the mount has close=server. */
 int file_sync(struct file *f) _must_check_;
-/* ino has another name, or (save over a file) another id: what is on disk of it says so, in case that the tree file is lost. replaced: the node whose id it took, ino 0: none. */
+/* ino has another name, or (save over a file) another id: what is on disk of it says so, in case that the tree file is lost, and what is being written to it is based on that. replaced: the node whose id
+ * it took, ino 0: none. */
 void file_renamed(struct cache *c, const struct node *node, const struct node *replaced);
 /* A commit point now, if there is anything: rename, link, quiet point. ret_gen: the generation that carries it, 0: nothing was dirty. The error of a generation that is spoiled: what was
  * written is not committed. */

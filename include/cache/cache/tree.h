@@ -94,6 +94,8 @@ int tree_link(struct tree *t, uint64_t ino, uint64_t dir, const char *name, size
 /* rmdir false: -EISDIR for a directory; true: -ENOTDIR, -ENOTEMPTY. ret: the node after it (nlink 0 and `unlinked` if that was its last name). The node's row stays until
  * tree_forget if `kept` says somebody has it open. */
 int tree_unlink(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, bool (*kept)(void *arg, uint64_t ino), void *arg, struct node *ret) _must_check_;
+/* Likewise. ret_taker: the node that has its id now, as after a rename over it (who moved a file aside deletes it): the caller tells file_renamed. ino 0: none. */
+int tree_unlink_taken(struct tree *t, uint64_t dir, const char *name, size_t n, bool rmdir, bool (*kept)(void *arg, uint64_t ino), void *arg, struct node *ret, struct node *ret_taker) _must_check_;
 /* flags: RENAME_NOREPLACE, RENAME_EXCHANGE of renameat2. Atomic-save pattern (an unsent temporary over a file, both with one link): becomes OP_REPLACE on the
  * target's id: ret_moved keeps its ino and takes the target's id and history; the old inode becomes the orphan ret_replaced. */
 int tree_rename(struct tree *t, uint64_t dir, const char *name, size_t n, uint64_t dir2, const char *name2, size_t n2, unsigned flags,
