@@ -295,7 +295,10 @@ static void set_attrs(struct opx *x, struct work *w) {
                 w->row.xattrs = a->n_xattrs ? a->xattrs : NULL;
                 w->row.n_xattrs = a->n_xattrs;
         }
-        w->row.ctime_ns = m & ATTR_CTIME ? a->ctime_ns : opx_ctime(x, w);
+        if (!(m & ATTR_CTIME))
+                w->row.ctime_ns = opx_ctime(x, w, x->when_ns);
+        else /* a file's is what its writer has seen; a directory's tells which change of its names was the last one */
+                w->row.ctime_ns = w->row.kind == NODE_DIR ? opx_ctime(x, w, a->ctime_ns) : a->ctime_ns;
         w->dirty = true;
 }
 
@@ -305,7 +308,7 @@ int opx_set_content(struct opx *x, struct work *w, const struct content *c) {
         x->replaced_version = w->is_new ? (struct id){ { 0 } } : w->was.version;
         w->row.version = x->op->id;
         w->row.mtime_ns = x->when_ns;
-        w->row.ctime_ns = opx_ctime(x, w);
+        w->row.ctime_ns = opx_ctime(x, w, x->when_ns);
         w->dirty = true;
         return RES_OK;
 }
@@ -458,7 +461,7 @@ static int decide_link(struct opx *x) {
         if (r >= (int)META_LINKS_MAX)
                 return RES_TOO_LARGE;
         opx_touch_dir(x, parent);
-        w->row.ctime_ns = opx_ctime(x, w);
+        w->row.ctime_ns = opx_ctime(x, w, x->when_ns);
         r = opx_add_name(x, parent, op->name, op->name_bytes, w);
         return r < 0 ? r : RES_OK;
 }
@@ -500,7 +503,7 @@ static int drop_name(struct opx *x, const struct entry_row *e, struct work *w, c
                 }
                 w->row.deleted = true;
         }
-        w->row.ctime_ns = opx_ctime(x, w);
+        w->row.ctime_ns = opx_ctime(x, w, x->when_ns);
         r = opx_remove_name(x, e, w);
         return r < 0 ? r : RES_OK;
 }
@@ -535,8 +538,8 @@ static int rename_exchange(struct opx *x, struct work *w, struct work *from, con
         if (opx_remove_name(x, e, w) < 0 || opx_remove_name(x, e2, other) < 0 || opx_add_name(x, to, e2->name, e2->name_bytes, w) < 0 ||
             opx_add_name(x, from, e->name, e->name_bytes, other) < 0)
                 return -ENOMEM;
-        w->row.ctime_ns = opx_ctime(x, w);
-        other->row.ctime_ns = opx_ctime(x, other);
+        w->row.ctime_ns = opx_ctime(x, w, x->when_ns);
+        other->row.ctime_ns = opx_ctime(x, other, x->when_ns);
         opx_touch_dir(x, from);
         opx_touch_dir(x, to);
         return RES_OK;
@@ -598,7 +601,7 @@ static int decide_rename(struct opx *x) {
                 TRY(rename_over(x, w, &e2));
         if (opx_remove_name(x, &e, w) < 0 || opx_add_name(x, to, op->name2, op->name2_bytes, w) < 0)
                 return -ENOMEM;
-        w->row.ctime_ns = opx_ctime(x, w);
+        w->row.ctime_ns = opx_ctime(x, w, x->when_ns);
         opx_touch_dir(x, from);
         opx_touch_dir(x, to);
         return RES_OK;

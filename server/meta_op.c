@@ -75,16 +75,21 @@ int opx_new(struct opx *x, const struct node_row *row, struct work **ret) {
         return 0;
 }
 
-int64_t opx_ctime(const struct opx *x, const struct work *w) {
+static bool wrong_clock(const struct opx *x, int64_t ctime_ns) { return ctime_ns > x->now_ns + CLOCK_SKEW_NS; }
+
+int64_t opx_ctime(const struct opx *x, const struct work *w, int64_t when_ns) {
         const int64_t old = w->row.ctime_ns;
-        return old > x->now_ns + CLOCK_SKEW_NS ? x->when_ns : MAX(old, x->when_ns);
+        return wrong_clock(x, old) ? when_ns : MAX(old, when_ns);
 }
 
 void opx_touch_dir(struct opx *x, struct work *dir) {
         struct node_row *row = &dir->row;
-        const bool last = x->when_ns == opx_ctime(x, dir);
-        row->mtime_ns = last ? x->when_ns : MAX(MIN(row->mtime_ns, INT64_MAX - 1) + 1, x->when_ns);
-        row->ctime_ns = opx_ctime(x, dir);
+        const int64_t when = x->when_ns;
+        if (wrong_clock(x, row->ctime_ns) || when > row->ctime_ns)
+                row->mtime_ns = when;
+        else /* at the same moment: another name of the same operation, most often */
+                row->mtime_ns = MAX(when == row->ctime_ns ? row->mtime_ns : MIN(row->mtime_ns, INT64_MAX - 1) + 1, when);
+        row->ctime_ns = opx_ctime(x, dir, when);
         dir->dirty = true;
 }
 

@@ -62,7 +62,7 @@ void opx_init(struct opx *x, struct txn *t, struct space *s, struct arena *a, co
 /* The node, aliases resolved, loaded once: 1, 0 none, -errno. */
 int opx_work(struct opx *x, const struct id *id, struct work **ret) _must_check_;
 int opx_new(struct opx *x, const struct node_row *row, struct work **ret) _must_check_;
-int64_t opx_ctime(const struct opx *x, const struct work *w); /* of a node that changes: the operation's time, but not less than the ctime that it has */
+int64_t opx_ctime(const struct opx *x, const struct work *w, int64_t when_ns); /* of a node that changes: the given time, but not less than the ctime that it has */
 void opx_touch_dir(struct opx *x, struct work *dir);   /* mtime and ctime of a directory whose names change */
 int opx_add_name(struct opx *x, const struct work *parent, const char *name, size_t n, struct work *node) _must_check_;
 int opx_remove_name(struct opx *x, const struct entry_row *e, struct work *node) _must_check_;

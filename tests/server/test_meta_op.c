@@ -56,13 +56,17 @@ static void times_of_directories(void **state) {
                 { 9500, 100, 100, 9500 }, { 9400, 0, 9400, 9500 },
                 { INT64_C(1) << 62, 0, INT64_C(1) << 62, INT64_C(1) << 62 }, { 10000, 0, 10000, 10000 },
                 { 11000, INT64_MAX, INT64_MAX, 11000 }, { 10900, 0, INT64_MAX, 11000 },
+                { 12000, 0, 12000, 12000 }, { 11500, 0, 12001, 12000 }, { 12000, 0, 12001, 12000 },   /* the same moment: not set back either */
+                { 11000, -1, 12001, 12000 }, { 11800, 0, 12002, 12000 },                              /* an attribute that was overtaken takes no moment back */
         };
         for (size_t i = 0; i < ARRAY_SIZE(step); i++) {
                 char name[8];
                 (void)snprintf(name, sizeof name, "k%zu", i);
                 struct op op = op_create(&k, NODE_DIR, d.node, name);
-                if (step[i].set_ns)
+                if (step[i].set_ns > 0)
                         op = (struct op){ .id = op.id, .kind = OP_ATTR, .node = d.node, .attr_mask = ATTR_MTIME, .attrs.mtime_ns = step[i].set_ns };
+                else if (step[i].set_ns < 0)
+                        op = (struct op){ .id = op.id, .kind = OP_ATTR, .node = d.node, .attr_mask = ATTR_MODE | ATTR_CTIME, .attrs = { .mode = 0700, .ctime_ns = step[i].time_ns } };
                 op.time_ns = step[i].time_ns;
                 expect(&k, &op, RES_OK);
                 const struct node_row n = node_now(&k, d.node).node;
