@@ -299,11 +299,15 @@ static int sort_found(struct files *fs, struct stages_found *found, unsigned *re
                 struct found_stage *fo = &found->v[i];
                 struct stage *st = fo->stage;
                 fo->keep = false;
-                bool held = false;
-                for (size_t k = i; !held && k > 0 && stage_ino(found->v[k - 1].stage) == stage_ino(st); k--)
+                bool held = false, newer = false;
+                for (size_t k = i; !held && k > 0 && stage_ino(found->v[k - 1].stage) == stage_ino(st); k--) {
+                        newer = newer || found->v[k - 1].top || found->v[k - 1].done;
                         if (found->v[k - 1].top) /* one that is dropped holds nothing */
                                 for (struct stage *x = found->v[k - 1].stage; x && !held; x = x->below)
                                         held = x == st;
+                }
+                if (!newer) /* what replaced it is not here: a power cut took it (the note was on the platter before it was), or it is on the server, which the tree knows */
+                        fo->layer = st->layer = false;
                 fo->top = !held && !fo->done && !fo->damaged && !fo->layer && (fo->sealed || !nothing_changed(fo));
                 fo->held = held;
                 if (fo->damaged) { /* no note where records are missing: it would stand in their place */

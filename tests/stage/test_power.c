@@ -197,6 +197,40 @@ static void test_on_top_of_what_is_lost(void **state) {
         }
 }
 
+/* What was fsynced is written on, or over, and closed; the note that it is not what its operation carries any more is on the platter (a sync of the shared log is enough for that), what replaced it is not:
+ * it is a file of its own. The fsynced bytes are what a power cut leaves. */
+static void replaced_by_what_is_lost(bool over, bool on_server, bool killed) {
+        struct cw *w = cw_new(256 * MIB, 1);
+        static uint8_t p[300000];
+        open_by_hand(w);
+        save(w, "f", 'a', 100, false);
+        assert_int_equal(cache_sync(w->cache), 0);
+        if (on_server) {
+                assert_true(cw_accept_all(w) > 0);
+                assert_int_equal(cache_sync(w->cache), 0);
+        }
+        save(w, "f", 'b', 3000, true);
+        struct node node;
+        assert_int_equal(tree_lookup(w->cache->tree, INO_ROOT, "f", 1, &node), 0);
+        struct file *f = cw_file(w, node.ino, true, over);
+        memset(p, 'd', sizeof p);
+        assert_int_equal(write_at(f, over ? 0 : 3000, p, sizeof p, false, WAIT_MS), sizeof p);
+        file_release(f, true);
+        if (killed)
+                killed_start = "tree.sync=fail:EIO";
+        for (int i = 0; i < 2; i++) {
+                die(w, true);
+                expect(w, "f", 'b', over ? 0 : 3000); /* over: its first record, which empties the file, is in the shared log */
+                killed_start = NULL;
+        }
+        cw_free(w);
+}
+
+static void test_replaced_by_what_is_lost(void **state) {
+        for (unsigned i = 0; i < 8; i++)
+                replaced_by_what_is_lost(i & 1, i & 2, i & 4);
+}
+
 /* The log of a stage that had ended is back after a power cut (its truncation was not on the platter), its data file is where it went. What stands on it covers it all; nothing of it is synced,
  * and the file that has its name by now is not touched when it goes. */
 static void log_is_back(bool copy) {
@@ -640,6 +674,6 @@ static void test_two_cuts(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = { cmocka_unit_test(test_save_over), cmocka_unit_test(test_fsynced), cmocka_unit_test(test_the_log_is_back), cmocka_unit_test(test_a_sync_that_failed),
-                                            cmocka_unit_test(test_two_who_sync), cmocka_unit_test(test_sent_after_all), cmocka_unit_test(test_behind_the_mark), cmocka_unit_test(test_no_room_for_it), cmocka_unit_test(test_made_again), cmocka_unit_test(test_killed_starts), cmocka_unit_test(test_two_cuts), cmocka_unit_test(test_on_top_of_what_is_lost) };
+                                            cmocka_unit_test(test_two_who_sync), cmocka_unit_test(test_sent_after_all), cmocka_unit_test(test_behind_the_mark), cmocka_unit_test(test_no_room_for_it), cmocka_unit_test(test_made_again), cmocka_unit_test(test_killed_starts), cmocka_unit_test(test_two_cuts), cmocka_unit_test(test_on_top_of_what_is_lost), cmocka_unit_test(test_replaced_by_what_is_lost) };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
