@@ -304,9 +304,10 @@ static const char *exe_of(struct who *w) {
 }
 
 static const char *cgroups_of(struct who *w) {
-        char path[64], *to = w->buf + EXE_MAX_BYTES;
+        char path[64];
         if (w->asked_cgroups)
                 return w->cgroups;
+        char *to = w->buf + EXE_MAX_BYTES;
         w->asked_cgroups = true;
         (void)snprintf(path, sizeof path, "/proc/%d/cgroup", (int)w->pid);
         _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
